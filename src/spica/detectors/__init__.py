@@ -1,0 +1,1 @@
+"""Detectors: the contract, and one adapter a framework."""
