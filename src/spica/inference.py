@@ -1,0 +1,351 @@
+"""One running model: it loads in the background, answers one image at a time, the most urgent first, and remembers.
+
+The network computes on one thread of its own, so that the caller's thread (and the event loop behind it) only waits.
+Raw detections are remembered by the image's content; thresholds are applied later, so changing one, or asking about a
+spot that was clicked, never runs the network again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Literal, Self
+
+from spica.boxes import Detections
+from spica.detectors.contract import Detector
+from spica.errors import ModelUnavailableError, QueueFullError, SpicaError
+from spica.images import Image
+
+logger = logging.getLogger(__name__)
+
+State = Literal["loading", "ready", "failed", "closed"]
+
+
+class Priority(IntEnum):
+    """Who is served first: the lower number."""
+
+    INTERACTIVE = 0
+    """A person has drawn something and waits for the answer."""
+    OPENED = 1
+    """A person has opened one image."""
+    BATCH = 2
+    """Several tasks in one request."""
+    BULK = 3
+    """The job over the whole project."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the network saw in an image, with the size of the oriented image in pixels."""
+
+    detections: Detections
+    width: int
+    height: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, the bookkeeping estimated."""
+        return self.detections.nbytes + 256
+
+
+class Memory:
+    """The most recently used raw detections by image digest, within a bound in bytes."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._nbytes = 0
+        self._entries: OrderedDict[str, Seen] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, digest: str) -> Seen | None:
+        """What was seen in the image of this digest, if it is still remembered."""
+        with self._lock:
+            seen = self._entries.get(digest)
+            if seen is not None:
+                self._entries.move_to_end(digest)
+            return seen
+
+    def put(self, digest: str, seen: Seen) -> None:
+        """Remember, and forget the oldest beyond the bound."""
+        with self._lock:
+            before = self._entries.pop(digest, None)
+            self._nbytes += seen.nbytes - (before.nbytes if before is not None else 0)
+            self._entries[digest] = seen
+            while self._nbytes > self._limit_bytes and self._entries:
+                _, forgotten = self._entries.popitem(last=False)
+                self._nbytes -= forgotten.nbytes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held at present."""
+        return self._nbytes
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+@dataclass(eq=False, slots=True)
+class _Job:
+    image: Image
+    priority: Priority
+    future: Future[Seen] = field(default_factory=Future)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """A snapshot for pages and metrics.
+
+    Attributes:
+        state: ``loading``, ``ready``, ``failed`` or ``closed``.
+        error: why the model failed, if it did.
+        waiting: images that wait for the network.
+        images: images computed since the start.
+        remembered: answers given from memory since the start.
+        seconds: time the network has computed, in seconds.
+        failures: images on which the network failed.
+        admitted: tasks in requests under way.
+    """
+
+    state: State
+    error: SpicaError | None
+    waiting: int
+    images: int
+    remembered: int
+    seconds: float
+    failures: int
+    admitted: int
+
+
+class Engine:
+    """One running model behind a bounded queue.
+
+    Args:
+        name: the model's name, for logs.
+        load: makes the detector; called once, on the engine's own thread.
+        queue_size: at most so many tasks are admitted at once (:meth:`places`).
+        memory_bytes: bound of the memory of raw detections.
+        on_failure: called on the engine's thread when loading failed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        load: Callable[[], Detector],
+        *,
+        queue_size: int,
+        memory_bytes: int,
+        on_failure: Callable[[SpicaError], None] | None = None,
+    ) -> None:
+        self._name = name
+        self._load = load
+        self._queue_size = queue_size
+        self._on_failure = on_failure
+        self._memory = Memory(memory_bytes)
+        self._heap: list[tuple[int, int, _Job]] = []
+        self._pending: dict[str, _Job] = {}
+        self._order = itertools.count()
+        self._changed = threading.Condition()
+        self._state: State = "loading"
+        self._error: SpicaError | None = None
+        self._images = self._remembered = self._failures = self._admitted = 0
+        self._seconds = 0.0
+        self._thread = threading.Thread(target=self._run, name=f"spica-engine-{name}", daemon=True)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Begin to load the model; returns at once."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Finish the image in hand, fail what waits, end the thread. May be called twice."""
+        with self._changed:
+            already = self._state == "closed"
+            self._state = "closed"
+            self._changed.notify_all()
+        if not already and self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join()
+        self._fail_waiting(ModelUnavailableError("the model server is stopping", where=self._name))
+
+    @property
+    def status(self) -> EngineStatus:
+        """A snapshot of the engine."""
+        with self._changed:
+            return EngineStatus(
+                state=self._state,
+                error=self._error,
+                waiting=len(self._pending),
+                images=self._images,
+                remembered=self._remembered,
+                seconds=self._seconds,
+                failures=self._failures,
+                admitted=self._admitted,
+            )
+
+    def wait_ready(self, timeout_s: float | None = None) -> None:
+        """Wait until the model is loaded.
+
+        Raises:
+            SpicaError: why loading failed.
+            ModelUnavailableError: closed, or not ready after ``timeout_s`` seconds.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._state != "loading", timeout_s)
+            if self._state == "failed" and self._error is not None:
+                raise self._error
+            if self._state != "ready":
+                raise ModelUnavailableError("the model is not ready", where=self._name, got=self._state)
+
+    @contextlib.contextmanager
+    def places(self, count: int) -> Iterator[None]:
+        """Hold ``count`` places of the queue, one a task, for as long as the block runs.
+
+        Raises:
+            QueueFullError: not that many are free.
+        """
+        with self._changed:
+            # A request alone may be larger than the queue: refusing it for ever would help nobody.
+            if self._admitted and self._admitted + count > self._queue_size:
+                raise QueueFullError(
+                    f"{self._admitted} tasks are being predicted or wait, {count} more exceed the queue "
+                    f"of {self._queue_size}",
+                    retry_after_s=self._retry_after_s(),
+                    hint="try again later, or select fewer tasks at once",
+                )
+            self._admitted += count
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._admitted -= count
+
+    def remembered(self, digest: str) -> Seen | None:
+        """What was seen in the image of this digest, without running the network."""
+        seen = self._memory.get(digest)
+        if seen is not None:
+            with self._changed:
+                self._remembered += 1
+        return seen
+
+    def submit(self, image: Image, priority: Priority) -> Future[Seen]:
+        """Ask for the detections of an image; one that is remembered or under way is not computed again.
+
+        The future fails with a :class:`SpicaError` when the model could not be loaded or broke on this image.
+        """
+        seen = self.remembered(image.digest)
+        if seen is not None:
+            done: Future[Seen] = Future()
+            done.set_result(seen)
+            return done
+        with self._changed:
+            if self._state in ("failed", "closed"):
+                failed: Future[Seen] = Future()
+                failed.set_exception(self._error or ModelUnavailableError("the model is closed", where=self._name))
+                return failed
+            job = self._pending.get(image.digest)
+            if job is None:
+                job = self._pending[image.digest] = _Job(image, priority)
+                self._push(job, priority)
+            elif priority < job.priority:  # somebody more urgent wants the same image
+                job.priority = priority
+                self._push(job, priority)
+            return job.future
+
+    def _push(self, job: _Job, priority: Priority) -> None:
+        heapq.heappush(self._heap, (priority, next(self._order), job))
+        self._changed.notify_all()
+
+    def _retry_after_s(self) -> int:
+        per_image = self._seconds / self._images if self._images else 1.0
+        return max(1, min(600, round(per_image * self._admitted)))
+
+    def _run(self) -> None:
+        try:
+            detector = self._load()
+        except Exception as error:  # noqa: BLE001 - a model that can't be loaded must be reported, whatever it raised
+            self._fail_loading(error)
+            return
+        with self._changed:
+            if self._state == "loading":
+                self._state = "ready"
+            self._changed.notify_all()
+        logger.info("model %s is ready", self._name)
+        while (job := self._next()) is not None:
+            self._compute(detector, job)
+
+    def _next(self) -> _Job | None:
+        with self._changed:
+            while True:
+                self._changed.wait_for(lambda: self._heap or self._state == "closed")
+                if self._state == "closed":
+                    return None
+                _, _, job = heapq.heappop(self._heap)
+                if not job.future.done():  # a job that was moved forward stands in the heap twice
+                    return job
+
+    def _compute(self, detector: Detector, job: _Job) -> None:
+        started = time.perf_counter()
+        try:
+            (detections,) = detector.detect([job.image.pixels])
+        except Exception as error:
+            if not isinstance(error, SpicaError):
+                logger.exception("the network failed on an image of %d x %d", job.image.width, job.image.height)
+                error = ModelUnavailableError(
+                    "the network failed on this image",
+                    where=f"{job.image.width} x {job.image.height} pixels",
+                    got=type(error).__name__,
+                    hint="see the server's log",
+                )
+            with self._changed:
+                self._failures += 1
+                self._pending.pop(job.image.digest, None)
+            job.future.set_exception(error)
+            return
+        seen = Seen(detections, job.image.width, job.image.height)
+        self._memory.put(job.image.digest, seen)
+        with self._changed:
+            self._images += 1
+            self._seconds += time.perf_counter() - started
+            self._pending.pop(job.image.digest, None)
+        job.future.set_result(seen)
+
+    def _fail_loading(self, error: Exception) -> None:
+        if isinstance(error, SpicaError):
+            known: SpicaError = error
+            logger.error("model %s could not be loaded: %s", self._name, error.one_line)
+        else:
+            logger.exception("model %s could not be loaded", self._name)
+            known = ModelUnavailableError(
+                "the model could not be loaded", where=self._name, got=repr(error), hint="see the server's log"
+            )
+        with self._changed:
+            self._error = known
+            if self._state == "loading":
+                self._state = "failed"
+            self._changed.notify_all()
+        self._fail_waiting(known)
+        if self._on_failure is not None:
+            self._on_failure(known)
+
+    def _fail_waiting(self, error: SpicaError) -> None:
+        with self._changed:
+            waiting = list(self._pending.values())
+            self._pending.clear()
+            self._heap.clear()
+        for job in waiting:
+            if not job.future.done():
+                job.future.set_exception(error)

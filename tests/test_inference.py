@@ -1,0 +1,224 @@
+"""The engine: order of service, memory, failures, and an end in order."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from spica.boxes import Detections
+from spica.detectors.contract import Detector, RGBImage
+from spica.errors import ModelUnavailableError, QueueFullError, SpicaError, WeightsError
+from spica.images import Image
+from spica.inference import Engine, Memory, Priority, Seen
+
+WAIT_S = 30
+
+
+def an_image(mark: int) -> Image:
+    return Image(pixels=np.full((4, 6, 3), mark, np.uint8), digest=f"digest-{mark}")
+
+
+def one_box(score: float) -> Detections:
+    return Detections(np.array([[0, 0, 2, 2]], np.float32), np.array([score], np.float32), np.array([0], np.int64))
+
+
+class ScriptedDetector:
+    """Answers with a score made of the image's first pixel; remembers what it was asked; waits when told to."""
+
+    classes = ("spike",)
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.go = threading.Event()
+        self.go.set()
+        self.begun = threading.Event()
+
+    def detect(self, images: Sequence[RGBImage]) -> list[Detections]:
+        (image,) = images
+        mark = int(image[0, 0, 0])
+        self.asked.append(mark)
+        self.begun.set()
+        assert self.go.wait(WAIT_S)
+        if mark == 13:
+            raise ZeroDivisionError("unlucky")
+        return [one_box(mark / 255)]
+
+
+@contextmanager
+def engine_of(detector: Detector, *, queue_size: int = 100, memory_bytes: int = 10_000) -> Iterator[Engine]:
+    with Engine("test", lambda: detector, queue_size=queue_size, memory_bytes=memory_bytes) as engine:
+        yield engine
+
+
+def test_an_image_is_computed_once_and_remembered_afterwards() -> None:
+    """The second question about the same content does not run the network."""
+    detector = ScriptedDetector()
+    with engine_of(detector) as engine:
+        first = engine.submit(an_image(100), Priority.OPENED).result(WAIT_S)
+        second = engine.submit(an_image(100), Priority.OPENED).result(WAIT_S)
+        assert detector.asked == [100]
+        assert first is second
+        assert (first.width, first.height) == (6, 4)
+        assert engine.status.images == 1
+        assert engine.status.remembered == 1
+
+
+def test_the_urgent_overtake_the_waiting_and_equals_keep_their_order() -> None:
+    """Behind the image in hand, lower priorities wait for higher ones; equal ones are served as they came."""
+    detector = ScriptedDetector()
+    detector.go.clear()
+    with engine_of(detector) as engine:
+        futures = [engine.submit(an_image(1), Priority.BULK)]
+        assert detector.begun.wait(WAIT_S)
+        order = [
+            (2, Priority.BULK),
+            (3, Priority.BATCH),
+            (4, Priority.BATCH),
+            (5, Priority.INTERACTIVE),
+            (6, Priority.OPENED),
+        ]
+        futures += [engine.submit(an_image(mark), priority) for mark, priority in order]
+        detector.go.set()
+        for future in futures:
+            future.result(WAIT_S)
+    assert detector.asked == [1, 5, 6, 3, 4, 2]
+
+
+def test_a_waiting_image_moves_forward_when_somebody_more_urgent_wants_it() -> None:
+    """A bulk job's image that a person opens is served at the person's turn, and once."""
+    detector = ScriptedDetector()
+    detector.go.clear()
+    with engine_of(detector) as engine:
+        futures = [engine.submit(an_image(1), Priority.BULK)]
+        assert detector.begun.wait(WAIT_S)
+        futures += [engine.submit(an_image(mark), Priority.BULK) for mark in (2, 3)]
+        futures.append(engine.submit(an_image(3), Priority.OPENED))
+        detector.go.set()
+        for future in futures:
+            future.result(WAIT_S)
+    assert detector.asked == [1, 3, 2]
+
+
+def test_requests_wait_while_the_model_is_loading() -> None:
+    """What comes before the model is ready is answered when it is."""
+    loaded = threading.Event()
+    detector = ScriptedDetector()
+
+    def load() -> Detector:
+        assert loaded.wait(WAIT_S)
+        return detector
+
+    with Engine("test", load, queue_size=10, memory_bytes=1000) as engine:
+        future = engine.submit(an_image(7), Priority.OPENED)
+        assert engine.status.state == "loading"
+        assert not future.done()
+        loaded.set()
+        assert len(future.result(WAIT_S).detections) == 1
+        engine.wait_ready(WAIT_S)
+
+
+def test_a_model_that_fails_to_load_tells_why_to_everyone() -> None:
+    """Requests that wait, later requests, the caller of wait_ready and the callback all get the reason."""
+    go = threading.Event()
+    told: list[SpicaError] = []
+
+    def load() -> Detector:
+        assert go.wait(WAIT_S)
+        raise WeightsError("the weights are truncated")
+
+    with Engine("test", load, queue_size=10, memory_bytes=1000, on_failure=told.append) as engine:
+        waiting = engine.submit(an_image(1), Priority.OPENED)
+        go.set()
+        with pytest.raises(WeightsError, match="truncated"):
+            waiting.result(WAIT_S)
+        with pytest.raises(WeightsError, match="truncated"):
+            engine.wait_ready(WAIT_S)
+        with pytest.raises(WeightsError, match="truncated"):
+            engine.submit(an_image(2), Priority.OPENED).result(WAIT_S)
+        assert engine.status.state == "failed"
+    assert [error.what for error in told] == ["the weights are truncated"]
+
+
+def test_a_failure_on_one_image_is_that_images(caplog: pytest.LogCaptureFixture) -> None:
+    """The network's exception reaches the one who asked, as our own, and the next image is served."""
+    detector = ScriptedDetector()
+    with engine_of(detector) as engine:
+        with pytest.raises(ModelUnavailableError, match="failed on this image"):
+            engine.submit(an_image(13), Priority.OPENED).result(WAIT_S)
+        assert len(engine.submit(an_image(14), Priority.OPENED).result(WAIT_S).detections) == 1
+        assert engine.status.failures == 1
+    assert "unlucky" in caplog.text
+
+
+def test_a_full_queue_refuses_with_a_time_to_come_back() -> None:
+    """Beyond the bound there is a clear refusal, and places come free again."""
+    with engine_of(ScriptedDetector(), queue_size=3) as engine, engine.places(2):
+        with pytest.raises(QueueFullError) as refused, engine.places(2):
+            pass
+        assert refused.value.retry_after_s >= 1
+        assert refused.value.status == 503
+        with engine.places(1):
+            assert engine.status.admitted == 3
+        assert engine.status.admitted == 2
+
+
+def test_a_request_larger_than_the_queue_is_served_when_nothing_else_is() -> None:
+    """A single large request is not refused for ever."""
+    with engine_of(ScriptedDetector(), queue_size=3) as engine, engine.places(5):
+        assert engine.status.admitted == 5
+
+
+def test_closing_answers_everybody_and_may_happen_twice() -> None:
+    """Nobody waits for ever on a server that stops."""
+    detector = ScriptedDetector()
+    detector.go.clear()
+    engine = Engine("test", lambda: detector, queue_size=10, memory_bytes=1000)
+    engine.start()
+    in_hand = engine.submit(an_image(1), Priority.BULK)
+    assert detector.begun.wait(WAIT_S)
+    waiting = engine.submit(an_image(2), Priority.BULK)
+    closer = threading.Thread(target=engine.close)
+    closer.start()
+    detector.go.set()
+    closer.join(WAIT_S)
+    assert len(in_hand.result(WAIT_S).detections) == 1
+    with pytest.raises(ModelUnavailableError, match="stopping"):
+        waiting.result(WAIT_S)
+    engine.close()
+    with pytest.raises(ModelUnavailableError):
+        engine.submit(an_image(3), Priority.BULK).result(WAIT_S)
+
+
+def test_memory_forgets_the_least_recently_used_beyond_its_bound() -> None:
+    """The bound in bytes holds, and what was asked for lately stays."""
+    seen = Seen(one_box(0.5), 6, 4)
+    memory = Memory(limit_bytes=3 * seen.nbytes)
+    for name in "abc":
+        memory.put(name, seen)
+    assert memory.get("a") is seen
+    memory.put("d", seen)
+    assert memory.get("b") is None
+    assert [name for name in "acd" if memory.get(name) is None] == []
+    assert memory.nbytes == 3 * seen.nbytes
+
+
+@pytest.mark.parametrize("limit", [0, 10], ids=["none", "smaller than one entry"])
+def test_a_memory_too_small_for_anything_holds_nothing(limit: int) -> None:
+    """An entry larger than the bound is not kept."""
+    memory = Memory(limit_bytes=limit)
+    memory.put("a", Seen(one_box(0.5), 6, 4))
+    assert len(memory) == 0
+    assert memory.nbytes == 0
+
+
+def test_putting_the_same_twice_counts_its_bytes_once() -> None:
+    """Replacing an entry does not leak its size into the count."""
+    seen = Seen(one_box(0.5), 6, 4)
+    memory = Memory(limit_bytes=10_000)
+    memory.put("a", seen)
+    memory.put("a", seen)
+    assert memory.nbytes == seen.nbytes
