@@ -1,0 +1,280 @@
+"""From a task to a prediction: find the bytes, decode, detect, keep what is above the threshold, make regions of it.
+
+The one place where media, images, inference and regions meet; the server's routes and the bulk job both call it.
+A task that fails is answered with its reason, never with "no objects".
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from spica.errors import LabelConfigError, LabelStudioError, SpicaError
+from spica.images import decode, digest_of
+from spica.inference import Engine, Priority, Seen
+from spica.labelstudio import regions
+from spica.labelstudio.label_config import (
+    ExtraParams,
+    LabelConfig,
+    LabelMatch,
+    RectangleControl,
+    effective_threshold,
+    match_labels,
+    parse_label_config,
+    serving_version,
+)
+from spica.labelstudio.media import MediaReader
+from spica.labelstudio.protocol import Task, image_uris
+
+logger = logging.getLogger(__name__)
+
+_AHEAD = 2
+"""Images of one request that are decoded before their turn: enough to keep the network busy, few in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How one project's tasks are answered.
+
+    Attributes:
+        label_config: the XML.
+        config: the same, parsed.
+        matches: for each of ``config.controls``, which class gets which label.
+        thresholds: for each of ``config.controls``, the lowest shown score.
+        version: what Label Studio stores as ``model_version``; it changes when, and only when, answers can change.
+        problems: what can't be met, for people.
+    """
+
+    label_config: str
+    config: LabelConfig
+    matches: tuple[LabelMatch, ...]
+    thresholds: tuple[float, ...]
+    version: str
+    problems: tuple[str, ...]
+
+    def parts(self) -> Iterator[tuple[RectangleControl, LabelMatch, float]]:
+        """Control tag, label match and threshold of each control that has at least one label met."""
+        for control, match, threshold in zip(self.config.controls, self.matches, self.thresholds, strict=True):
+            if not match.is_empty:
+                yield control, match, threshold
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one task: a prediction as Label Studio takes it, or the reason why there is none."""
+
+    task_id: int | None
+    prediction: dict[str, Any] | None
+    error: SpicaError | None
+    boxes: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.prediction is None) == (self.error is None):
+            raise ValueError("an outcome is either a prediction or an error")
+
+
+class Predictor:
+    """Answers tasks with one model. Thread-safe.
+
+    Args:
+        model_id: stable id of the model, from its content.
+        classes: names by class id, empty strings where the weights carry none.
+        engine: the running model.
+        media: where images come from.
+        threshold: lowest shown score where a project says nothing else, in [0, 1].
+        max_pixels: larger images are refused.
+    """
+
+    def __init__(
+        self,
+        *,
+        model_id: str,
+        classes: Sequence[str],
+        engine: Engine,
+        media: MediaReader,
+        threshold: float,
+        max_pixels: int,
+    ) -> None:
+        self.model_id = model_id
+        self.classes = tuple(classes)
+        self.engine = engine
+        self._media = media
+        self._threshold = threshold
+        self._max_pixels = max_pixels
+        self._plan = functools.lru_cache(maxsize=256)(self._make_plan)
+
+    def plan(self, label_config: str, extra_params: ExtraParams | None = None) -> Plan:
+        """How tasks of a project with this labelling configuration are answered.
+
+        Raises:
+            LabelConfigError: malformed, or nothing in it that a detector could fill.
+        """
+        return self._plan(label_config, extra_params or ExtraParams())
+
+    def predict(self, tasks: Sequence[Task], plan: Plan, priority: Priority) -> Iterator[Outcome]:
+        """One outcome per task, in order. A few images are read and decoded ahead of the network."""
+        ahead: deque[tuple[Task, Callable[[], Outcome]]] = deque()
+        for task in tasks:
+            ahead.append((task, self._begin(task, plan, priority)))
+            if len(ahead) > _AHEAD:
+                yield self._settle(*ahead.popleft())
+        while ahead:
+            yield self._settle(*ahead.popleft())
+
+    def suggest(self, task: Task, plan: Plan, context: Mapping[str, Any]) -> Outcome:
+        """Answer a person who has drawn a rectangle or a point, from the raw detections down to the floor score.
+
+        An image seen before is not run through the network again. Without a drawing, the usual answer.
+        """
+
+        def suggested(view: View) -> list[dict[str, Any]]:
+            return regions.suggestions(
+                view.seen.detections,
+                view.control,
+                view.match,
+                context,
+                width=view.seen.width,
+                height=view.seen.height,
+                threshold=view.threshold,
+                item_index=view.item_index,
+            )
+
+        def settle() -> Outcome:
+            return self._answer(task, plan, self._look(task, plan, Priority.INTERACTIVE), suggested)
+
+        return self._settle(task, settle)
+
+    # --- the steps -------------------------------------------------------------------------------------------------
+
+    def _make_plan(self, label_config: str, extra_params: ExtraParams) -> Plan:
+        config = parse_label_config(label_config)
+        matches = tuple(match_labels(self.classes, control) for control in config.controls)
+        thresholds = tuple(effective_threshold(self._threshold, extra_params, control) for control in config.controls)
+        unmet = [match.explain() for match in matches if match.unmatched_classes or match.is_empty]
+        problems = (*config.problems, *unmet)
+        for problem in problems:  # the plan is cached, so this is said once
+            logger.warning("%s", problem)
+        version = serving_version(self.model_id, config, matches, thresholds)
+        return Plan(label_config, config, matches, thresholds, version, problems)
+
+    def _begin(self, task: Task, plan: Plan, priority: Priority) -> Callable[[], Outcome]:
+        """Read, decode and submit now; what is returned waits for the network and makes the answer."""
+        try:
+            pending = self._look(task, plan, priority)
+        except SpicaError as error:
+            failed = Outcome(task.id, None, error)
+            return lambda: failed
+        return lambda: self._answer(task, plan, pending, _usual)
+
+    def _look(self, task: Task, plan: Plan, priority: Priority) -> dict[str, Future[Seen]]:
+        """The detections to come, by address of the image."""
+        if all(match.is_empty for match in plan.matches):
+            raise LabelConfigError(
+                "no class of the model meets a label of the project",
+                where=f"task {task.id}",
+                expected=f"labels for {self._named_classes()}",
+                got="; ".join(", ".join(tag.value for tag in control.labels) for control in plan.config.controls),
+                hint='rename a label, or add predicted_values="…" to a <Label> with the model\'s class name',
+            )
+        pending: dict[str, Future[Seen]] = {}
+        for control, _, _ in plan.parts():
+            for uri in image_uris(task, control):
+                if uri not in pending:
+                    pending[uri] = self._see(uri, task.id, priority)
+        return pending
+
+    def _see(self, uri: str, task_id: int | None, priority: Priority) -> Future[Seen]:
+        data = self._media.read(uri, task_id=task_id)
+        seen = self.engine.remembered(digest_of(data))
+        if seen is not None:
+            done: Future[Seen] = Future()
+            done.set_result(seen)
+            return done
+        return self.engine.submit(decode(data, where=uri[:200], max_pixels=self._max_pixels), priority)
+
+    def _settle(self, task: Task, wait: Callable[[], Outcome]) -> Outcome:
+        try:
+            outcome = wait()
+        except SpicaError as error:
+            outcome = Outcome(task.id, None, error)
+        if outcome.error is not None:
+            logger.warning("task %s: %s", task.id, outcome.error.one_line)
+        return outcome
+
+    def _answer(
+        self,
+        task: Task,
+        plan: Plan,
+        pending: Mapping[str, Future[Seen]],
+        regions_of: Callable[[View], list[dict[str, Any]]],
+    ) -> Outcome:
+        result: list[dict[str, Any]] = []
+        raw_max = 0.0
+        for view in _views(task, plan, {uri: future.result() for uri, future in pending.items()}):
+            raw_max = max(raw_max, view.highest)
+            result += regions_of(view)
+        problems = regions.check_result(plan.label_config, result)
+        if problems:
+            raise LabelStudioError(
+                "the answer does not fit the labelling configuration",
+                where=f"task {task.id}",
+                got="; ".join(problems[:3]),
+                hint="this is a fault of Spica's; please report it with the labelling configuration",
+            )
+        # A Rectangle and its Labels share an id and are one box.
+        scores = {item["id"]: float(item["score"]) for item in result}
+        score = regions.prediction_score(list(scores.values()), raw_max)
+        return Outcome(task.id, regions.prediction(result, score, plan.version), None, len(scores))
+
+    def _named_classes(self) -> str:
+        names = [name or f"class {number}" for number, name in enumerate(self.classes, start=1)]
+        return ", ".join(names)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One image as one control tag shows it.
+
+    Attributes:
+        control: the tag.
+        match: labels by class id.
+        threshold: lowest shown score, in [0, 1].
+        seen: raw detections and size.
+        item_index: which image of a list, None where the tag shows one.
+    """
+
+    control: RectangleControl
+    match: LabelMatch
+    threshold: float
+    seen: Seen
+    item_index: int | None
+
+    @property
+    def highest(self) -> float:
+        """The highest raw score among the classes that have a label; 0 without any."""
+        scored = zip(self.seen.detections.scores, self.seen.detections.class_ids, strict=True)
+        met = (float(score) for score, class_id in scored if self.match.labels[int(class_id)] is not None)
+        return max(met, default=0.0)
+
+
+def _views(task: Task, plan: Plan, seen_by_uri: Mapping[str, Seen]) -> Iterator[View]:
+    for control, match, threshold in plan.parts():
+        for index, uri in enumerate(image_uris(task, control)):
+            yield View(control, match, threshold, seen_by_uri[uri], index if control.image_list else None)
+
+
+def _usual(view: View) -> list[dict[str, Any]]:
+    return regions.to_regions(
+        view.seen.detections,
+        view.control,
+        view.match,
+        width=view.seen.width,
+        height=view.seen.height,
+        threshold=view.threshold,
+        item_index=view.item_index,
+    )

@@ -1,0 +1,225 @@
+"""The application: routes of a Label Studio ML backend, health, metrics and the page."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
+from fastapi_offline import FastAPIOffline
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
+
+from spica import __version__
+from spica.errors import RequestError, SpicaError
+from spica.labelstudio.protocol import PredictRequest, SetupRequest, WebhookRequest, bad_request
+from spica.prediction import Outcome
+from spica.server.border import LastResortMiddleware, error_response
+from spica.server.forward import Forwarder
+from spica.server.limits import BasicAuthMiddleware, read_body
+from spica.server.metrics import Metrics
+from spica.server.page import render_page, render_status
+from spica.server.service import Service
+
+logger = logging.getLogger(__name__)
+
+_STATIC = Path(__file__).parent / "static"
+_T = TypeVar("_T")
+_Body = TypeVar("_Body", bound=BaseModel)
+
+
+def create_app(
+    service: Service,
+    *,
+    forwarder: Forwarder,
+    max_request_bytes: int,
+    max_tasks: int,
+    basic_auth: str | None = None,
+) -> FastAPI:
+    """The ASGI application around a service.
+
+    Args:
+        service: answers; closed by the caller.
+        forwarder: passes the one forwarded action to Label Studio.
+        max_request_bytes: larger bodies are refused.
+        max_tasks: requests with more tasks are refused.
+        basic_auth: ``user:password`` to ask for, or None for no question.
+    """
+    metrics = Metrics(service.predictor.engine)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        service.close()
+
+    app = FastAPIOffline(
+        title="Spica",
+        version=__version__,
+        description="A Label Studio ML backend that proposes boxes. Errors have one shape: "
+        "`{error: {code, message, where, expected, got, hint}}`.",
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    app.mount("/static", StaticFiles(directory=_STATIC), name="static")
+    _add_error_handlers(app)
+    if basic_auth is not None:
+        app.add_middleware(BasicAuthMiddleware, expected=basic_auth)
+    app.add_middleware(LastResortMiddleware)
+    app.add_middleware(metrics.middleware)
+
+    async def body_of(request: Request, model: type[_Body]) -> _Body:
+        data = await read_body(request, max_request_bytes)
+        return await asyncio.to_thread(_parse, data, model, request.url.path)
+
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        """What works and what does not, from memory."""
+        return service.health()
+
+    @app.post("/setup", openapi_extra=_body_schema(SetupRequest))
+    async def setup(request: Request) -> dict[str, Any]:
+        """Tell which version a project's tasks are answered with; from memory."""
+        state = service.setup(await body_of(request, SetupRequest))
+        return {
+            "model_version": state.version,
+            "classes": list(service.predictor.classes),
+            "problems": list(state.problems),
+        }
+
+    @app.post("/predict", openapi_extra=_body_schema(PredictRequest))
+    async def predict(request: Request) -> Response:
+        """Boxes for each task, in order; waits while the model is loading.
+
+        A task that fails alone has an `error` instead of a `result`: Label Studio stores nothing for it and will ask
+        again. When all fail, the status is that of the first reason.
+        """
+        body = await body_of(request, PredictRequest)
+        if len(body.tasks) > max_tasks:
+            raise RequestError(
+                "too many tasks in one request",
+                where="/predict",
+                expected=f"at most {max_tasks} tasks",
+                got=f"{len(body.tasks)} tasks",
+                hint="select fewer tasks at once, or raise SPICA_MAX_TASKS",
+            )
+        pool = service.batch_pool if len(body.tasks) > 1 else service.opened_pool
+        outcomes = await _run(pool, service.predict, body)
+        metrics.count_outcomes(outcomes)
+        return _answer(outcomes)
+
+    @app.post("/webhook", openapi_extra=_body_schema(WebhookRequest))
+    async def webhook(request: Request) -> dict[str, Any]:
+        """Take note of an event of Label Studio's; answers at once."""
+        event = await body_of(request, WebhookRequest)
+        logger.info("project %s: event %s", event.project_id, event.action[:60])
+        return {"status": "ok", "action": event.action[:60]}
+
+    @app.get("/versions")
+    async def versions() -> dict[str, list[str]]:
+        """The versions that this server answers with, the latest first."""
+        return {"versions": service.versions}
+
+    @app.get("/metrics")
+    async def show_metrics() -> Response:
+        """Counters and latencies in Prometheus' text format."""
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.post("/api/dm/actions")
+    @app.post("/api/dm/actions/", include_in_schema=False)
+    async def delete_predictions(request: Request) -> Response:
+        """Pass `?id=delete_tasks_predictions&project=N`, and no other action, to Label Studio, with your own
+        authorization. What is deleted is first written to a file.
+        """
+        data = await read_body(request, max_request_bytes)
+        return await _run(
+            service.batch_pool,
+            forwarder.forward,
+            dict(request.query_params),
+            request.headers.get("authorization"),
+            data,
+        )
+
+    @app.get("/", response_class=HTMLResponse)
+    async def page() -> str:
+        """A page that says what is served, and in what state."""
+        return render_page(service)
+
+    @app.get("/status", response_class=HTMLResponse, include_in_schema=False)
+    async def status() -> str:
+        return render_status(service)
+
+    return app
+
+
+async def _run(pool: Executor, call: Callable[..., _T], *args: Any) -> _T:
+    return await asyncio.get_running_loop().run_in_executor(pool, call, *args)
+
+
+def _answer(outcomes: list[Outcome]) -> Response:
+    errors = [outcome.error for outcome in outcomes if outcome.error is not None]
+    if errors and len(errors) == len(outcomes):
+        return error_response(errors[0])
+    results = [outcome.prediction if outcome.error is None else outcome.error.as_json() for outcome in outcomes]
+    return JSONResponse({"results": results})
+
+
+def _parse(data: bytes, model: type[_Body], path: str) -> _Body:
+    try:
+        return model.model_validate(_json_object(data, path))
+    except ValidationError as error:
+        raise bad_request(error) from None
+
+
+def _json_object(data: bytes, path: str) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(
+            "the request's body is not JSON", where=path, expected="a JSON object in UTF-8", got=str(error)[:200]
+        ) from None
+    if not isinstance(value, dict):
+        raise RequestError(
+            "the request's body is not a JSON object", where=path, expected="a JSON object", got=type(value).__name__
+        )
+    return value
+
+
+def _body_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """OpenAPI's description of a body that is parsed by hand, complete in itself."""
+    schema = model.model_json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def inlined(node: Any) -> Any:
+        if isinstance(node, list):
+            return [inlined(each) for each in node]
+        if not isinstance(node, dict):
+            return node
+        reference = node.get("$ref")
+        if reference is not None:
+            return inlined(definitions[reference.rsplit("/", 1)[1]])
+        return {key: inlined(value) for key, value in node.items()}
+
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": inlined(schema)}}}}
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    @app.exception_handler(SpicaError)
+    async def known(_: Request, error: SpicaError) -> JSONResponse:
+        return error_response(error)
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        refused = RequestError(
+            str(error.detail), where=f"{request.method} {request.url.path}", hint="see /docs for the routes"
+        )
+        refused.code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, refused.code)  # type: ignore[misc]
+        return JSONResponse(refused.as_json(), status_code=error.status_code, headers=error.headers)

@@ -1,0 +1,85 @@
+"""Prometheus metrics of one application."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from spica.inference import Engine
+from spica.prediction import Outcome
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 100, 300)
+"""Bucket limits in seconds; 100 s is where Label Studio gives a prediction up."""
+
+_ROUTES = frozenset({"/", "/health", "/setup", "/predict", "/webhook", "/versions", "/metrics", "/api/dm/actions"})
+"""Only these are label values: a client must not be able to make new series."""
+
+
+class _EngineCollector(Collector):
+    """The engine's own counters, read when asked."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterator[Metric]:
+        status = self._engine.status
+        yield GaugeMetricFamily("spica_model_ready", "1 when the model is loaded.", value=status.state == "ready")
+        yield GaugeMetricFamily("spica_queue_tasks", "Tasks in requests under way.", value=status.admitted)
+        yield GaugeMetricFamily("spica_queue_images", "Images that wait for the network.", value=status.waiting)
+        yield CounterMetricFamily("spica_images", "Images that the network has computed.", value=status.images)
+        yield CounterMetricFamily("spica_images_remembered", "Answers given from memory.", value=status.remembered)
+        yield CounterMetricFamily("spica_image_failures", "Images the network failed on.", value=status.failures)
+        yield CounterMetricFamily("spica_network_seconds", "Seconds the network has computed.", value=status.seconds)
+
+
+class Metrics:
+    """Counters of requests and tasks, and the engine's own, in a registry of their own."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.registry = CollectorRegistry()
+        self.registry.register(_EngineCollector(engine))
+        self._requests = Counter(
+            "spica_requests", "Requests by route and status.", ["route", "status"], registry=self.registry
+        )
+        self._seconds = Histogram(
+            "spica_request_seconds", "Time to answer.", ["route"], buckets=_SECONDS, registry=self.registry
+        )
+        self._tasks = Counter("spica_tasks", "Tasks answered, by outcome.", ["outcome"], registry=self.registry)
+        self._boxes = Counter("spica_boxes", "Boxes shown.", registry=self.registry)
+
+    def count_outcomes(self, outcomes: Sequence[Outcome]) -> None:
+        """Count predicted and failed tasks, and boxes."""
+        for outcome in outcomes:
+            self._tasks.labels("failed" if outcome.error is not None else "predicted").inc()
+            self._boxes.inc(outcome.boxes)
+
+    def middleware(self, app: ASGIApp) -> ASGIApp:
+        """Count and time every request to ``app``."""
+
+        async def measured(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] != "http":
+                await app(scope, receive, send)
+                return
+            path = scope["path"].rstrip("/") or "/"
+            route = path if path in _ROUTES else "other"
+            status = 500
+            started = time.perf_counter()
+
+            async def watched(message: Message) -> None:
+                nonlocal status
+                if message["type"] == "http.response.start":
+                    status = message["status"]
+                await send(message)
+
+            try:
+                await app(scope, receive, watched)
+            finally:
+                self._requests.labels(route, str(status)).inc()
+                self._seconds.labels(route).observe(time.perf_counter() - started)
+
+        return measured

@@ -1,0 +1,195 @@
+"""What the routes share: the predictor, what projects have asked for, and the last failures.
+
+Nothing here matters after a restart: Label Studio sends a project's configuration and extra params again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from spica.errors import SpicaError
+from spica.inference import Priority
+from spica.labelstudio.label_config import ExtraParams, parse_extra_params
+from spica.labelstudio.protocol import PredictRequest, SetupRequest, Task, project_id
+from spica.prediction import Outcome, Plan, Predictor
+
+logger = logging.getLogger(__name__)
+
+_PROJECTS = 1000
+"""So many projects' extra params are kept; older ones are sent again by Label Studio anyway."""
+
+_FAILURES = 50
+"""So many failed tasks are shown on the page."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectState:
+    """What is known of a project of Label Studio since this server's start.
+
+    Attributes:
+        project: its number.
+        extra_params: as given in the model's form.
+        version: what its predictions are stored under; None before its configuration could be read.
+        problems: what can't be met, for people.
+        seen: when it last asked, in UTC.
+    """
+
+    project: int | None
+    extra_params: ExtraParams
+    version: str | None
+    problems: tuple[str, ...]
+    seen: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A task that could not be answered.
+
+    Attributes:
+        when: in UTC.
+        project: number of the project, None if unknown.
+        task: number of the task, None if unknown.
+        error: the reason.
+    """
+
+    when: datetime
+    project: int | None
+    task: int | None
+    error: SpicaError
+
+
+class Service:
+    """The state of one server. Thread-safe.
+
+    Work is done on two small pools, so that a request with many tasks can't hold up the image a person has opened.
+
+    Args:
+        predictor: answers tasks.
+        weights: the weights file's name, for people.
+    """
+
+    def __init__(self, predictor: Predictor, *, weights: str) -> None:
+        self.predictor = predictor
+        self.weights = weights
+        self.started = datetime.now(UTC)
+        self._projects: OrderedDict[int | None, ProjectState] = OrderedDict()
+        self._failures: deque[Failure] = deque(maxlen=_FAILURES)
+        self._lock = threading.Lock()
+        self.opened_pool = ThreadPoolExecutor(16, thread_name_prefix="spica-opened")
+        self.batch_pool = ThreadPoolExecutor(4, thread_name_prefix="spica-batch")
+
+    def close(self) -> None:
+        """End the pools; requests under way get their answers. May be called twice."""
+        self.opened_pool.shutdown(wait=True, cancel_futures=True)
+        self.batch_pool.shutdown(wait=True, cancel_futures=True)
+
+    def setup(self, request: SetupRequest) -> ProjectState:
+        """Note a project's configuration; from memory, never touching the network or the weights.
+
+        A configuration that can't be served is no failure here: Label Studio would drop the reason and show a
+        connection error, and people connect a model before they have finished the configuration. It is logged, shown
+        on the page, and every prediction asked for will say it.
+        """
+        extra_params, problems = parse_extra_params(request.extra_params)
+        number = project_id(request.project)
+        version = self.predictor.model_id
+        try:
+            plan = self.predictor.plan(request.label_config, extra_params)
+        except SpicaError as error:
+            problems = [*problems, error.one_line]
+        else:
+            version, problems = plan.version, [*problems, *plan.problems]
+        state = ProjectState(number, extra_params, version, tuple(problems), datetime.now(UTC))
+        with self._lock:
+            before = self._projects.get(number)
+            self._projects[number] = state
+            self._projects.move_to_end(number)
+            while len(self._projects) > _PROJECTS:
+                self._projects.popitem(last=False)
+        if before is None or replace(before, seen=state.seen) != state:
+            logger.info("project %s is served as %s", number, version)
+            for problem in problems:
+                logger.warning("project %s: %s", number, problem)
+        return state
+
+    def plan(self, project: int | None, label_config: str) -> Plan:
+        """How tasks of a project are answered, with the extra params that Label Studio sent for it last.
+
+        Raises:
+            LabelConfigError: nothing in the configuration that a detector could fill.
+        """
+        with self._lock:
+            state = self._projects.get(project)
+        return self.predictor.plan(label_config, state.extra_params if state is not None else None)
+
+    def predict(self, request: PredictRequest) -> list[Outcome]:
+        """One outcome per task, in order. Blocks: call it on one of the pools.
+
+        Raises:
+            LabelConfigError: the request's labelling configuration can't be served.
+            QueueFullError: too much waits already.
+        """
+        number = project_id(request.project)
+        plan = self.plan(number, request.label_config)
+        context = request.params.context
+        with self.predictor.engine.places(len(request.tasks)):
+            if context:
+                outcomes = [self.predictor.suggest(task, plan, context) for task in request.tasks]
+            else:
+                outcomes = self._predict(request.tasks, plan)
+        self.note_failures(number, [(each.task_id, each.error) for each in outcomes if each.error is not None])
+        return outcomes
+
+    def _predict(self, tasks: Sequence[Task], plan: Plan) -> list[Outcome]:
+        priority = Priority.OPENED if len(tasks) == 1 else Priority.BATCH
+        return list(self.predictor.predict(tasks, plan, priority))
+
+    def note_failures(self, project: int | None, failures: Iterable[tuple[int | None, SpicaError]]) -> None:
+        """Keep failed tasks, number and reason, for the page."""
+        now = datetime.now(UTC)
+        with self._lock:
+            self._failures.extend(Failure(now, project, task, error) for task, error in failures)
+
+    @property
+    def projects(self) -> list[ProjectState]:
+        """The projects that have asked since the start, the latest first."""
+        with self._lock:
+            return list(reversed(self._projects.values()))
+
+    @property
+    def failures(self) -> list[Failure]:
+        """The last failed tasks, the latest first."""
+        with self._lock:
+            return list(reversed(self._failures))
+
+    @property
+    def versions(self) -> list[str]:
+        """Versions that this server answers with, the latest first."""
+        known = [state.version for state in self.projects if state.version is not None]
+        return list(dict.fromkeys(known)) or [self.predictor.model_id]
+
+    def health(self) -> dict[str, Any]:
+        """What works and what does not, from memory.
+
+        ``status`` is "UP" as soon as requests are taken; ``model.state`` says whether the model is loaded.
+        """
+        status = self.predictor.engine.status
+        return {
+            "status": "UP",
+            "model_class": "Spica",
+            "model": {
+                "id": self.predictor.model_id,
+                "weights": self.weights,
+                "classes": list(self.predictor.classes),
+                "state": status.state,
+                "error": status.error.as_json()["error"] if status.error is not None else None,
+            },
+            "queue": {"tasks": status.admitted, "images": status.waiting},
+        }

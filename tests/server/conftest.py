@@ -1,0 +1,5 @@
+"""Fixtures of the server's tests."""
+
+from model_server import make_server, server
+
+__all__ = ["make_server", "server"]
