@@ -1,0 +1,354 @@
+"""From a folder of photographs to boxes in Label Studio: start both servers, connect them, predict, keep running."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr
+
+from spica.errors import LabelStudioError, StorageError, UsageError
+from spica.labelstudio.api.backends import same_url
+from spica.labelstudio.api.records import Project
+from spica.labelstudio.api.transport import is_loopback
+from spica.labelstudio.client import LabelStudioClient
+from spica.labelstudio.known import LABEL_STUDIO_FOLDER, remember
+from spica.labelstudio.launch import LabelStudioProcess
+from spica.labelstudio.launch_env import is_local
+from spica.models.store import ModelIdentity
+from spica.prediction import Plan
+from spica.prelabel import Progress, prelabel
+from spica.server.build import build_service
+from spica.server.run import ModelServer, ensure_port_free, refuse_exposed
+from spica.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+DATA_FOLDER = "spica-data"
+"""Where everything is kept, beside the folder of photographs, unless --data-dir says otherwise."""
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
+"""What a browser, and so Label Studio, can show."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What ``spica up`` was asked for.
+
+    Attributes:
+        images: folder of photographs, sub-folders included.
+        identity: the weights, inspected.
+        label_config: Label Studio's XML.
+        title: of the project.
+        data_dir: the one folder for everything that is kept.
+        host: address both servers bind to.
+        port: of Label Studio; 0 for a free one.
+        model_port: of the model server; 0 for a free one.
+        expose: whether ``host`` may be another than this machine's own.
+    """
+
+    images: Path
+    identity: ModelIdentity
+    label_config: str
+    title: str
+    data_dir: Path
+    host: str
+    port: int
+    model_port: int
+    expose: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What runs, for the frame and the checks.
+
+    Attributes:
+        project: in Label Studio.
+        url: of the project's page.
+        model_url: of the model server.
+        email: login.
+        password: login.
+        adopted: whether Label Studio was running before.
+        local: whether only this machine can reach both servers.
+        log: Label Studio's log file.
+        alive: tells whether Label Studio still runs.
+        progress: of the first predictions.
+        tasks: in the project.
+        predicted: tasks with a prediction of the served version.
+        boxes: in these predictions.
+    """
+
+    project: Project
+    url: str
+    model_url: str
+    email: str
+    password: str
+    adopted: bool
+    local: bool
+    log: Path
+    alive: Callable[[], bool]
+    progress: Progress
+    tasks: int
+    predicted: int
+    boxes: int
+
+
+def label_config_for(labels: list[str]) -> str:
+    """A configuration with one rectangle tag for these labels.
+
+    Raises:
+        UsageError: no label, or one twice.
+    """
+    names = [label.strip() for label in labels]
+    if not names or not all(names) or len(set(names)) != len(names):
+        raise UsageError(
+            "the labels can't be used",
+            where="--labels",
+            expected="one or more different names, separated by commas",
+            got=", ".join(labels) or "nothing",
+        )
+    tags = "\n".join(f'    <Label value="{html.escape(name)}"/>' for name in names)
+    return (
+        "<View>\n"
+        '  <Image name="image" value="$image" zoom="true" zoomControl="true"/>\n'
+        '  <RectangleLabels name="label" toName="image" smart="true">\n'
+        f"{tags}\n"
+        "  </RectangleLabels>\n"
+        "</View>\n"
+    )
+
+
+def find_images(folder: Path) -> list[Path]:
+    """The photographs below a folder, sorted.
+
+    Raises:
+        UsageError: no such folder, or no photographs in it.
+    """
+    if not folder.is_dir():
+        raise UsageError(
+            "there is no such folder of photographs",
+            where=str(folder),
+            expected="a folder",
+            got="a file" if folder.exists() else "nothing",
+            hint="check the spelling; put quotes around a name with spaces",
+        )
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    if not found:
+        others = sorted({path.suffix.lower() for path in folder.rglob("*") if path.is_file()})[:8]
+        raise UsageError(
+            "there are no photographs in this folder",
+            where=str(folder),
+            expected=f"files ending in {', '.join(IMAGE_SUFFIXES)}",
+            got=f"files ending in {', '.join(others)}" if others else "an empty folder",
+        )
+    return found
+
+
+@contextlib.contextmanager
+def running(
+    request: Request,
+    settings: Settings,
+    *,
+    say: Callable[[str], None],
+    on_progress: Callable[[Progress], None],
+) -> Iterator[Ready]:
+    """Everything started, connected and predicted; stopped on leaving the block, whatever happened in it.
+
+    Args:
+        request: what to start.
+        settings: the rest.
+        say: told what is being done, a line each.
+        on_progress: told how far the predictions are.
+
+    Raises:
+        SpicaError: what failed; nothing keeps running.
+    """
+    refuse_exposed(request.host, expose=request.expose)
+    images = request.images.resolve()
+    data_dir = prepare_data_dir(request.data_dir, images)
+    if request.model_port:
+        ensure_port_free(request.host, request.model_port, option="--model-port")
+    with contextlib.ExitStack() as stack:
+        say(
+            "Starting Label Studio"
+            + ("" if (data_dir / LABEL_STUDIO_FOLDER).exists() else " (the first time takes longer)")
+        )
+        label_studio = stack.enter_context(
+            LabelStudioProcess.start(
+                data_dir / LABEL_STUDIO_FOLDER,
+                host=request.host,
+                port=request.port,
+                document_root=_document_root(data_dir, images),
+                on_progress=say,
+            )
+        )
+        remember(label_studio.url, data_dir / LABEL_STUDIO_FOLDER)
+        client = stack.enter_context(LabelStudioClient(label_studio.url, label_studio.credentials.token))
+        settings = settings.model_copy(
+            update={
+                "label_studio_url": label_studio.url,
+                "label_studio_api_key": SecretStr(label_studio.credentials.token),
+                "label_studio_data_dir": data_dir / LABEL_STUDIO_FOLDER,
+                "local_files_document_root": _document_root(data_dir, images),
+                "data_dir": data_dir,
+            }
+        )
+        say(f"Loading the model {request.identity.id}")
+        service = build_service(request.identity, settings)
+        server = stack.enter_context(ModelServer(service, settings, host=request.host, port=request.model_port))
+        service.predictor.engine.wait_ready()
+        say("Connecting the project")
+        project = _project(client, request)
+        storage = client.ensure_local_storage(project.id, images)
+        client.sync_storage(storage.id)
+        _connect(client, project, server.url)
+        plan = service.plan(project.id, project.label_config)
+        for problem in plan.problems:
+            say(f"Note: {problem}")
+        progress = prelabel(client, service.predictor, project.id, plan, on_progress=on_progress)
+        service.note_failures(project.id, progress.failures)
+        yield _ready(client, project, plan, label_studio, server, progress, request.host)
+
+
+def _ready(
+    client: LabelStudioClient,
+    project: Project,
+    plan: Plan,
+    label_studio: LabelStudioProcess,
+    server: ModelServer,
+    progress: Progress,
+    host: str,
+) -> Ready:
+    boxes_by_task: dict[int, int] = {}
+    for prediction in client.iter_predictions(project.id, plan.version):
+        boxes_by_task[prediction.task] = len({item["id"] for item in prediction.result})
+    return Ready(
+        project=project,
+        url=f"{label_studio.url}/projects/{project.id}/data",
+        model_url=server.url,
+        email=label_studio.credentials.email,
+        password=label_studio.credentials.password,
+        adopted=label_studio.adopted,
+        local=is_local(host),
+        log=label_studio.log_file,
+        alive=lambda: label_studio.is_running,
+        progress=progress,
+        tasks=client.task_count(project.id),
+        predicted=len(boxes_by_task),
+        boxes=sum(boxes_by_task.values()),
+    )
+
+
+def _connect(client: LabelStudioClient, project: Project, model_url: str) -> None:
+    """Connect our server; a former run's, which had another port and is gone, would be asked before it."""
+    for backend in client.backends(project.id):
+        if not same_url(backend.url, model_url) and is_loopback(backend.url) and not backend.is_connected:
+            client.disconnect_backend(backend)
+    for warning in client.connect_backend(project.id, url=model_url, is_interactive=True).warnings:
+        logger.warning("%s", warning)
+
+
+def _project(client: LabelStudioClient, request: Request) -> Project:
+    project = client.find_project(request.title)
+    if project is None:
+        return client.create_project(request.title, request.label_config)
+    if _squeezed(project.label_config) != _squeezed(request.label_config):
+        # The person may have refined it in Label Studio since; theirs is the newer word.
+        logger.warning("project %s keeps the labelling configuration that it has in Label Studio", project.title)
+    return project
+
+
+def _squeezed(xml: str) -> str:
+    return "".join(xml.split())
+
+
+def prepare_data_dir(data_dir: Path, images: Path) -> Path:
+    """The data folder, resolved, made, and found writable.
+
+    Raises:
+        UsageError: it lies inside the folder of photographs.
+        StorageError: it can't be written to.
+    """
+    data_dir = data_dir.resolve()
+    if data_dir == images or data_dir.is_relative_to(images):
+        raise UsageError(
+            "the data folder lies inside the folder of photographs",
+            where=str(data_dir),
+            expected=f"a folder outside {images}",
+            hint="choose another with --data-dir",
+        )
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=data_dir):
+            pass
+    except OSError as error:
+        raise StorageError(
+            "the data folder can't be written to",
+            where=str(data_dir),
+            got=error.strerror,
+            hint="choose another with --data-dir, or free some space",
+        ) from None
+    return data_dir
+
+
+def _document_root(data_dir: Path, images: Path) -> Path:
+    """The folder below which Label Studio serves photographs: the parent of the first folder used with this data.
+
+    It is kept, because the addresses of all tasks are relative to it.
+
+    Raises:
+        UsageError: ``images`` lies elsewhere.
+    """
+    record = data_dir / "document-root.json"
+    if not record.exists():
+        write_json(record, {"document_root": str(images.parent)})
+    root = Path(json.loads(record.read_text("utf-8"))["document_root"])
+    if root == images or not images.is_relative_to(root):
+        raise UsageError(
+            "this data folder serves photographs from another place",
+            where=str(data_dir),
+            expected=f"a folder below {root}",
+            got=str(images),
+            hint="use another --data-dir for these photographs",
+        )
+    return root
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON file whole or not at all.
+
+    Raises:
+        StorageError: disk full, or no permission.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(json.dumps(value, ensure_ascii=False, indent=2), "utf-8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise StorageError("a file can't be written", where=str(path), got=error.strerror) from None
+
+
+def check(ready: Ready) -> None:
+    """Raise unless every task has a prediction.
+
+    Raises:
+        LabelStudioError: some have none; the reasons are in the message.
+    """
+    if ready.tasks and ready.predicted == ready.tasks:
+        return
+    reasons = "; ".join(f"task {task}: {error.what}" for task, error in ready.progress.failures[:3])
+    raise LabelStudioError(
+        "not every task has a prediction",
+        where=ready.url,
+        expected=f"{ready.tasks} tasks with a prediction",
+        got=f"{ready.predicted}" + (f" ({reasons})" if reasons else ""),
+    )
