@@ -162,4 +162,4 @@ def help_for(name: str) -> str:
     field = Settings.model_fields[name]
     alias = field.validation_alias
     names = [str(choice) for choice in alias.choices] if isinstance(alias, AliasChoices) else []
-    return f"{field.description} [env: {names[0]}]" if names else str(field.description)
+    return f"{field.description} ({names[0]})" if names else str(field.description)

@@ -1,0 +1,42 @@
+"""Options that several commands share. Default None means: from the environment, else the setting's default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spica.settings import help_for
+
+Weights = Annotated[
+    Path,
+    typer.Option(
+        "--weights",
+        "--weight",
+        help="Weights file: a state_dict of torchvision's fasterrcnn_resnet50_fpn (.pth, .safetensors), "
+        "or what Spica wrote (.onnx, .xml, a version's folder).",
+        show_default=False,
+    ),
+]
+Threshold = Annotated[float | None, typer.Option(min=0, max=1, help=help_for("threshold"), show_default="0.6")]
+Eps = Annotated[float | None, typer.Option("--norm-eps", min=0, help=help_for("norm_eps"), show_default="0")]
+MaxDetections = Annotated[int | None, typer.Option(min=1, help=help_for("max_detections"), show_default="1000")]
+Host = Annotated[str | None, typer.Option(help=help_for("host"), show_default="127.0.0.1")]
+Expose = Annotated[bool, typer.Option("--expose", help="Allow a --host that other machines can reach.")]
+Port = Annotated[int | None, typer.Option(min=0, max=65535, help=help_for("port"), show_default="8080")]
+ModelPort = Annotated[int | None, typer.Option(min=0, max=65535, help=help_for("model_port"), show_default="8010")]
+NoBrowser = Annotated[bool, typer.Option("--no-browser", help="Do not open the browser.")]
+Check = Annotated[
+    bool,
+    typer.Option("--check", help="Stop when every task has a prediction, say how many; fail if one has none."),
+]
+Url = Annotated[str | None, typer.Option(help=help_for("label_studio_url"), show_default="http://127.0.0.1:8080")]
+Token = Annotated[str | None, typer.Option(help=help_for("label_studio_api_key"), show_default=False)]
+LabelStudioDataDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir", help="Data folder of `spica up`, to take Label Studio's token from.", show_default=False
+    ),
+]
+ProjectNumber = Annotated[int, typer.Option("--project", min=1, help="The project's number, as in its address.")]

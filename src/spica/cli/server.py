@@ -1,0 +1,130 @@
+"""`spica serve`, `spica connect` and `spica doctor`."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from spica.cli.console import client_for, err, identify, label_studio, log_to_console, out, settings_with
+from spica.cli.options import (
+    Eps,
+    Expose,
+    Host,
+    LabelStudioDataDir,
+    MaxDetections,
+    ProjectNumber,
+    Threshold,
+    Token,
+    Url,
+    Weights,
+)
+from spica.settings import help_for
+
+
+def serve(
+    weights: Weights,
+    host: Host = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help=help_for("model_port"), show_default="8010")
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help=help_for("data_dir"), show_default="the user's")] = None,
+    expose: Expose = False,
+    threshold: Threshold = None,
+    norm_eps: Eps = None,
+    max_detections: MaxDetections = None,
+    basic_auth: Annotated[str | None, typer.Option(help=help_for("basic_auth"), show_default=False)] = None,
+) -> None:
+    """The model server alone, for a Label Studio that runs already.
+
+    Enter its address in Label Studio under Settings > Model > Connect Model, or use `spica connect`.
+
+    [bold]Example[/bold]: spica serve --weights gwhd.pth
+    """
+    from spica.server.build import build_service
+    from spica.server.run import refuse_exposed
+    from spica.server.run import serve as serve_forever
+
+    settings = settings_with(
+        host=host,
+        model_port=port,
+        data_dir=data_dir,
+        threshold=threshold,
+        norm_eps=norm_eps,
+        max_detections=max_detections,
+        basic_auth=basic_auth,
+    )
+    refuse_exposed(settings.host, expose=expose)
+    log_to_console()
+    identity = identify(weights, settings)
+    service = build_service(identity, settings)
+    logging.getLogger(__name__).info(
+        "serving %s on http://%s:%d, stop with Ctrl-C", identity.id, settings.host, settings.model_port
+    )
+    serve_forever(service, settings, host=settings.host, port=settings.model_port)
+
+
+def connect(
+    project: ProjectNumber,
+    url: Url = None,
+    token: Token = None,
+    data_dir: LabelStudioDataDir = None,
+    model_url: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of the model server, as Label Studio reaches it.", show_default="http://127.0.0.1:8010"
+        ),
+    ] = None,
+    basic_auth: Annotated[str | None, typer.Option(help=help_for("basic_auth"), show_default=False)] = None,
+    no_interactive: Annotated[
+        bool, typer.Option("--no-interactive", help="Without interactive pre-annotations.")
+    ] = False,
+) -> None:
+    """Register a running model server with a project of Label Studio; twice is once.
+
+    [bold]Example[/bold]: spica connect --project 1
+    """
+    from spica.connect import connect as connect_project
+
+    settings = label_studio(url, token, data_dir, basic_auth=basic_auth)
+    with client_for(settings) as client:
+        report = connect_project(
+            client,
+            project,
+            model_url=model_url or f"http://127.0.0.1:{settings.model_port}",
+            basic_auth=settings.basic_auth.get_secret_value() if settings.basic_auth is not None else None,
+            interactive=not no_interactive,
+        )
+    out.print(f"Project {project} is connected to {report.url} as {report.version}.")
+    for problem in report.problems:
+        err.print(f"[yellow]Note:[/yellow] {escape(problem)}")
+
+
+def doctor(
+    url: Url = None,
+    token: Token = None,
+    project: Annotated[int | None, typer.Option(min=1, help="Look at this project.", show_default="all")] = None,
+    model_url: Annotated[
+        str | None, typer.Option(help="Address of the model server.", show_default="http://127.0.0.1:8010")
+    ] = None,
+    data_dir: LabelStudioDataDir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Name what is wrong, and the line that mends it.
+
+    [bold]Example[/bold]: spica doctor --project 1
+    """
+    from spica.doctor import examine, print_findings
+
+    settings = label_studio(url, token, data_dir)
+    findings = examine(settings, project=project, model_url=model_url or f"http://127.0.0.1:{settings.model_port}")
+    if as_json:
+        print(json.dumps([finding.as_json() for finding in findings], ensure_ascii=False, indent=2))
+    else:
+        print_findings(findings, out)
+    if any(not finding.ok for finding in findings):
+        raise typer.Exit(1)
