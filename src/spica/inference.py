@@ -134,6 +134,7 @@ class Engine:
         queue_size: at most so many tasks are admitted at once (:meth:`places`).
         memory_bytes: bound of the memory of raw detections.
         on_failure: called on the engine's thread when loading failed.
+        abandon: called on closing, so that ``load`` can give up early.
     """
 
     def __init__(
@@ -144,11 +145,13 @@ class Engine:
         queue_size: int,
         memory_bytes: int,
         on_failure: Callable[[SpicaError], None] | None = None,
+        abandon: Callable[[], None] | None = None,
     ) -> None:
         self._name = name
         self._load = load
         self._queue_size = queue_size
         self._on_failure = on_failure
+        self._abandon = abandon
         self._memory = Memory(memory_bytes)
         self._heap: list[tuple[int, int, _Job]] = []
         self._pending: dict[str, _Job] = {}
@@ -177,6 +180,8 @@ class Engine:
             already = self._state == "closed"
             self._state = "closed"
             self._changed.notify_all()
+        if self._abandon is not None:
+            self._abandon()
         if not already and self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
         self._fail_waiting(ModelUnavailableError("the model server is stopping", where=self._name))

@@ -23,10 +23,10 @@ from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.known import LABEL_STUDIO_FOLDER, remember
 from spica.labelstudio.launch import LabelStudioProcess
 from spica.labelstudio.launch_env import is_local
-from spica.models.store import ModelIdentity
+from spica.models.version import ModelIdentity
 from spica.prediction import Plan
 from spica.prelabel import Progress, prelabel
-from spica.server.build import build_service
+from spica.server.build import build_engine, build_service
 from spica.server.run import ModelServer, ensure_port_free, refuse_exposed
 from spica.settings import Settings
 
@@ -158,6 +158,7 @@ def running(
     settings: Settings,
     *,
     say: Callable[[str], None],
+    note: Callable[[str], None],
     on_progress: Callable[[Progress], None],
 ) -> Iterator[Ready]:
     """Everything started, connected and predicted; stopped on leaving the block, whatever happened in it.
@@ -166,6 +167,7 @@ def running(
         request: what to start.
         settings: the rest.
         say: told what is being done, a line each.
+        note: told what can't be met but stops nothing, a line each.
         on_progress: told how far the predictions are.
 
     Raises:
@@ -177,6 +179,8 @@ def running(
     if request.model_port:
         ensure_port_free(request.host, request.model_port, option="--model-port")
     with contextlib.ExitStack() as stack:
+        # The model loads, and is converted the first time, while Label Studio starts.
+        engine = stack.enter_context(build_engine(request.identity, settings.model_copy(update={"data_dir": data_dir})))
         say(
             "Starting Label Studio"
             + ("" if (data_dir / LABEL_STUDIO_FOLDER).exists() else " (the first time takes longer)")
@@ -186,7 +190,7 @@ def running(
                 data_dir / LABEL_STUDIO_FOLDER,
                 host=request.host,
                 port=request.port,
-                document_root=_document_root(data_dir, images),
+                document_root=document_root(data_dir, images),
                 on_progress=say,
             )
         )
@@ -197,14 +201,14 @@ def running(
                 "label_studio_url": label_studio.url,
                 "label_studio_api_key": SecretStr(label_studio.credentials.token),
                 "label_studio_data_dir": data_dir / LABEL_STUDIO_FOLDER,
-                "local_files_document_root": _document_root(data_dir, images),
+                "local_files_document_root": document_root(data_dir, images),
                 "data_dir": data_dir,
             }
         )
         say(f"Loading the model {request.identity.id}")
-        service = build_service(request.identity, settings)
+        service = build_service(engine, request.identity, settings)
         server = stack.enter_context(ModelServer(service, settings, host=request.host, port=request.model_port))
-        service.predictor.engine.wait_ready()
+        engine.wait_ready()
         say("Connecting the project")
         project = _project(client, request)
         storage = client.ensure_local_storage(project.id, images)
@@ -212,7 +216,7 @@ def running(
         _connect(client, project, server.url)
         plan = service.plan(project.id, project.label_config)
         for problem in plan.problems:
-            say(f"Note: {problem}")
+            note(problem)
         progress = prelabel(client, service.predictor, project.id, plan, on_progress=on_progress)
         service.note_failures(project.id, progress.failures)
         yield _ready(client, project, plan, label_studio, server, progress, request.host)
@@ -299,7 +303,7 @@ def prepare_data_dir(data_dir: Path, images: Path) -> Path:
     return data_dir
 
 
-def _document_root(data_dir: Path, images: Path) -> Path:
+def document_root(data_dir: Path, images: Path) -> Path:
     """The folder below which Label Studio serves photographs: the parent of the first folder used with this data.
 
     It is kept, because the addresses of all tasks are relative to it.
@@ -328,9 +332,10 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     Raises:
         StorageError: disk full, or no permission.
     """
+    text = json.dumps(value, ensure_ascii=False, indent=2)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        partial.write_text(json.dumps(value, ensure_ascii=False, indent=2), "utf-8")
+        partial.write_text(text, "utf-8")
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)

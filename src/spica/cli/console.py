@@ -18,7 +18,7 @@ from spica.settings import Settings
 
 if TYPE_CHECKING:
     from spica.labelstudio.client import LabelStudioClient
-    from spica.models.store import ModelIdentity
+    from spica.models.version import ModelIdentity
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)

@@ -10,7 +10,16 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from spica.cli.console import client_for, err, identify, label_studio, log_to_console, out, settings_with
+from spica.cli.console import (
+    client_for,
+    err,
+    identify,
+    label_studio,
+    log_to_console,
+    out,
+    settings_with,
+    terminate_like_ctrl_c,
+)
 from spica.cli.options import (
     Eps,
     Expose,
@@ -24,6 +33,8 @@ from spica.cli.options import (
     Weights,
 )
 from spica.settings import help_for
+
+logger = logging.getLogger(__name__)
 
 
 def serve(
@@ -45,8 +56,8 @@ def serve(
 
     [bold]Example[/bold]: spica serve --weights gwhd.pth
     """
-    from spica.server.build import build_service
-    from spica.server.run import refuse_exposed
+    from spica.server.build import build_engine, build_service
+    from spica.server.run import ensure_port_free, refuse_exposed
     from spica.server.run import serve as serve_forever
 
     settings = settings_with(
@@ -61,11 +72,12 @@ def serve(
     refuse_exposed(settings.host, expose=expose)
     log_to_console()
     identity = identify(weights, settings)
-    service = build_service(identity, settings)
-    logging.getLogger(__name__).info(
-        "serving %s on http://%s:%d, stop with Ctrl-C", identity.id, settings.host, settings.model_port
-    )
-    serve_forever(service, settings, host=settings.host, port=settings.model_port)
+    ensure_port_free(settings.host, settings.model_port, option="--port")
+    terminate_like_ctrl_c()
+    with build_engine(identity, settings) as engine:
+        logger.info("serving %s on http://%s:%d, stop with Ctrl-C", identity.id, settings.host, settings.model_port)
+        service = build_service(engine, identity, settings)
+        serve_forever(service, settings, host=settings.host, port=settings.model_port)
 
 
 def connect(

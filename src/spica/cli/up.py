@@ -173,7 +173,7 @@ def _up(
         expose=expose,
     )
     terminate_like_ctrl_c()
-    with _progress() as bar, running(request, settings, say=bar.say, on_progress=bar.show) as ready:
+    with _progress() as bar, running(request, settings, say=bar.say, note=bar.note, on_progress=bar.show) as ready:
         bar.stop()
         _print_failures(ready.progress)
         if check:
@@ -216,19 +216,29 @@ class _Bar:
             console=err,
         )
         self._task: Any = None
+        self._status = err.status("")
 
     def say(self, line: str) -> None:
-        err.print(escape(line))
+        if not err.is_terminal:
+            err.print(escape(line))
+            return
+        self._status.update(escape(line))
+        self._status.start()
 
     def show(self, progress: Progress) -> None:
         if progress.total == 0:
             return
         if self._task is None:
+            self._status.stop()
             self._progress.start()
             self._task = self._progress.add_task("Predicting", total=progress.total, boxes=0)
         self._progress.update(self._task, completed=progress.done, boxes=progress.boxes)
 
+    def note(self, line: str) -> None:
+        err.print(f"[yellow]Note:[/yellow] {escape(line)}")
+
     def stop(self) -> None:
+        self._status.stop()
         self._progress.stop()
 
 

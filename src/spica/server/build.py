@@ -2,26 +2,52 @@
 
 from __future__ import annotations
 
-import httpx
+import logging
+import threading
 
+import httpx
+import numpy as np
+
+from spica.detectors.contract import Detector
+from spica.detectors.load import load_detector
 from spica.inference import Engine
+from spica.labelstudio.control_tags import EXAMPLE
 from spica.labelstudio.media import MediaReader
+from spica.labelstudio.regions import check_result
 from spica.labelstudio.tokens import LabelStudioAuth
 from spica.models import store
-from spica.models.store import ModelIdentity
+from spica.models.version import ModelIdentity
 from spica.prediction import Predictor
 from spica.server.service import Service
 from spica.settings import Settings
 
+logger = logging.getLogger(__name__)
 
-def build_service(identity: ModelIdentity, settings: Settings) -> Service:
-    """A service whose model loads in the background, converted first if that is still to be done."""
-    engine = Engine(
+
+def build_engine(identity: ModelIdentity, settings: Settings) -> Engine:
+    """The model, which loads in the background once the engine is started; converted first if that is still to be done.
+
+    Closing the engine gives a conversion under way up.
+    """
+    abandoned = threading.Event()
+
+    def load() -> Detector:
+        version = store.ensure(identity, data_dir=settings.data_dir, progress=logger.info, stop=abandoned)
+        detector = load_detector(version, threads=settings.threads)
+        warm_up(detector)
+        return detector
+
+    return Engine(
         identity.id,
-        lambda: store.load(identity, data_dir=settings.data_dir, threads=settings.threads),
+        load,
         queue_size=settings.queue_size,
         memory_bytes=settings.memory_bytes,
+        abandon=abandoned.set,
     )
+
+
+def build_service(engine: Engine, identity: ModelIdentity, settings: Settings) -> Service:
+    """A service that answers with this model, for the Label Studio that the settings name."""
     predictor = Predictor(
         model_id=identity.id,
         classes=identity.classes,
@@ -30,8 +56,13 @@ def build_service(identity: ModelIdentity, settings: Settings) -> Service:
         threshold=settings.threshold,
         max_pixels=settings.max_pixels,
     )
-    engine.start()
-    return Service(predictor, weights=identity.path.name)
+    return Service(predictor, weights=identity.weights.path.name)
+
+
+def warm_up(detector: Detector) -> None:
+    """Pay now what the first request would pay: the network's first run, and the import of Label Studio's SDK."""
+    detector.detect([np.zeros((64, 64, 3), np.uint8)])
+    check_result(EXAMPLE, [])
 
 
 def _media(settings: Settings) -> MediaReader:

@@ -1,0 +1,157 @@
+"""The commands as a person types them: what is printed, and the exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spica.demo import model_folder
+
+
+def spica(*arguments: str | Path, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "spica", *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "200", **(env or {})},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "写真"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(b"x")
+    return folder
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], status: int, *told: str) -> None:
+    """One sentence on standard error with all that should be told, the exit status, and no traceback."""
+    assert done.returncode == status, done.stderr
+    assert done.stderr.startswith("Error: ")
+    assert "Traceback" not in done.stderr + done.stdout
+    for text in told:
+        assert text in done.stderr
+
+
+def test_help_shows_every_command_and_is_light(tmp_path: Path) -> None:
+    """`spica --help` loads neither torch nor OpenVINO nor Label Studio."""
+    code = (
+        "import sys; sys.argv = ['spica', '--help']\n"
+        "from spica.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'openvino', 'label_studio', 'label_studio_sdk', 'numpy', 'uvicorn'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for command in ("up", "demo", "serve", "connect", "predictions", "doctor"):
+        assert command in done.stdout
+
+
+def test_up_without_labels_says_what_is_missing(tmp_path: Path, photos: Path) -> None:
+    """Labels or a configuration: one of them."""
+    done = spica("up", photos, "--weights", model_folder(), cwd=tmp_path)
+    assert_refused(done, 2, "the labels are missing", "--labels spike")
+    config = tmp_path / "config.xml"
+    config.write_text("<View/>", "utf-8")
+    both = spica("up", photos, "--weights", "x", "--labels", "a", "--label-config", config, cwd=tmp_path)
+    assert_refused(both, 2, "labels are given twice")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [("<View/>", "RectangleLabels"), ("<View>", "line 1"), ("", "line 1")],
+    ids=["nothing to fill", "malformed", "empty"],
+)
+def test_up_with_a_useless_configuration_says_why(tmp_path: Path, photos: Path, content: str, told: str) -> None:
+    """The configuration is read before anything is started."""
+    config = tmp_path / "構成.xml"
+    config.write_text(content, "utf-8")
+    done = spica("up", photos, "--weights", model_folder(), "--label-config", config, cwd=tmp_path)
+    assert_refused(done, 1, told)
+
+
+def test_up_names_a_missing_folder_and_missing_weights(tmp_path: Path, photos: Path) -> None:
+    """The wrong path is in the message."""
+    done = spica("up", "nowhere", "--weights", model_folder(), "--labels", "a", cwd=tmp_path)
+    assert_refused(done, 2, "no such folder", "nowhere")
+    done = spica("up", photos, "--weights", "nothing.pth", "--labels", "a", cwd=tmp_path)
+    assert_refused(done, 1, "nothing.pth")
+
+
+@pytest.mark.parametrize("command", ["up", "serve"])
+def test_a_host_that_others_reach_is_refused_without_expose(tmp_path: Path, photos: Path, command: str) -> None:
+    """Opening a server to the network is never an accident."""
+    arguments = [photos, "--labels", "spike"] if command == "up" else []
+    done = spica(command, *arguments, "--weights", model_folder(), "--host", "0.0.0.0", cwd=tmp_path)
+    assert_refused(done, 2, "--expose")
+
+
+def test_serve_on_a_taken_port_says_which(tmp_path: Path) -> None:
+    """The port and the option to change it are named."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = spica("serve", "--weights", model_folder(), "--port", str(port), cwd=tmp_path)
+    assert done.returncode == 1
+    assert f"port {port} can't be used" in done.stderr
+    assert "--port" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_serve_with_a_password_without_a_user_says_how_to_write_it(tmp_path: Path) -> None:
+    """user:password, or an error."""
+    done = spica("serve", "--weights", model_folder(), "--basic-auth", "secret", "--port", "0", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "user:password" in done.stderr
+    assert "secret" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["predictions list", "predictions delete", "connect"])
+def test_commands_without_a_token_say_where_to_get_one(tmp_path: Path, command: str) -> None:
+    """Nothing is asked of Label Studio without a token."""
+    assert_refused(
+        spica(*command.split(), "--project", "1", cwd=tmp_path), 2, "token", "--token", "LABEL_STUDIO_API_KEY"
+    )
+
+
+def test_commands_say_that_label_studio_does_not_answer(tmp_path: Path) -> None:
+    """The address is in the message, the token is not."""
+    done = spica(
+        "predictions", "list", "--project", "1", "--url", "http://127.0.0.1:9", "--token", "s3cr3t" * 6, cwd=tmp_path
+    )
+    assert_refused(done, 1, "127.0.0.1:9")
+    assert "s3cr3t" not in done.stderr + done.stdout
+
+
+def test_a_setting_of_no_use_is_named(tmp_path: Path, photos: Path) -> None:
+    """A wrong variable in the environment is the user's to mend, and is said."""
+    done = spica("serve", "--weights", photos, cwd=tmp_path, env={"SPICA_THRESHOLD": "high"})
+    assert_refused(done, 2, "SPICA_THRESHOLD")
+
+
+def test_restore_names_a_missing_file(tmp_path: Path) -> None:
+    """A wrong path is a sentence."""
+    done = spica("predictions", "restore", "nothing.jsonl", "--token", "x" * 40, cwd=tmp_path)
+    assert_refused(done, 2, "nothing.jsonl")
+
+
+def test_doctor_without_anything_running_names_it_as_json(tmp_path: Path) -> None:
+    """Exit status 1, and findings that a program can read."""
+    done = spica("doctor", "--json", "--url", "http://127.0.0.1:9", "--model-url", "http://127.0.0.1:9", cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    findings = json.loads(done.stdout)
+    assert any(finding["ok"] is False and finding["hint"] for finding in findings)

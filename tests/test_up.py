@@ -1,0 +1,130 @@
+"""What `spica up` checks before anything is started."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from spica.errors import StorageError, UsageError
+from spica.labelstudio.label_config import parse_label_config
+from spica.server.run import refuse_exposed
+from spica.up import document_root, find_images, label_config_for, prepare_data_dir, write_json
+
+
+def touch(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x")
+    return path
+
+
+def test_photographs_are_found_in_sub_folders_whatever_their_names(tmp_path: Path) -> None:
+    """Japanese names, spaces, signs and capital endings are photographs too; other files are not."""
+    names = ["a.jpg", "B.JPEG", "写真 1.png", "sub/c+%#.webp", "sub/深い/d.bmp"]
+    expected = sorted(touch(tmp_path / name) for name in names)
+    touch(tmp_path / "notes.txt")
+    touch(tmp_path / "sub/e.tiff")
+    assert find_images(tmp_path) == expected
+
+
+@pytest.mark.parametrize("kind", ["missing", "a file", "empty", "without photographs"])
+def test_a_folder_without_photographs_is_said(tmp_path: Path, kind: str) -> None:
+    """The message names the folder and what is there instead."""
+    folder = tmp_path / "写真"
+    if kind == "a file":
+        touch(folder)
+    elif kind != "missing":
+        folder.mkdir()
+    if kind == "without photographs":
+        touch(folder / "a.tif")
+    with pytest.raises(UsageError) as refused:
+        find_images(folder)
+    assert str(folder) in str(refused.value)
+    if kind == "without photographs":
+        assert ".tif" in str(refused.value)
+
+
+def test_labels_become_a_configuration_that_can_be_read_back() -> None:
+    """Names with XML's signs survive, and spaces around commas don't matter."""
+    config = label_config_for(["spike", ' 穂 <a> & "b" '])
+    (control,) = parse_label_config(config).controls
+    assert [label.value for label in control.labels] == ["spike", '穂 <a> & "b"']
+    assert control.smart
+
+
+@pytest.mark.parametrize("labels", [[], [""], ["a", " "], ["a", "a"]], ids=["none", "empty", "blank", "twice"])
+def test_labels_that_are_no_names_are_refused(labels: list[str]) -> None:
+    """An empty or doubled label would give a configuration that Label Studio refuses."""
+    with pytest.raises(UsageError):
+        label_config_for(labels)
+
+
+def test_the_data_folder_is_made_and_kept_out_of_the_photographs(tmp_path: Path) -> None:
+    """Data inside the photographs' folder would be taken for photographs."""
+    images = tmp_path / "photos"
+    images.mkdir()
+    assert prepare_data_dir(tmp_path / "data", images) == (tmp_path / "data").resolve()
+    assert (tmp_path / "data").is_dir()
+    for inside in (images, images / "data"):
+        with pytest.raises(UsageError, match="inside the folder of photographs"):
+            prepare_data_dir(inside, images)
+
+
+def test_a_data_folder_that_is_a_file_is_an_error(tmp_path: Path) -> None:
+    """A file in the way is named."""
+    with pytest.raises(StorageError) as refused:
+        prepare_data_dir(touch(tmp_path / "data"), tmp_path / "photos")
+    assert str(tmp_path / "data") in str(refused.value)
+
+
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_data_folder_that_is_not_writable_is_an_error(tmp_path: Path) -> None:
+    """A folder of somebody else's is named before anything is started."""
+    (tmp_path / "data").mkdir(mode=0o500)
+    with pytest.raises(StorageError):
+        prepare_data_dir(tmp_path / "data", tmp_path / "photos")
+
+
+def test_the_document_root_stays_what_it_was(tmp_path: Path) -> None:
+    """Addresses of tasks are relative to it, so another place is refused instead of breaking them."""
+    data = tmp_path / "data"
+    data.mkdir()
+    first, sibling, elsewhere = tmp_path / "p" / "one", tmp_path / "p" / "two", tmp_path / "q"
+    for folder in (first, sibling, elsewhere):
+        folder.mkdir(parents=True)
+    assert document_root(data, first) == tmp_path / "p"
+    assert document_root(data, sibling) == tmp_path / "p"
+    with pytest.raises(UsageError, match="another place"):
+        document_root(data, elsewhere)
+    with pytest.raises(UsageError, match="another place"):
+        document_root(data, tmp_path / "p")
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    """After a failure the old file is there as it was, and nothing beside it."""
+    path = tmp_path / "写真.json"
+    write_json(path, {"a": "あ"})
+    assert json.loads(path.read_text("utf-8")) == {"a": "あ"}
+    with pytest.raises(StorageError):
+        write_json(tmp_path / "no" / "such" / "folder.json", {})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text("utf-8")) == {"a": "あ"}
+    assert [each.name for each in tmp_path.iterdir()] == ["写真.json"]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.8.8.8"])
+def test_this_machines_own_addresses_are_fine(host: str) -> None:
+    """Only this machine can reach a server there."""
+    refuse_exposed(host, expose=False)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "::", "example.org", ""])
+def test_other_addresses_need_to_be_exposed_on_purpose(host: str) -> None:
+    """A server that others can reach is never an accident."""
+    with pytest.raises(UsageError, match="other machines"):
+        refuse_exposed(host, expose=False)
+    refuse_exposed(host, expose=True)
