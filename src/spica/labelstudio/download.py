@@ -1,0 +1,226 @@
+"""Images over HTTP: the token to Label Studio alone, limits on size, time and redirects.
+
+Addresses come from task data, so from whoever may create tasks. Plain web addresses are fetched all the same, because
+that is what tasks are made of, also in a laboratory's own network: what comes back is only ever decoded as an image and
+never shown. Link-local addresses, where clouds keep their machines' credentials, are refused. No cookies are kept.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import time
+from contextlib import suppress
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from types import TracebackType
+from typing import Final, Self
+
+import httpx
+
+from spica.errors import AuthenticationError, LabelStudioError, MediaError
+from spica.labelstudio.confinement import printable, too_many_bytes
+from spica.labelstudio.tokens import label_studio_origin, origin_of
+
+_MAX_REDIRECTS: Final = 5
+_METADATA_V6: Final = ipaddress.ip_address("fd00:ec2::254")  # Amazon's, outside fe80::/10
+_LOCAL: Final = ("all://localhost", "all://127.0.0.1", "all://[::1]")
+
+
+class DownloadError(MediaError):
+    """One address that gave no image.
+
+    Attributes:
+        http_status: of the answer, or None if there was none.
+    """
+
+    def __init__(self, got: str, *, where: str, hint: str | None = None, http_status: int | None = None) -> None:
+        super().__init__("an image can't be fetched", where=where, got=got, hint=hint)
+        self.http_status = http_status
+
+
+class Downloader:
+    """Fetches images, with the token where it belongs. Thread-safe; close it, or use it as a context manager.
+
+    Args:
+        label_studio_url: the only scheme, host and port that ever get ``auth``.
+        auth: Label Studio's token, or None.
+        max_bytes: of an image, after decompression.
+        timeout_s: seconds for one image, redirects included.
+        transport: for tests; the network if None.
+    """
+
+    def __init__(
+        self,
+        *,
+        label_studio_url: str,
+        auth: httpx.Auth | None,
+        max_bytes: int,
+        timeout_s: float,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._origin = label_studio_origin(label_studio_url)
+        self._auth = auth
+        self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
+        self._client = httpx.Client(
+            transport=transport,
+            mounts=dict.fromkeys(_LOCAL),  # a proxy from the environment can't reach this machine
+            timeout=timeout_s,
+            follow_redirects=False,
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+            headers={"Accept": "image/*, */*;q=0.5", "Accept-Encoding": "identity", "User-Agent": "spica"},
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the connections back; more than once is fine."""
+        self._client.close()
+
+    def get(self, address: str) -> bytes:
+        """The bytes behind an http(s) address.
+
+        Redirects are followed a few times. Once one has left Label Studio, the token is not sent again.
+
+        Raises:
+            DownloadError: no answer, another status than 200, a forbidden address.
+            MediaError: too many bytes.
+        """
+        deadline = time.monotonic() + self._timeout_s
+        url, trusted = _parsed(address), True
+        for _hop in range(_MAX_REDIRECTS + 1):
+            trusted = trusted and origin_of(url) == self._origin
+            _check_address(url, ours=origin_of(url) == self._origin)
+            answer = self._get_once(url, self._auth if trusted else None, deadline)
+            if isinstance(answer, bytes):
+                return answer
+            url = answer
+        raise DownloadError(f"more than {_MAX_REDIRECTS} redirects", where=shown_url(address))
+
+    def _get_once(self, url: httpx.URL, auth: httpx.Auth | None, deadline: float) -> bytes | httpx.URL:
+        """The bytes, or where they are instead."""
+        where = shown_url(url)
+        try:
+            request = self._client.build_request("GET", url, timeout=max(deadline - time.monotonic(), 0.001))
+            response = self._client.send(request, auth=auth, stream=True)
+            try:
+                self._check_peer(response, url)
+                if response.has_redirect_location:
+                    return _parsed(str(url.join(response.headers["location"])))
+                if response.status_code != httpx.codes.OK:
+                    raise _bad_status(response.status_code, where)
+                return self._body(response, where, deadline)
+            finally:
+                response.close()
+        except httpx.TimeoutException as error:
+            raise self._late(where) from error
+        except httpx.ConnectError as error:
+            raise _unreachable(where, str(error)) from error
+        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, UnicodeError) as error:
+            raise DownloadError(f"the transfer failed ({type(error).__name__})", where=where) from error
+        except (AuthenticationError, LabelStudioError) as error:
+            got = f"{error.what}: {error.got}" if error.got is not None else error.what
+            status = 401 if isinstance(error, AuthenticationError) else None
+            raise DownloadError(got, where=where, hint=error.hint, http_status=status) from error
+
+    def _body(self, response: httpx.Response, where: str, deadline: float) -> bytes:
+        coding = response.headers.get("content-encoding", "identity").strip().lower()
+        if coding not in ("", "identity", "gzip", "deflate"):  # several in a row multiply like a zip bomb
+            raise DownloadError(f"an unexpected content encoding, {printable(coding, 40)}", where=where)
+        announced = response.headers.get("content-length", "")
+        if announced.isdecimal() and int(announced) > self._max_bytes:
+            raise too_many_bytes(where, f"{announced} bytes", self._max_bytes)
+        data = bytearray()
+        for chunk in response.iter_bytes():
+            data += chunk
+            if len(data) > self._max_bytes:
+                raise too_many_bytes(where, f"more than {self._max_bytes} bytes", self._max_bytes)
+            if time.monotonic() > deadline:
+                raise self._late(where)
+        return bytes(data)
+
+    def _check_peer(self, response: httpx.Response, url: httpx.URL) -> None:
+        """Refuse a name that led to a link-local address, before anything of the answer is used."""
+        stream = response.extensions.get("network_stream")
+        peer = stream.get_extra_info("server_addr") if stream is not None else None
+        if isinstance(peer, tuple) and origin_of(url) != self._origin and _is_link_local(str(peer[0])):
+            raise _forbidden(url)
+
+    def _late(self, where: str) -> DownloadError:
+        return DownloadError(
+            f"not complete after {self._timeout_s:g} s", where=where, hint="Raise SPICA_MEDIA_TIMEOUT for slow servers."
+        )
+
+
+def shown_url(address: httpx.URL | str) -> str:
+    """An address for messages: without user, password and query, where signatures and keys are.
+
+    The query of Label Studio's own local files is their path, and is kept.
+    """
+    try:
+        url = httpx.URL(address)
+    except (httpx.InvalidURL, UnicodeError):
+        return printable(str(address).partition("?")[0], 100)
+    local_file = url.path.rstrip("/").endswith("/data/local-files") and b"&" not in url.query
+    query = url.query if local_file else None
+    bare = str(url.copy_with(userinfo=b"", query=query, fragment=None))
+    return printable(bare + ("?…" if url.query and query is None else ""))
+
+
+def _parsed(address: str) -> httpx.URL:
+    try:
+        url = httpx.URL(address)
+        _ = url.host, url.port  # decoded only here
+    except (httpx.InvalidURL, UnicodeError, ValueError) as error:
+        raise DownloadError("not a web address", where=shown_url(address)) from error
+    return url
+
+
+def _check_address(url: httpx.URL, *, ours: bool) -> None:
+    if url.scheme not in ("http", "https") or not url.host:
+        raise DownloadError(f"leads to {printable(url.scheme, 40)}:, not to http(s)", where=shown_url(url))
+    if not ours and _is_link_local(url.host):
+        raise _forbidden(url)
+
+
+def _is_link_local(host: str) -> bool:
+    """Whether ``host`` is a link-local address, also written as one number or inside an IPv6 address."""
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address
+    try:
+        address = ipaddress.ip_address(host.strip("[]").partition("%")[0])
+    except ValueError:
+        try:
+            address = ipaddress.IPv4Address(socket.inet_aton(host))  # 2852039166, 0xa9fea9fe
+        except (OSError, UnicodeError, ValueError):
+            return False  # a name
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return address.is_link_local or address == _METADATA_V6
+
+
+def _forbidden(url: httpx.URL) -> DownloadError:
+    return DownloadError(
+        "a link-local address, which is never read",
+        where=shown_url(url),
+        hint="Clouds keep credentials there. Serve the image under another address.",
+    )
+
+
+def _bad_status(status: int, where: str) -> DownloadError:
+    name = ""
+    with suppress(ValueError):
+        name = httpx.codes(status).name.replace("_", " ").lower()
+    return DownloadError(f"{status} {name}".rstrip(), where=where, http_status=status)
+
+
+def _unreachable(where: str, reason: str) -> DownloadError:
+    if "CERTIFICATE" in reason.upper():
+        hint = "The server's certificate is not trusted; SSL_CERT_FILE names a file with your own authority."
+        return DownloadError("no trusted connection (TLS)", where=where, hint=hint)
+    return DownloadError(f"no connection ({printable(reason, 100)})", where=where, hint="Check that the server runs.")

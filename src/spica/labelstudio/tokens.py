@@ -1,0 +1,294 @@
+"""Label Studio's two kinds of token, told apart and sent as each wants to be.
+
+A *legacy* token goes into ``Authorization: Token …`` and works only where the organization allows it, which is off by
+default. A *personal* access token is a JWT of the kind ``refresh``: it buys an access token that lives five minutes and
+goes into ``Authorization: Bearer …``. Sent in any other way, a good token is refused.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import threading
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from typing import Any, Final, Literal
+
+import httpx
+
+from spica.errors import AuthenticationError, LabelStudioError, UsageError
+
+TokenKind = Literal["legacy", "personal", "access"]
+Origin = tuple[str, str, int | None]
+"""Scheme, host, port: what a token belongs to."""
+
+_EARLY_S: Final = 30.0  # an access token is renewed so long before its end
+
+_MAKE_PERSONAL: Final = "Create a personal access token in Label Studio (Account & Settings > Personal Access Token)"
+
+
+def origin_of(url: httpx.URL | str) -> Origin:
+    """Scheme, host and port of an address, default ports filled in."""
+    parsed = httpx.URL(url)
+    return parsed.scheme, parsed.host, parsed.port or {"http": 80, "https": 443}.get(parsed.scheme)
+
+
+def label_studio_origin(url: str) -> Origin:
+    """The origin of Label Studio's own address.
+
+    Raises:
+        UsageError: ``url`` is not an http(s) address.
+    """
+    try:
+        origin = origin_of(url)
+    except (httpx.InvalidURL, UnicodeError):
+        origin = ("", "", None)
+    if origin[0] not in ("http", "https") or not origin[1]:
+        raise UsageError(
+            "Label Studio's address is not a web address",
+            where="LABEL_STUDIO_URL",
+            expected="http://127.0.0.1:8080, or https and a host",
+            got=repr(url.partition("?")[0]),
+            hint="Copy it from the browser, up to and without /projects.",
+        )
+    return origin
+
+
+def token_kind(token: str) -> TokenKind:
+    """Which kind of token this is.
+
+    Returns:
+        ``"personal"`` for a JWT of the type ``refresh``, ``"access"`` for a JWT of the type ``access`` (it is good for
+        five minutes and can't be renewed), ``"legacy"`` for all else.
+    """
+    return {"refresh": "personal", "access": "access"}.get(str(_jwt_payload(token).get("token_type")), "legacy")  # type: ignore[return-value]  # the dictionary's values are kinds
+
+
+class LabelStudioAuth(httpx.Auth):
+    """Puts Label Studio's token on requests to Label Studio, and on no others. Thread-safe.
+
+    An access token is bought at the first request, again shortly before its end, and once more when Label Studio
+    answers 401.
+
+    Args:
+        url: address of Label Studio, with its sub-path if it has one. Only requests to this scheme, host and port get
+            the token.
+        token: legacy, personal or access token.
+        clock: seconds that only go forward.
+
+    Raises:
+        UsageError: from the constructor, if ``url`` is not a web address.
+        AuthenticationError: from the constructor, if ``token`` can't be a token; from a request, if Label Studio
+            refuses it.
+        LabelStudioError: from a request, if Label Studio can't renew tokens.
+    """
+
+    def __init__(self, url: str, token: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._url = url.rstrip("/")
+        self._renewal_url = f"{self._url}/api/token/refresh/"
+        self._origin = label_studio_origin(self._url)
+        self._token = _checked(token)
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._access: tuple[str, float] | None = None  # the access token and its end by the clock
+        self.kind: Final[TokenKind] = token_kind(self._token)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(url={self._url!r}, kind={self.kind!r})"
+
+    def sync_auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        """The requests that one request of the caller's takes."""
+        if origin_of(request.url) != self._origin:
+            yield request
+            return
+        if self.kind != "personal":
+            response = yield self._signed(request, self._token)
+            if response.status_code == httpx.codes.UNAUTHORIZED:
+                response.read()
+                raise self._refused(response)
+            return
+        refused: str | None = None
+        for _attempt in range(2):
+            with self._lock:  # one renewal serves all that wait
+                access = self._usable(refused)
+                if access is None:
+                    renewal = yield self._renewal()
+                    renewal.read()
+                    access = self._accept(renewal)
+            response = yield self._signed(request, access)
+            if response.status_code != httpx.codes.UNAUTHORIZED:
+                return
+            refused = access
+        response.read()
+        raise self._refused(response)
+
+    async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
+        """The same for asynchronous clients. No lock: two renewals at once do no harm, a blocked loop would."""
+        if origin_of(request.url) != self._origin:
+            yield request
+            return
+        if self.kind != "personal":
+            response = yield self._signed(request, self._token)
+            if response.status_code == httpx.codes.UNAUTHORIZED:
+                await response.aread()
+                raise self._refused(response)
+            return
+        refused: str | None = None
+        for _attempt in range(2):
+            access = self._usable(refused)
+            if access is None:
+                renewal = yield self._renewal()
+                await renewal.aread()
+                access = self._accept(renewal)
+            response = yield self._signed(request, access)
+            if response.status_code != httpx.codes.UNAUTHORIZED:
+                return
+            refused = access
+        await response.aread()
+        raise self._refused(response)
+
+    def _signed(self, request: httpx.Request, token: str) -> httpx.Request:
+        scheme = "Token" if self.kind == "legacy" else "Bearer"
+        request.headers["Authorization"] = f"{scheme} {token}"
+        return request
+
+    def _usable(self, refused: str | None) -> str | None:
+        held = self._access
+        return held[0] if held is not None and held[0] != refused and self._clock() < held[1] else None
+
+    def _renewal(self) -> httpx.Request:
+        body = json.dumps({"refresh": self._token}).encode()
+        url = httpx.URL(self._renewal_url)
+        headers = {
+            "Host": url.netloc.decode(),
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
+        }
+        return httpx.Request("POST", url, headers=headers, stream=_SentOnce(body, self._redirected))
+
+    def _accept(self, renewal: httpx.Response) -> str:
+        """Keep and give the access token in Label Studio's answer."""
+        if renewal.is_redirect or renewal.url != httpx.URL(self._renewal_url):  # or a client followed one
+            raise self._redirected()
+        status = renewal.status_code
+        if status in (400, 401, 403):
+            raise AuthenticationError(
+                "Label Studio refused the personal access token",
+                where=str(renewal.request.url),
+                expected="a token that is neither expired nor revoked",
+                got=f"{status} {self._detail(renewal)}".rstrip(),
+                hint=f"{_MAKE_PERSONAL} and set LABEL_STUDIO_API_KEY to it.",
+            )
+        try:
+            access = renewal.json()["access"] if status == httpx.codes.OK else None
+        except (ValueError, KeyError, TypeError):
+            access = None
+        if not isinstance(access, str):
+            raise LabelStudioError(
+                "Label Studio gave no access token for the personal one",
+                where=str(renewal.request.url),
+                expected='200 with {"access": …}',
+                got=f"{status}, {renewal.headers.get('content-type', 'no content type')}",
+                hint="Check that LABEL_STUDIO_URL is Label Studio's address, its sub-path included.",
+            )
+        payload = _jwt_payload(access)
+        try:  # by its length, not by its end: the two machines' clocks may differ
+            life_s = float(payload["exp"]) - float(payload["iat"])
+        except (KeyError, TypeError, ValueError):
+            life_s = float("inf")
+        self._access = (access, self._clock() + life_s - min(_EARLY_S, life_s / 2))
+        return access
+
+    def _redirected(self) -> LabelStudioError:
+        return LabelStudioError(
+            "Label Studio's address leads elsewhere; the token was not sent there",
+            where=self._renewal_url,
+            expected="an answer",
+            got="a redirect",
+            hint="Set LABEL_STUDIO_URL to the address that the browser shows, with https where it does.",
+        )
+
+    def _refused(self, response: httpx.Response) -> AuthenticationError:
+        detail = self._detail(response)
+        got = f"401 {detail}".rstrip()
+        where = str(response.request.url.copy_with(query=None, fragment=None, userinfo=b""))
+        if self.kind == "legacy" and "legacy token authentication has been disabled" in detail:
+            return AuthenticationError(
+                "legacy tokens are switched off in Label Studio",
+                where=where,
+                expected="a personal access token, or legacy tokens switched on",
+                got=got,
+                hint=f"{_MAKE_PERSONAL}, or switch legacy tokens on (Organization > API Tokens Settings > Legacy "
+                "Tokens); for a new Label Studio, start it with LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN=true.",
+            )
+        hints = {
+            "legacy": f"Copy the token again (Account & Settings > Legacy Token). {_MAKE_PERSONAL} if there is none.",
+            "personal": "Check that personal access tokens are on (Organization > API Tokens Settings), and that the "
+            "token's user still exists.",
+            "access": f"An access token lives five minutes. {_MAKE_PERSONAL}: it renews itself.",
+        }
+        return AuthenticationError(
+            f"Label Studio refused the {self.kind} token", where=where, got=got, hint=hints[self.kind]
+        )
+
+    def _detail(self, response: httpx.Response) -> str:
+        """Label Studio's own words, without anything secret in them."""
+        try:
+            body = response.json()
+        except ValueError:
+            return ""
+        detail = str(body.get("detail", "")) if isinstance(body, dict) else ""
+        secrets = [self._token, *([self._access[0]] if self._access is not None else [])]
+        for secret in secrets:
+            detail = detail.replace(secret, "…")
+        return detail[:200]
+
+
+class _SentOnce(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A body that a client which follows redirects can't send a second time, to whatever host."""
+
+    def __init__(self, body: bytes, refusal: Callable[[], Exception]) -> None:
+        self._body: bytes | None = body
+        self._refusal = refusal
+
+    def _take(self) -> bytes:
+        if self._body is None:
+            raise self._refusal()
+        body, self._body = self._body, None
+        return body
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self._take()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self._take()
+
+
+def _checked(token: str) -> str:
+    """The token without surrounding space; never shown, also not when it is wrong."""
+    stripped = token.strip()
+    if not stripped or not stripped.isascii() or not stripped.isprintable() or " " in stripped:
+        raise AuthenticationError(
+            "this can't be a token of Label Studio's",
+            where="LABEL_STUDIO_API_KEY",
+            expected="the token alone, one word",
+            got="nothing" if not stripped else "spaces or characters that no token has",
+            hint="Copy the token again, without quotes and without the word Token or Bearer.",
+        )
+    return stripped
+
+
+def _jwt_payload(token: str) -> dict[str, Any]:
+    """The claims of a JWT (RFC 7519), unverified; empty if ``token`` is none."""
+    parts = token.strip().split(".")
+    if len(parts) != 3:
+        return {}
+    try:
+        _header, payload = (
+            json.loads(base64.b64decode(part + "=" * (-len(part) % 4), altchars=b"-_", validate=True))
+            for part in parts[:2]
+        )
+    except (binascii.Error, ValueError, RecursionError):
+        return {}
+    return payload if isinstance(payload, dict) else {}
