@@ -66,10 +66,14 @@ def identify(weights: Path, settings: Settings) -> ModelIdentity:
 
 def label_studio(url: str | None, token: str | None, data_dir: Path | None, **others: Any) -> Settings:
     """The settings, with address and token of the Label Studio that `spica up` started, where none are given."""
-    from spica.labelstudio.known import stored_token, stored_url
+    from spica.labelstudio.known import own_folder, running_state, stored_token
 
-    if url is None and data_dir is not None:
-        url = stored_url(data_dir)
+    if data_dir is not None:
+        others["label_studio_data_dir"] = own_folder(data_dir)
+        state = running_state(data_dir)
+        if state is not None:
+            url = url or state.url
+            others["local_files_document_root"] = Path(state.document_root)
     settings = settings_with(label_studio_url=url, label_studio_api_key=token, **others)
     if settings.label_studio_api_key is not None:
         return settings

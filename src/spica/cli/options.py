@@ -40,3 +40,4 @@ LabelStudioDataDir = Annotated[
     ),
 ]
 ProjectNumber = Annotated[int, typer.Option("--project", min=1, help="The project's number, as in its address.")]
+BasicAuth = Annotated[str | None, typer.Option(help=help_for("basic_auth"), show_default=False)]

@@ -21,6 +21,7 @@ from spica.cli.console import (
     terminate_like_ctrl_c,
 )
 from spica.cli.options import (
+    BasicAuth,
     Eps,
     Expose,
     Host,
@@ -48,7 +49,7 @@ def serve(
     threshold: Threshold = None,
     norm_eps: Eps = None,
     max_detections: MaxDetections = None,
-    basic_auth: Annotated[str | None, typer.Option(help=help_for("basic_auth"), show_default=False)] = None,
+    basic_auth: BasicAuth = None,
 ) -> None:
     """The model server alone, for a Label Studio that runs already.
 
@@ -91,7 +92,7 @@ def connect(
             help="Address of the model server, as Label Studio reaches it.", show_default="http://127.0.0.1:8010"
         ),
     ] = None,
-    basic_auth: Annotated[str | None, typer.Option(help=help_for("basic_auth"), show_default=False)] = None,
+    basic_auth: BasicAuth = None,
     no_interactive: Annotated[
         bool, typer.Option("--no-interactive", help="Without interactive pre-annotations.")
     ] = False,
@@ -124,6 +125,7 @@ def doctor(
         str | None, typer.Option(help="Address of the model server.", show_default="http://127.0.0.1:8010")
     ] = None,
     data_dir: LabelStudioDataDir = None,
+    basic_auth: BasicAuth = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Name what is wrong, and the line that mends it.
@@ -132,7 +134,7 @@ def doctor(
     """
     from spica.doctor import examine, print_findings
 
-    settings = label_studio(url, token, data_dir)
+    settings = label_studio(url, token, data_dir, basic_auth=basic_auth)
     findings = examine(settings, project=project, model_url=model_url or f"http://127.0.0.1:{settings.model_port}")
     if as_json:
         print(json.dumps([finding.as_json() for finding in findings], ensure_ascii=False, indent=2))
