@@ -1,0 +1,1 @@
+"""Label Studio's REST interface, one module per kind of thing it keeps."""

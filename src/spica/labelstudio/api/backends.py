@@ -1,0 +1,208 @@
+"""Connected models and the webhooks that tell them about events."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import httpx
+
+from spica.errors import LabelStudioError
+from spica.labelstudio.api.projects import ProjectsApi
+from spica.labelstudio.api.records import Backend, Json, Webhook
+from spica.labelstudio.api.transport import LabelStudioRefusedError, is_loopback
+
+UNBLOCK_HINT = (
+    "since 1.23.1 Label Studio refuses models on local addresses. Restart it with "
+    "LABEL_STUDIO_USE_DEFAULT_BANNED_SUBNETS=false, or with both LABEL_STUDIO_ML_BLOCK_LOCAL_IP=false and "
+    "LABEL_STUDIO_SSRF_PROTECTION_ENABLED=false, and let it listen on 127.0.0.1 only (--internal-host 127.0.0.1); "
+    "`spica up` starts one that is set up so"
+)
+_ACCEPT_S = 120.0
+"""Connecting makes Label Studio ask the model four times, each up to 10 s as we start it."""
+
+
+class BackendsApi(ProjectsApi):
+    """Calls about connected models."""
+
+    def backends(self, project: int) -> list[Backend]:
+        """The models connected with a project, oldest first; Label Studio asks each for its state."""
+        bodies = self.call("GET", "/api/ml/", params={"project": project}, timeout_s=_ACCEPT_S)
+        return sorted((Backend.read(body) for body in bodies), key=lambda backend: backend.id)
+
+    def backend(self, backend: int) -> Backend:
+        """One connected model; Label Studio asks it for its state."""
+        return Backend.read(self.call("GET", f"/api/ml/{backend}", timeout_s=_ACCEPT_S))
+
+    def webhooks(self, project: int) -> list[Webhook]:
+        """The webhooks of a project."""
+        return [Webhook.read(body) for body in self.call("GET", "/api/webhooks/", params={"project": project})]
+
+    def test_backend(self, backend: int) -> Json:
+        """Let Label Studio ask the model about a random task; nothing is stored.
+
+        Returns:
+            Label Studio's account of it: the request, the answer and its status.
+        """
+        answer = self.call("POST", f"/api/ml/{backend}/predict/test", params={"random": "true"}, timeout_s=_ACCEPT_S)
+        return answer if isinstance(answer, dict) else {"response": answer}
+
+    def disconnect_backend(self, backend: Backend) -> None:
+        """Remove a connected model and its webhook, which Label Studio itself would leave behind."""
+        for hook in self.webhooks(backend.project):
+            if same_url(hook.url, webhook_url(backend.url)):
+                self.call("DELETE", f"/api/webhooks/{hook.id}/")
+        self.call("DELETE", f"/api/ml/{backend.id}")
+
+    def connect_backend(
+        self,
+        project: int,
+        *,
+        url: str,
+        title: str | None = None,
+        is_interactive: bool = True,
+        extra_params: Json | None = None,
+        basic_auth: tuple[str, str] | None = None,
+    ) -> Backend:
+        """Connect a running model with a project; connecting it again changes nothing.
+
+        The title becomes the version that the model answers: only with the two equal does Label Studio show scores
+        and order tasks by uncertainty.
+
+        Args:
+            project: its number.
+            url: of the model as Label Studio reaches it.
+            title: by which it is shown until its version is known; the version by default.
+            is_interactive: whether it is asked while somebody draws.
+            extra_params: sent along with every ``/setup``; None keeps what is stored.
+            basic_auth: user and password that the model asks for.
+
+        Returns:
+            The connected model, with ``warnings`` about what could not be done.
+
+        Raises:
+            LabelStudioError: Label Studio refuses local addresses, or does not reach the model.
+        """
+        wanted: Json = {"url": url, "project": project, "is_interactive": is_interactive, "auth_method": "NONE"}
+        if title:
+            wanted["title"] = title
+        if extra_params is not None:
+            wanted["extra_params"] = extra_params
+        if basic_auth is not None:
+            wanted["auth_method"] = "BASIC_AUTH"
+            wanted["basic_auth_user"], wanted["basic_auth_pass"] = basic_auth
+        warnings: list[str] = []
+        backend = self._update_or_create(project, wanted, warnings)
+        version = backend.model_version
+        if version and backend.title != version:
+            backend = self._patch(backend.id, {**wanted, "title": version})
+        if title and version and title != version:
+            warnings.append(f"connected as {version!r}, the version that the model answers, instead of {title!r}")
+        self._select(project, backend)
+        self._ensure_webhook(project, url, warnings)
+        if not backend.is_connected:
+            warnings.append(f"Label Studio says: {backend.error_message or 'disconnected'}")
+        return replace(backend, warnings=tuple(warnings))
+
+    def _update_or_create(self, project: int, wanted: Json, warnings: list[str]) -> Backend:
+        url = str(wanted["url"])
+        same = [backend for backend in self.backends(project) if same_url(backend.url, url)]
+        if same:
+            if len(same) > 1:
+                others = ", ".join(str(backend.id) for backend in same[1:])
+                warnings.append(
+                    f"this model is connected {len(same)} times; delete {others} under Settings > Model, "
+                    "Label Studio asks only the first"
+                )
+            return self._patch(same[0].id, wanted)
+        try:
+            return Backend.read(self.call("POST", "/api/ml/", json=wanted, timeout_s=_ACCEPT_S))
+        except LabelStudioRefusedError as refusal:
+            if refusal.http_status != 403:
+                raise _explained(refusal, url) from refusal
+            # With ML_BLOCK_LOCAL_IP=false alone, refusing the webhook ends the request after the row was stored.
+            stored = [backend for backend in self.backends(project) if same_url(backend.url, url)]
+            if not stored:
+                raise _explained(refusal, url) from refusal
+            warnings.append(
+                "Label Studio answered 403 although it had connected the model, because it refuses webhooks to local "
+                "addresses: predictions work, events do not arrive. " + UNBLOCK_HINT
+            )
+            return self._patch(stored[0].id, wanted)
+
+    def _patch(self, backend: int, fields: Json) -> Backend:
+        # Label Studio 1.23 fails with 500 when a change does not name url and project again.
+        try:
+            body = self.call("PATCH", f"/api/ml/{backend}", json=fields, repeatable=True, timeout_s=_ACCEPT_S)
+        except LabelStudioRefusedError as refusal:
+            raise _explained(refusal, str(fields["url"])) from refusal
+        return Backend.read(body)
+
+    def _select(self, project: int, backend: Backend) -> None:
+        """Let the project's Data Manager show this model's scores."""
+        now = self.project(project)
+        fields: Json = {}
+        if not now.show_collab_predictions:
+            fields["show_collab_predictions"] = True
+        if backend.title and now.model_version != backend.title:
+            fields["model_version"] = backend.title
+        if fields:
+            self.update_project(project, **fields)
+
+    def _ensure_webhook(self, project: int, url: str, warnings: list[str]) -> None:
+        address = webhook_url(url)
+        if any(hook.is_active and same_url(hook.url, address) for hook in self.webhooks(project)):
+            return
+        body = {"project": project, "url": address, "send_payload": True, "send_for_all_actions": True}
+        try:
+            self.call("POST", "/api/webhooks/", json=body)
+        except LabelStudioRefusedError as refusal:
+            remedy = (
+                UNBLOCK_HINT
+                if refusal.http_status == 403
+                else "give the model an address that is an IP or contains a dot"
+            )
+            warnings.append(f"no webhook to {address}, so events do not arrive ({refusal.got}): {remedy}")
+
+
+def webhook_url(url: str) -> str:
+    """Where Label Studio sends the events of a model at ``url``."""
+    return url.rstrip("/") + "/webhook"
+
+
+def same_url(a: str, b: str) -> bool:
+    """Whether two addresses lead to the same place.
+
+    Slashes at the end, letter case of the host, default ports and the names of this machine make no difference.
+    """
+    return _normalised(a) == _normalised(b)
+
+
+def _normalised(url: str) -> tuple[Any, ...]:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        return (url,)
+    host = "localhost" if is_loopback(url) else parsed.host.lower()
+    port = parsed.port or {"http": 80, "https": 443}.get(parsed.scheme)
+    return parsed.scheme, host, port, parsed.path.rstrip("/")
+
+
+def _explained(refusal: LabelStudioRefusedError, url: str) -> LabelStudioError:
+    if refusal.http_status == 403:
+        return LabelStudioRefusedError(
+            "Label Studio refuses to connect the model",
+            403,
+            where=url,
+            expected="an address that Label Studio may call",
+            got=refusal.got,
+            hint=UNBLOCK_HINT,
+        )
+    return LabelStudioRefusedError(
+        "Label Studio could not connect the model",
+        refusal.http_status,
+        where=url,
+        got=refusal.got,
+        hint="see that the model server runs, that Label Studio's machine reaches it at this address, and that user "
+        "and password are right if it asks for them",
+    )

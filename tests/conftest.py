@@ -1,0 +1,163 @@
+"""A clean environment for every test, and a real Label Studio for those that want one."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from scripted_backend import ScriptedBackend
+from spica.labelstudio.api.records import Project
+from spica.labelstudio.client import LabelStudioClient
+from spica.labelstudio.credentials import DATABASE_NAME
+from spica.labelstudio.launch import LabelStudioProcess
+
+LABEL_CONFIG = """<View>
+  <Image name="image" value="$image"/>
+  <RectangleLabels name="label" toName="image">
+    <Label value="spike"/>
+    <Label value="other"/>
+  </RectangleLabels>
+</View>"""
+_OURS = ("LABEL_STUDIO_", "HEARTEX_", "SPICA_", "LOCAL_FILES_")
+_HOMES = ("HOME", "USERPROFILE", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "LOCALAPPDATA", "APPDATA")
+_START_TIMEOUT_S = 500.0
+LabelStudioFactory = Callable[..., LabelStudioProcess]
+
+
+@pytest.fixture(autouse=True)
+def _isolated_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No setting of the person who runs the tests reaches them, and no file of theirs is touched."""
+    for name in [name for name in os.environ if name.upper().startswith(_OURS)]:
+        monkeypatch.delenv(name)
+    home = tmp_path_factory.mktemp("home")
+    for name in _HOMES:
+        monkeypatch.setenv(name, str(home))
+
+
+class _Template:
+    """A data folder with a migrated database, made once per run and copied where a test wants its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def take(self, data_dir: Path) -> None:
+        """Remember a data folder as it is now, while its Label Studio runs."""
+        self.folder.mkdir()
+        with (
+            contextlib.closing(sqlite3.connect(data_dir / DATABASE_NAME)) as source,
+            contextlib.closing(sqlite3.connect(self.folder / DATABASE_NAME)) as copy,
+        ):
+            source.backup(copy)
+        for name in (".env", "credentials.json"):
+            shutil.copy2(data_dir / name, self.folder / name)
+
+
+@pytest.fixture(scope="session")
+def _label_studio_session(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[LabelStudioProcess, _Template]]:
+    pytest.importorskip("label_studio", reason="needs the extra spica[label-studio]")
+    root = tmp_path_factory.mktemp("label-studio")
+    documents = root / "documents"
+    documents.mkdir()
+    with LabelStudioProcess.start(
+        root / "data", port=0, document_root=documents, timeout_s=_START_TIMEOUT_S
+    ) as process:
+        template = _Template(root / "template")
+        template.take(process.data_dir)
+        yield process, template
+
+
+@pytest.fixture(scope="session")
+def label_studio(_label_studio_session: tuple[LabelStudioProcess, _Template]) -> LabelStudioProcess:
+    """The real Label Studio of this run. Its ``document_root`` is a folder that tests may add sub-folders to."""
+    return _label_studio_session[0]
+
+
+@pytest.fixture(scope="session")
+def migrated_data_dir(
+    _label_studio_session: tuple[LabelStudioProcess, _Template],
+) -> Callable[[Path], Path]:
+    """Makes a data folder, at the path that it is given, in which Label Studio starts in a few seconds."""
+    template = _label_studio_session[1]
+
+    def make(path: Path) -> Path:
+        shutil.copytree(template.folder, path)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def label_studio_factory(migrated_data_dir: Callable[[Path], Path], tmp_path: Path) -> Iterator[LabelStudioFactory]:
+    """Starts a Label Studio of the test's own, with further switches if it likes; stopped after the test.
+
+    ``factory(extra_env={…}, **arguments of LabelStudioProcess.start)``; an empty text removes a switch.
+    """
+    with contextlib.ExitStack() as stack:
+        made = 0
+
+        def start(*, extra_env: Mapping[str, str] | None = None, **options: object) -> LabelStudioProcess:
+            nonlocal made
+            made += 1
+            documents = tmp_path / f"documents-{made}"
+            documents.mkdir()
+            arguments: dict[str, object] = {
+                "port": 0,
+                "document_root": documents,
+                "timeout_s": _START_TIMEOUT_S,
+                "extra_env": extra_env,
+                **options,
+            }
+            data_dir = migrated_data_dir(tmp_path / f"data-{made}")
+            return stack.enter_context(LabelStudioProcess.start(data_dir, **arguments))  # type: ignore[arg-type]  # start() itself checks
+
+        yield start
+
+
+@pytest.fixture
+def client(label_studio: LabelStudioProcess) -> Iterator[LabelStudioClient]:
+    """A connection to the Label Studio of this run."""
+    with label_studio.client() as connection:
+        yield connection
+
+
+@pytest.fixture
+def project(client: LabelStudioClient, request: pytest.FixtureRequest) -> Iterator[Project]:
+    """A fresh project with the labels spike and other, deleted after the test."""
+    created = client.create_project(f"test {request.node.name}"[:50], LABEL_CONFIG)
+    yield created
+    client.delete_project(created.id)
+
+
+@pytest.fixture
+def upload_images(client: LabelStudioClient, project: Project) -> Callable[..., list[int]]:
+    """Uploads so many small images of one colour each to the project: ``upload_images(3, size=(64, 48))``."""
+
+    def upload(count: int, size: tuple[int, int] = (64, 48)) -> list[int]:
+        images = {f"image-{number:03}.png": png(size, 40 * number % 256) for number in range(count)}
+        return client.upload_images(project.id, images)
+
+    return upload
+
+
+@pytest.fixture
+def backend() -> Iterator[ScriptedBackend]:
+    """A scripted model server."""
+    with ScriptedBackend() as server:
+        yield server
+
+
+def png(size: tuple[int, int] = (64, 48), shade: int = 128) -> bytes:
+    """A PNG of ``size`` (width, height) in pixels and one shade of green."""
+    content = io.BytesIO()
+    Image.new("RGB", size, (0, shade, 0)).save(content, "PNG")
+    return content.getvalue()

@@ -1,0 +1,225 @@
+"""Retries and refusals, without a network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import httpx
+import pytest
+
+from spica.errors import AuthenticationError, LabelStudioError, LabelStudioUnreachableError
+from spica.labelstudio.api import transport as module
+from spica.labelstudio.api.backends import same_url
+from spica.labelstudio.api.storages import IMAGE_REGEX, _is_within
+from spica.labelstudio.api.transport import LabelStudioRefusedError, Transport, is_loopback
+from spica.labelstudio.client import LabelStudioClient
+
+TOKEN = "0123456789abcdef0123456789abcdef01234567"
+Answer = Callable[[httpx.Request], httpx.Response]
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_RETRY_WAITS_S", (0.0, 0.0, 0.0))
+
+
+class Script:
+    """Answers one after the other, the last for ever; exceptions are raised."""
+
+    def __init__(self, *answers: httpx.Response | Exception) -> None:
+        self.answers = list(answers)
+        self.requests: list[httpx.Request] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        """Remember the request and give the next answer."""
+        self.requests.append(request)
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def connected(script: Answer, url: str = "http://ls.example", token: str | None = TOKEN) -> LabelStudioClient:
+    return LabelStudioClient(url, token, transport=httpx.MockTransport(script))
+
+
+OK = httpx.Response(200, json={"id": 1, "email": "a@b.c"})
+LOCKED = httpx.Response(500, json={"detail": "… database-is-locked-errors …"})
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [httpx.ConnectError("refused"), httpx.RemoteProtocolError("gone"), httpx.Response(503), LOCKED],
+    ids=["refused", "cut off", "gateway", "database locked"],
+)
+def test_reading_is_tried_again(trouble: httpx.Response | Exception) -> None:
+    """A passing trouble while reading is got over."""
+    script = Script(trouble, trouble, OK)
+    with connected(script) as client:
+        assert client.whoami().email == "a@b.c"
+    assert len(script.requests) == 3
+
+
+def test_reading_gives_up() -> None:
+    """A lasting trouble ends in an error that says how to start Label Studio."""
+    script = Script(httpx.ConnectError("refused"))
+    with connected(script) as client, pytest.raises(LabelStudioUnreachableError, match="start Label Studio"):
+        client.whoami()
+    assert len(script.requests) == 4
+
+
+@pytest.mark.parametrize("trouble", [httpx.ConnectError("refused"), LOCKED], ids=["refused", "database locked"])
+def test_writing_is_not_repeated(trouble: httpx.Response | Exception) -> None:
+    """A request that stores something is sent once only."""
+    script = Script(trouble)
+    with connected(script) as client, pytest.raises(LabelStudioError):
+        client.create_predictions(1, [{"task": 1}])
+    assert len(script.requests) == 1
+
+
+def test_timeouts_are_not_repeated() -> None:
+    """A server that is too slow is not asked again and again."""
+    script = Script(httpx.ReadTimeout("slow"))
+    with connected(script) as client, pytest.raises(LabelStudioUnreachableError, match="in time"):
+        client.whoami()
+    assert len(script.requests) == 1
+
+
+@pytest.mark.parametrize("url", ["http://ls.example/sub", "http://ls.example/sub/"], ids=["bare", "slash"])
+def test_sub_path(url: str) -> None:
+    """A Label Studio below a sub-path is asked below it."""
+    script = Script(OK)
+    with connected(script, url) as client:
+        client.whoami()
+    assert str(script.requests[0].url) == "http://ls.example/sub/api/current-user/whoami"
+
+
+@pytest.mark.parametrize(
+    "url", ["", "ls.example:8080", "ftp://ls.example", "http://"], ids=["empty", "bare", "ftp", "no host"]
+)
+def test_no_address(url: str) -> None:
+    """What is no address is refused before anything is sent."""
+    with pytest.raises(LabelStudioError, match="not an address"):
+        Transport(url)
+
+
+def test_validation_errors_are_told() -> None:
+    """Label Studio's detail and its validation errors are in the error."""
+    body = {"detail": "Validation error", "validation_errors": {"title": ["too short", "too plain"]}}
+    with (
+        connected(Script(httpx.Response(400, json=body))) as client,
+        pytest.raises(LabelStudioRefusedError, match="Validation error, title: too short, too plain") as caught,
+    ):
+        client.project(1)
+    assert caught.value.http_status == 400
+
+
+def test_no_secrets_in_errors() -> None:
+    """A token that Label Studio echoes does not get into the error."""
+    body = {"detail": f"{TOKEN} is no good"}
+    with connected(Script(httpx.Response(400, json=body))) as client, pytest.raises(LabelStudioError) as caught:
+        client.project(1)
+    assert TOKEN not in str(caught.value)
+    assert "***" in str(caught.value)
+
+
+def test_html_is_not_label_studio() -> None:
+    """A page instead of JSON says that the address is wrong."""
+    page = httpx.Response(200, html="<html>hello</html>")
+    with connected(Script(page)) as client, pytest.raises(LabelStudioError, match="check the address"):
+        client.whoami()
+
+
+def test_another_shape_is_not_label_studio() -> None:
+    """JSON that is not what Label Studio answers is an error and not a crash."""
+    with (
+        connected(Script(httpx.Response(200, json=["?"]))) as client,
+        pytest.raises(LabelStudioError, match="unexpected"),
+    ):
+        client.whoami()
+
+
+def test_redirect() -> None:
+    """A redirect is not followed with the token, but named."""
+    script = Script(httpx.Response(301, headers={"location": "https://ls.example/"}))
+    with connected(script) as client, pytest.raises(LabelStudioError, match=r"https://ls\.example/"):
+        client.whoami()
+    assert len(script.requests) == 1
+
+
+def test_without_a_token() -> None:
+    """Without a token, Label Studio's 401 says which to give."""
+    answer = httpx.Response(401, json={"detail": "Authentication credentials were not provided."})
+    with connected(Script(answer), token=None) as client, pytest.raises(AuthenticationError, match="--token"):
+        client.whoami()
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "same"),
+    [
+        ("http://localhost:8010", "http://127.0.0.1:8010/", True),
+        ("http://[::1]:8010", "http://localhost:8010", True),
+        ("http://Example.com", "http://example.com:80/", True),
+        ("http://localhost:8010/a/", "http://localhost:8010/a", True),
+        ("http://localhost:8010", "http://localhost:8011", False),
+        ("http://localhost:8010", "https://localhost:8010", False),
+        ("http://localhost:8010/a", "http://localhost:8010/b", False),
+        ("http://192.168.0.1:1", "http://127.0.0.1:1", False),
+    ],
+)
+def test_same_url(a: str, b: str, *, same: bool) -> None:
+    """Two spellings of one address are one model, different addresses are two."""
+    assert same_url(a, b) is same
+    assert same_url(b, a) is same
+
+
+@pytest.mark.parametrize(
+    ("url", "loopback"),
+    [
+        ("http://localhost", True),
+        ("http://127.0.0.9:80", True),
+        ("http://[::1]", True),
+        ("http://127.0.0.1.example.com", False),
+        ("http://10.0.0.1", False),
+        ("http://exa mple", False),
+    ],
+)
+def test_is_loopback(url: str, *, loopback: bool) -> None:
+    """Only this machine's own addresses count as its own."""
+    assert is_loopback(url) is loopback
+
+
+@pytest.mark.parametrize(
+    ("path", "folder", "within"),
+    [
+        ("/a/b", "/a", True),
+        ("/a/b/", "/a/b", True),
+        ("/a", "/a/b", False),
+        ("/ab", "/a", False),
+        ("/a/../b", "/a", False),
+        ("C:\\Images\\x", "c:\\images", True),
+        ("C:\\x", "/x", False),
+        ("/a", "", False),
+    ],
+)
+def test_is_within(path: str, folder: str, *, within: bool) -> None:
+    """Folders are compared part by part, as the system that they belong to does."""
+    assert _is_within(path, folder) is within
+
+
+@pytest.mark.parametrize(
+    ("name", "matches"),
+    [
+        ("a.jpg", True),
+        ("A.JPEG", True),
+        ("a.b.png", True),
+        ("._a.jpg", False),
+        ("a.tif", False),
+        ("jpg", False),
+        ("a.jpg.txt", False),
+    ],
+)
+def test_image_regex(name: str, *, matches: bool) -> None:
+    """Names of images that a browser shows match as Label Studio matches them."""
+    assert bool(re.compile(IMAGE_REGEX).match(name)) is matches
