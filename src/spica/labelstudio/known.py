@@ -56,12 +56,12 @@ def stored_token(url: str, data_dir: Path | None) -> SecretStr | None:
         UsageError: ``data_dir`` holds no Label Studio of Spica's.
     """
     if data_dir is not None:
-        folder: Path | None = own_folder(data_dir)
-    else:
-        folder = next((Path(kept) for known, kept in _known().items() if same_url(known, url)), None)
-        if folder is None or not (folder / FILE_NAME).exists():
-            return None
-    return SecretStr(load_or_create(folder).token)
+        return SecretStr(load_or_create(own_folder(data_dir)).token)
+    kept = next((kept for known, kept in _known().items() if same_url(known, url)), None)
+    if kept is None or not (Path(kept) / FILE_NAME).exists():
+        return None
+    return SecretStr(load_or_create(Path(kept)).token)
+
 
 
 def own_folder(data_dir: Path) -> Path:
