@@ -53,7 +53,7 @@ def demo(
     [bold]Example[/bold]: spica demo
     """
     from spica.demo import model_folder
-    from spica.demo.field import write_images
+    from spica.demo.field import DEMO_FIRST_SEED, write_images
     from spica.up import DATA_FOLDER, label_config_for
 
     with tempfile.TemporaryDirectory(prefix="spica-demo-", ignore_cleanup_errors=True) as temporary:
@@ -64,7 +64,7 @@ def demo(
             model_port=0 if check and model_port is None else model_port,
         )
         photographs = base / "photographs"
-        write_images(photographs, 24, first_seed=1)
+        write_images(photographs, 24, first_seed=DEMO_FIRST_SEED)
         _up(
             settings,
             images=photographs,

@@ -1,0 +1,283 @@
+"""`spica up` and `spica demo` as a person runs them: a child process, a real Label Studio, the demo's detector."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from queue import Empty, Queue
+
+import httpx
+import pytest
+
+from spica.demo import model_folder
+from spica.demo.field import write_images
+from spica.labelstudio.client import LabelStudioClient
+from spica.labelstudio.credentials import load_or_create
+from spica.labelstudio.launch import LabelStudioProcess
+
+pytestmark = pytest.mark.label_studio
+
+WAIT_S = 400
+LABELS = ["--labels", "spike"]
+
+
+class Terminal:
+    """A running command: its lines as they come, and ways to end it."""
+
+    def __init__(self, *arguments: str | Path, cwd: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "spica", *map(str, arguments)],
+            cwd=cwd,
+            env={**os.environ, "COLUMNS": "200", "BROWSER": "true"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+        )
+        self.lines: list[str] = []
+        self._queue: Queue[str | None] = Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._queue.put(line.rstrip())
+        self._queue.put(None)
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        """Read until a line matches."""
+        deadline = time.monotonic() + WAIT_S
+        while (line := self._next(deadline)) is not None:
+            self.lines.append(line)
+            found = re.search(pattern, line)
+            if found is not None:
+                return found
+        raise AssertionError(f"{pattern!r} did not appear in:\n{self.text}")
+
+    def wait(self) -> int:
+        """Read to the end; the exit status."""
+        deadline = time.monotonic() + WAIT_S
+        while (line := self._next(deadline)) is not None:
+            self.lines.append(line)
+        return self.process.wait(WAIT_S)
+
+    def _next(self, deadline: float) -> str | None:
+        try:
+            return self._queue.get(timeout=max(0.1, deadline - time.monotonic()))
+        except Empty:
+            raise AssertionError(f"nothing more came after:\n{self.text}") from None
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
+    """Runs `spica …` in an empty folder; what still runs after the test is ended."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*arguments: str | Path) -> Terminal:
+            terminal = Terminal(*arguments, cwd=tmp_path)
+            stack.callback(terminal.close)
+            return terminal
+
+        yield start
+
+
+@pytest.fixture
+def photographs(tmp_path: Path, migrated_data_dir: Callable[[Path], Path]) -> Path:
+    """Three rendered photographs in a folder on a Japanese desktop, beside a prepared data folder."""
+    folder = tmp_path / "デスクトップ" / "写真 #1 +%"
+    write_images(folder / "圃場 A", 2, first_seed=1)
+    write_images(folder, 1, first_seed=3)
+    (tmp_path / "デスクトップ" / "spica-data").mkdir()
+    migrated_data_dir(tmp_path / "デスクトップ" / "spica-data" / "label-studio")
+    return folder
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=5, trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+@contextlib.contextmanager
+def label_studio_of(data_dir: Path, root: Path) -> Iterator[LabelStudioClient]:
+    """A look at what was stored, with Label Studio started on the same data."""
+    with (
+        LabelStudioProcess.start(data_dir / "label-studio", port=0, document_root=root) as process,
+        process.client() as client,
+    ):
+        yield client
+
+
+@pytest.mark.slow
+def test_the_demo_predicts_all_its_photographs(run: Callable[..., Terminal]) -> None:
+    """From nothing to 24 predicted tasks; the last line counts what Label Studio stores."""
+    terminal = run("demo", "--check", "--no-browser")
+    assert terminal.wait() == 0, terminal.text
+    found = re.fullmatch(r"24 tasks, 24 predicted, (\d+) boxes", terminal.lines[-1])
+    assert found is not None, terminal.text
+    assert int(found[1]) > 24
+
+
+def test_up_adds_new_photographs_and_doubles_nothing(run: Callable[..., Terminal], photographs: Path) -> None:
+    """A second run with two more photographs adds these; the predictions of the first keep their ids."""
+    data = photographs.parent / "spica-data"
+    command = ["up", photographs, "--weights", model_folder(), *LABELS, "--check", "--port", "0", "--model-port", "0"]
+    terminal = run(*command)
+    assert terminal.wait() == 0, terminal.text
+    assert terminal.lines[-1].startswith("3 tasks, 3 predicted, ")
+    with label_studio_of(data, photographs.parent) as client:
+        project = client.find_project(photographs.name)
+        assert project is not None
+        before = {prediction.task: prediction.id for prediction in client.iter_predictions(project.id)}
+        uris = [str(task.data["image"]) for task in client.iter_tasks(project.id)]
+    assert len(before) == len(set(uris)) == 3
+
+    write_images(photographs / "圃場 B", 2, first_seed=10)
+    terminal = run(*command)
+    assert terminal.wait() == 0, terminal.text
+    assert terminal.lines[-1].startswith("5 tasks, 5 predicted, ")
+    with label_studio_of(data, photographs.parent) as client:
+        (backend,) = client.backends(project.id)
+        after = {prediction.task: prediction.id for prediction in client.iter_predictions(project.id)}
+        (version,) = client.prediction_versions(project.id)
+        assert backend.title == version == client.project(project.id).model_version
+    assert after.items() >= before.items()
+    assert len(after) == 5
+
+
+def test_up_with_a_broken_photograph_predicts_the_others_and_says_which(
+    run: Callable[..., Terminal], photographs: Path
+) -> None:
+    """With --check the exit status is not 0, and the reason is printed."""
+    (photographs / "壊れた.jpg").write_bytes(b"\xff\xd8\xff and then nothing")
+    terminal = run(
+        "up", photographs, "--weights", model_folder(), *LABELS, "--check", "--port", "0", "--model-port", "0"
+    )
+    assert terminal.wait() == 1, terminal.text
+    assert "not every task has a prediction" in terminal.text
+    assert "壊れた.jpg" in terminal.text or "%E5%A3%8A" in terminal.text
+    assert "Traceback" not in terminal.text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C reaches a console's whole group there")
+def test_ctrl_c_stops_both_servers_and_the_next_run_finds_everything(
+    run: Callable[..., Terminal], photographs: Path
+) -> None:
+    """The frame tells address, login and data; Ctrl-C ends with status 0 and closes both ports."""
+    port, model_port = free_port(), free_port()
+    command = ["up", photographs, "--weights", model_folder(), *LABELS, "--no-browser"]
+    command += ["--port", str(port), "--model-port", str(model_port)]
+    terminal = run(*command)
+    url = terminal.wait_for(r"Open\s+(http://\S+/projects/\d+/data)")[1]
+    password = terminal.wait_for(r"Password\s+(\S+)")[1]
+    terminal.wait_for("Stop")
+    assert url.startswith(f"http://127.0.0.1:{port}/")
+    assert load_or_create(photographs.parent / "spica-data" / "label-studio").password == password
+    assert str(photographs.parent / "spica-data") in terminal.text
+    health = httpx.get(f"http://127.0.0.1:{model_port}/health", trust_env=False).json()
+    assert health["model"]["state"] == "ready"
+
+    terminal.process.send_signal(signal.SIGINT)
+    assert terminal.wait() == 0, terminal.text
+    assert "Everything is kept" in terminal.text
+    assert not answers(f"http://127.0.0.1:{port}")
+    assert not answers(f"http://127.0.0.1:{model_port}")
+
+    again = run(*command, "--check")
+    assert again.wait() == 0, again.text
+    assert again.lines[-1].startswith("3 tasks, 3 predicted, ")
+    assert "Predicting" not in again.text  # nothing was left to do
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
+@pytest.mark.parametrize("sent", ["SIGTERM", "SIGKILL"])
+def test_label_studio_does_not_outlive_the_command(run: Callable[..., Terminal], photographs: Path, sent: str) -> None:
+    """However the command ends, its Label Studio ends with it."""
+    port = free_port()
+    terminal = run(
+        *("up", photographs, "--weights", model_folder(), *LABELS, "--no-browser"),
+        *("--port", str(port), "--model-port", "0"),
+    )
+    terminal.wait_for("Stop")
+    state = json.loads((photographs.parent / "spica-data" / "label-studio" / "label-studio.json").read_text("utf-8"))
+    terminal.process.send_signal(getattr(signal, sent))
+    terminal.wait()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and Path(f"/proc/{state['pid']}").exists():
+        time.sleep(0.1)
+    assert not answers(f"http://127.0.0.1:{port}")
+
+
+def test_a_label_studio_that_runs_in_the_data_folder_is_used_and_left_running(
+    run: Callable[..., Terminal], photographs: Path
+) -> None:
+    """Two of them on one database would be a disaster."""
+    data = photographs.parent / "spica-data" / "label-studio"
+    with LabelStudioProcess.start(data, port=0, document_root=photographs.parent) as process:
+        terminal = run("up", photographs, "--weights", model_folder(), *LABELS, "--check", "--model-port", "0")
+        assert terminal.wait() == 0, terminal.text
+        assert process.is_running
+        with process.client() as client:
+            assert client.find_project(photographs.name) is not None
+
+
+def test_a_taken_port_is_said_before_anything_is_started(run: Callable[..., Terminal], photographs: Path) -> None:
+    """Label Studio itself would silently take another one."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for option in ("--port", "--model-port"):
+            other = "--model-port" if option == "--port" else "--port"
+            terminal = run(
+                *("up", photographs, "--weights", model_folder(), *LABELS, "--check", option, port, other, "0")
+            )
+            assert terminal.wait() == 1
+            assert port in terminal.text
+            assert option in terminal.text
+            assert "Traceback" not in terminal.text
+
+
+def test_labels_that_the_model_does_not_know_are_said_and_nothing_is_stored(
+    run: Callable[..., Terminal], photographs: Path
+) -> None:
+    """Both name lists are printed; no task gets an empty prediction."""
+    command = ["up", photographs, "--weights", model_folder(), "--labels", "panicle"]
+    terminal = run(*command, "--check", "--port", "0", "--model-port", "0")
+    assert terminal.wait() == 1, terminal.text
+    assert "spike" in terminal.text
+    assert "panicle" in terminal.text
+    with label_studio_of(photographs.parent / "spica-data", photographs.parent) as client:
+        project = client.find_project(photographs.name)
+        assert project is not None
+        assert client.prediction_versions(project.id) == {}
