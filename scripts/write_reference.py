@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
-import click
 import typer
 from pydantic import AliasChoices
 from pydantic_core import PydanticUndefined
@@ -32,16 +32,16 @@ def reference() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _commands(command: click.Command, name: str) -> list[tuple[str, click.Command]]:
+def _commands(command: Any, name: str) -> list[tuple[str, Any]]:
     inner = getattr(command, "commands", None)
     if inner is None:
         return [(name, command)]
     return [found for key, each in inner.items() for found in _commands(each, f"{name} {key}")]
 
 
-def _command(name: str, command: click.Command) -> str:
+def _command(name: str, command: Any) -> str:
     help_text = re.sub(r"\[/?bold\]", "**", command.help or "").strip()
-    context = click.Context(command, info_name=name)
+    context = typer.Context(command, info_name=name)
     rows = ["| option | meaning | default |", "|---|---|---|"]
     for parameter in command.get_params(context):
         if "--help" in parameter.opts:
@@ -54,7 +54,7 @@ def _command(name: str, command: click.Command) -> str:
     return "\n\n".join([f"### {name}", help_text, "\n".join(rows)])
 
 
-def _default(parameter: click.Parameter) -> str:
+def _default(parameter: Any) -> str:
     shown = getattr(parameter, "show_default", None)
     if isinstance(shown, str):
         return shown

@@ -94,7 +94,7 @@ def test_up_names_a_missing_folder_and_missing_weights(tmp_path: Path, photos: P
 @pytest.mark.parametrize("command", ["up", "serve"])
 def test_a_host_that_others_reach_is_refused_without_expose(tmp_path: Path, photos: Path, command: str) -> None:
     """Opening a server to the network is never an accident."""
-    arguments = [photos, "--labels", "spike"] if command == "up" else []
+    arguments: list[str | Path] = [photos, "--labels", "spike"] if command == "up" else []
     done = spica(command, *arguments, "--weights", model_folder(), "--host", "0.0.0.0", cwd=tmp_path)
     assert_refused(done, 2, "--expose")
 
@@ -154,4 +154,4 @@ def test_doctor_without_anything_running_names_it_as_json(tmp_path: Path) -> Non
     done = spica("doctor", "--json", "--url", "http://127.0.0.1:9", "--model-url", "http://127.0.0.1:9", cwd=tmp_path)
     assert done.returncode == 1, done.stderr
     findings = json.loads(done.stdout)
-    assert any(finding["ok"] is False and finding["hint"] for finding in findings)
+    assert any(finding["status"] == "problem" and finding["hint"] for finding in findings)

@@ -6,8 +6,8 @@ import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-import click
 import pytest
 import typer
 
@@ -18,11 +18,11 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ["README.md", "README.ja.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/reference.md"]
 
 
-def commands(command: click.Command, name: str = "spica") -> dict[str, click.Command]:
+def commands(command: Any, name: str = "spica") -> dict[str, Any]:
     inner = getattr(command, "commands", None)
     if inner is None:
         return {name: command}
-    found: dict[str, click.Command] = {}
+    found: dict[str, Any] = {}
     for key, each in inner.items():
         found |= commands(each, f"{name} {key}")
     return found

@@ -40,7 +40,7 @@ def test_the_ecosystems_names_work(monkeypatch: pytest.MonkeyPatch, name: str) -
 
 def test_secrets_do_not_show() -> None:
     """Neither token nor password is in the text of the settings."""
-    settings = Settings(label_studio_api_key="a-secret", basic_auth="user:another")  # type: ignore[arg-type]
+    settings = Settings(label_studio_api_key="a-secret", basic_auth="user:another")
     assert "a-secret" not in repr(settings)
     assert "another" not in repr(settings)
 
