@@ -1,0 +1,175 @@
+"""The card of a model version: ``model.json`` in its folder, which says what the files are and what they hold."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spica.detectors.digests import sha256_file
+from spica.detectors.refusals import damaged, shown
+from spica.detectors.version_id import fingerprint, version_id
+from spica.errors import WeightsError
+
+CARD = "model.json"
+"""Name of the card in a version's folder."""
+
+CARD_FORMAT = 1
+"""Number of this layout of the card."""
+
+INPUT = {"name": "image", "layout": "CHW", "color": "RGB", "dtype": "float32", "range": [0, 1], "size": "native"}
+"""What every graph is given: one image as it is, any size."""
+
+GRAPHS = ("model.xml", "model.onnx")
+"""The file that the runtime is given; ``model.xml`` goes with ``model.bin``."""
+
+_MAX_CARD_BYTES = 4 * 2**20
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """A file of a version: its SHA-256 in hex and its size."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What ``model.json`` says.
+
+    Attributes:
+        id: what Label Studio sees as ``model_version``, and the folder's name in the store; a card without one is given
+            one that is derived from its name, its files and its classes.
+        name: for people, the weights file's stem.
+        architecture: torchvision's name, or the exporter's own.
+        classes: names by class id, without the background; empty strings where the weights carry none.
+        files: by name; one of ``GRAPHS`` is among them.
+        score_floor: boxes with a lower score are not in the graph's answers.
+        max_detections: the graph answers at most so many boxes; None if it does not say.
+        norm: ``frozen`` or ``batch``, None where it does not apply.
+        norm_eps: eps of the batch norm in the graph, None where it does not apply.
+        created: UTC, ISO 8601.
+        parent: id of the version this one was trained from.
+        training: fingerprint of the training data.
+        metrics: what was measured, the check against torch included.
+        fingerprint: SHA-256 over all that the answers depend on, of which the id shows the first digits.
+        weights: name, sha256 and format of the file it was made from.
+    """
+
+    id: str
+    name: str
+    architecture: str
+    classes: tuple[str, ...]
+    files: Mapping[str, FileEntry]
+    score_floor: float = 0.0
+    max_detections: int | None = None
+    norm: str | None = None
+    norm_eps: float | None = None
+    created: str | None = None
+    parent: str | None = None
+    training: Any = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    fingerprint: str | None = None
+    weights: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def graph(self) -> str:
+        """Name of the file that the runtime is given."""
+        return next(name for name in GRAPHS if name in self.files)
+
+    def as_json(self) -> str:
+        """The text of ``model.json``."""
+        told = {"format": CARD_FORMAT, **asdict(self), "input": INPUT}
+        return json.dumps(told, ensure_ascii=False, indent=2) + "\n"
+
+
+def read_card(folder: Path) -> Card:
+    """The card in a version's folder; the files themselves are not looked at.
+
+    Raises:
+        WeightsError: missing, damaged, or of a later format.
+    """
+    path = folder / CARD
+    try:
+        if path.stat().st_size > _MAX_CARD_BYTES:
+            raise damaged(path, f"a card of {path.stat().st_size} bytes")
+        told = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(path, f"a card that can't be read: {error}") from error
+    if not isinstance(told, dict):
+        raise damaged(path, "a card that is no JSON object")
+    if told.get("format") != CARD_FORMAT:
+        raise WeightsError(
+            "this model version is of another format",
+            where=str(path),
+            expected=f"format {CARD_FORMAT}",
+            got=shown(repr(told.get("format"))),
+            hint="use the version of Spica that wrote it, or export it again",
+        )
+    try:
+        return _card(told)
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(path, f"a card with a wrong or missing entry: {error}") from error
+
+
+def check_files(folder: Path, card: Card) -> None:
+    """Compare every file of the version with its card.
+
+    Raises:
+        WeightsError: a file is missing or differs.
+    """
+    for name, entry in card.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise damaged(path, "missing")
+        if path.stat().st_size != entry.bytes or sha256_file(path) != entry.sha256:
+            raise damaged(path, f"not the file that {CARD} describes")
+
+
+def describe_files(folder: Path, names: tuple[str, ...]) -> dict[str, FileEntry]:
+    """Digests and sizes of files in a folder, for a new card."""
+    return {name: FileEntry(sha256_file(folder / name), (folder / name).stat().st_size) for name in names}
+
+
+def _card(told: dict[str, Any]) -> Card:
+    files = {
+        _matching(_FILE_NAME, name): FileEntry(str(entry["sha256"]), int(entry["bytes"]))
+        for name, entry in dict(told["files"]).items()
+    }
+    if not any(name in files for name in GRAPHS) or ("model.xml" in files and "model.bin" not in files):
+        raise ValueError(f"files without {' or '.join(GRAPHS)}")
+    classes = told["classes"]
+    if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
+        raise ValueError("classes that are no list of names")
+    limit, eps = told.get("max_detections"), told.get("norm_eps")
+    name = str(told.get("name") or told.get("id") or "model")
+    derived = version_id(name, fingerprint([sorted([key, entry.sha256] for key, entry in files.items()), classes]))
+    return Card(
+        id=_matching(_ID, told.get("id") or derived),
+        name=name,
+        architecture=str(told["architecture"]),
+        classes=tuple(classes),
+        files=files,
+        score_floor=float(told.get("score_floor") or 0.0),
+        max_detections=int(limit) if limit is not None else None,
+        norm=told.get("norm"),
+        norm_eps=float(eps) if eps is not None else None,
+        created=told.get("created"),
+        parent=told.get("parent"),
+        training=told.get("training"),
+        metrics=dict(told.get("metrics") or {}),
+        fingerprint=told.get("fingerprint"),
+        weights=dict(told.get("weights") or {}),
+    )
+
+
+def _matching(pattern: re.Pattern[str], text: object) -> str:
+    if not isinstance(text, str) or not pattern.fullmatch(text):
+        raise ValueError(f"{shown(repr(text))}, which is no plain name")
+    return text

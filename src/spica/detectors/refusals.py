@@ -1,0 +1,62 @@
+"""What refusals of weights files have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from spica.detectors.architecture import FASTER_RCNN
+from spica.errors import WeightsError
+
+EXPECTED = f"the state_dict of torchvision's {FASTER_RCNN}, or a model that Spica exported"
+"""What every refusal says was expected."""
+
+SAVE_STATE_DICT = "save the numbers alone: torch.save(model.state_dict(), path)"
+"""What to do about a file that holds more than numbers."""
+
+_SHOWN_CHARS = 100
+
+
+def shown(text: str) -> str:
+    """Text out of a file that nobody vouches for, short and printable."""
+    printable = "".join(char if char.isprintable() else "?" for char in text[:_SHOWN_CHARS])
+    return printable + ("…" if len(text) > _SHOWN_CHARS else "")
+
+
+def few(texts: Collection[str]) -> str:
+    """The first three of the texts, and how many more there are."""
+    first = ", ".join(shown(text) for text in list(texts)[:3])
+    return first + (f" and {len(texts) - 3} more" if len(texts) > 3 else "")
+
+
+def damaged(path: Path, got: str) -> WeightsError:
+    """A file that is not whole."""
+    return WeightsError(
+        "this weights file is damaged or cut off",
+        where=str(path),
+        expected=EXPECTED,
+        got=shown(got),
+        hint="copy or download it again and compare its size with the original's",
+    )
+
+
+def bomb(path: Path, got: str, *, limit_bytes: int) -> WeightsError:
+    """A file that is small but asks for much memory."""
+    return WeightsError(
+        "this file would fill the memory when unpacked; it was not unpacked",
+        where=str(path),
+        expected=f"{EXPECTED}, at most {limit_bytes / 2**30:.3g} GB",
+        got=shown(got),
+        hint="get the weights from a source you trust",
+    )
+
+
+def other_onnx(path: Path, got: str) -> WeightsError:
+    """A graph that Spica did not write."""
+    return WeightsError(
+        "this graph was not written by Spica, and graphs of other origin are not served by this version",
+        where=str(path),
+        expected=EXPECTED,
+        got=shown(got),
+        hint=f"give the weights file (.pth) of a {FASTER_RCNN} instead",
+    )

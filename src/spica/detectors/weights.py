@@ -1,0 +1,236 @@
+"""What a weights file is, told from its bytes without torch and without running anything in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from spica.detectors.architecture import FASTER_RCNN, Norm, find_state_dict, recognise
+from spica.detectors.card import CARD, Card, check_files, read_card
+from spica.detectors.digests import sha256_file
+from spica.detectors.ir_metadata import read_rt_info
+from spica.detectors.onnx_metadata import read_summary
+from spica.detectors.refusals import EXPECTED, damaged, few, other_onnx, shown
+from spica.detectors.safetensors_header import read_shapes
+from spica.detectors.torch_file import read_legacy, read_zip
+from spica.errors import WeightsError
+
+Format = Literal["state_dict", "safetensors", "onnx", "openvino"]
+Shape = tuple[int, ...]
+
+GRAPH_FORMAT = "1"
+"""Value of ``spica.format`` in the metadata of the graphs that are served."""
+
+_OUTPUTS = {"boxes", "labels", "scores"}
+
+_OTHER_KINDS = (
+    (b"\x89HDF", "an HDF5 file (Keras?)"),
+    (b"\x1f\x8b", "a gzip archive: unpack it first"),
+    (b"7z\xbc\xaf", "a 7z archive: unpack it first"),
+    (b"Rar!", "a RAR archive: unpack it first"),
+    (b"version https://git-lfs", "a Git LFS pointer: fetch the file itself with `git lfs pull`"),
+    (b"<!DOCTYPE", "a web page: the download gave a page instead of the file"),
+    (b"<!doctype", "a web page: the download gave a page instead of the file"),
+    (b"<html", "a web page: the download gave a page instead of the file"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"\x89PNG", "a PNG image"),
+    (b"%PDF", "a PDF"),
+)
+"""First bytes of what people give by mistake."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsInfo:
+    """What a weights file is.
+
+    Attributes:
+        path: the file, or the folder of a model version.
+        sha256: of the file's bytes, in hex; of an IR over both files, of a version over its files' digests.
+        format: how the numbers are kept.
+        architecture: torchvision's name, or what an exported graph says of itself.
+        classes: names by class id, without the background; empty strings where the weights carry none.
+        norm: the kind of batch norm the weights were trained with, None for exported graphs.
+        nbytes: of all files together.
+        card: of a model version, None for a file on its own.
+    """
+
+    path: Path
+    sha256: str
+    format: Format
+    architecture: str
+    classes: tuple[str, ...]
+    norm: Norm | None
+    nbytes: int
+    card: Card | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes, without the background."""
+        return len(self.classes)
+
+    @property
+    def needs_conversion(self) -> bool:
+        """Whether torch is needed once before it can be served."""
+        return self.format in ("state_dict", "safetensors")
+
+
+def inspect(path: Path) -> WeightsInfo:
+    """What the weights file, or the folder of a model version, is.
+
+    Torch is not imported and nothing in the file is run. A graph that stands beside the card that describes it is
+    taken as that model version.
+
+    Raises:
+        WeightsError: missing, empty, damaged, unsafe, or of a kind that is not served; each with its own message.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            return _folder(path)
+        if not path.exists():
+            raise WeightsError(
+                "there is no such weights file",
+                where=str(path),
+                expected=EXPECTED,
+                hint="check the path for typing errors",
+            )
+        if path.stat().st_size == 0:
+            raise WeightsError(
+                "this weights file is empty", where=str(path), expected=EXPECTED, got="0 bytes", hint="copy it again"
+            )
+        return _file(path)
+    except OSError as error:
+        raise WeightsError(
+            "this weights file can't be read",
+            where=str(path),
+            got=f"{type(error).__name__}: {error.strerror}",
+            hint="check that it is a plain file that you may read",
+        ) from error
+
+
+def _file(path: Path) -> WeightsInfo:
+    suffix = path.suffix.lower()
+    if suffix == ".onnx":
+        return _version_of(path) or _onnx(path)
+    if suffix == ".xml":
+        return _version_of(path) or _openvino(path)
+    with path.open("rb") as file:
+        start = file.read(64)
+    if suffix == ".safetensors" or (start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size):
+        shapes, metadata = read_shapes(path)
+        return _state_dict(path, "safetensors", shapes, metadata)
+    if start[:2] == b"PK":
+        return _state_dict(path, "state_dict", {key: tensor.shape for key, tensor in read_zip(path).items()}, {})
+    if start[:1] == b"\x80":
+        return _state_dict(path, "state_dict", {key: tensor.shape for key, tensor in read_legacy(path).items()}, {})
+    kind = next(
+        (kind for magic, kind in _OTHER_KINDS if start.startswith(magic)), f"bytes that begin with {start[:8]!r}"
+    )
+    raise WeightsError("this is no weights file that is known here", where=str(path), expected=EXPECTED, got=kind)
+
+
+def _state_dict(path: Path, kind: Format, shapes: dict[str, Shape], metadata: dict[str, str]) -> WeightsInfo:
+    named = find_state_dict(shapes, is_tensor=lambda shape: isinstance(shape, tuple)) or {}
+    found = recognise(named)
+    if isinstance(found, str):
+        raise WeightsError(
+            f"these are not the weights of a {FASTER_RCNN}",
+            where=str(path),
+            expected=EXPECTED,
+            got=found,
+            hint=f"train a {FASTER_RCNN}, or give the weights of one",
+        )
+    classes = _class_names(metadata, path) or ("",) * found.num_classes
+    if len(classes) != found.num_classes:
+        raise damaged(path, f"{len(classes)} names for {found.num_classes} classes")
+    return WeightsInfo(path, sha256_file(path), kind, FASTER_RCNN, classes, found.norm, path.stat().st_size)
+
+
+def _onnx(path: Path) -> WeightsInfo:
+    summary = read_summary(path)
+    _check_format(path, summary.metadata)
+    if summary.external:
+        raise other_onnx(path, "a graph whose numbers are kept in other files")
+    if summary.inputs != ["image"] or set(summary.outputs) != _OUTPUTS:
+        raise other_onnx(path, f"inputs {few(summary.inputs)}, outputs {few(summary.outputs)}")
+    return _graph(path, "onnx", summary.metadata, (path,))
+
+
+def _openvino(path: Path) -> WeightsInfo:
+    metadata = {f"spica.{key}": value for key, value in read_rt_info(path).items()}
+    _check_format(path, metadata)
+    return _graph(path, "openvino", metadata, (path, path.with_suffix(".bin")))
+
+
+def _check_format(path: Path, metadata: Mapping[str, str]) -> None:
+    told = metadata.get("spica.format")
+    if told != GRAPH_FORMAT:
+        raise other_onnx(path, "no spica.format in its metadata" if told is None else f"spica.format {told}")
+
+
+def _graph(path: Path, kind: Format, metadata: Mapping[str, str], files: tuple[Path, ...]) -> WeightsInfo:
+    classes = _class_names(metadata, path)
+    if not classes:
+        raise other_onnx(path, "no class names in its metadata")
+    digests = [sha256_file(file) for file in files]
+    return WeightsInfo(
+        path,
+        digests[0] if len(digests) == 1 else _joined(digests),
+        kind,
+        shown(metadata.get("spica.architecture", "unknown")),
+        classes,
+        None,
+        sum(file.stat().st_size for file in files),
+    )
+
+
+def _folder(folder: Path) -> WeightsInfo:
+    if not (folder / CARD).is_file():
+        raise WeightsError(
+            "this is a folder, not a weights file",
+            where=str(folder),
+            expected=f"{EXPECTED}; or the folder of a model version, with {CARD} in it",
+            hint="give the file inside it",
+        )
+    card = read_card(folder)
+    check_files(folder, card)
+    if card.graph == "model.onnx" and read_summary(folder / card.graph).external:
+        raise other_onnx(folder / card.graph, "a graph whose numbers are kept in other files")
+    return WeightsInfo(
+        folder,
+        _joined([entry.sha256 for _, entry in sorted(card.files.items())]),
+        "onnx" if card.graph == "model.onnx" else "openvino",
+        card.architecture,
+        card.classes,
+        None,
+        sum(entry.bytes for entry in card.files.values()),
+        card,
+    )
+
+
+def _version_of(graph: Path) -> WeightsInfo | None:
+    """The model version that a graph belongs to, if a card beside it says so."""
+    if not (graph.parent / CARD).is_file():
+        return None
+    return _folder(graph.parent) if read_card(graph.parent).graph == graph.name else None
+
+
+def _class_names(metadata: Mapping[str, str], path: Path) -> tuple[str, ...]:
+    told = metadata.get("spica.classes")
+    if told is None:
+        return ()
+    try:
+        names = json.loads(told)
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, "class names that are no JSON") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise damaged(path, "class names that are no list of texts")
+    return tuple(names)
+
+
+def _joined(digests: list[str]) -> str:
+    return hashlib.sha256("\n".join(digests).encode("ascii")).hexdigest()
