@@ -1,0 +1,1 @@
+"""The store of model versions: a folder each, named by its content."""

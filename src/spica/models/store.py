@@ -1,0 +1,252 @@
+"""The store of model versions: a folder each, made once for each content and settings that matter.
+
+An id is ``<stem>-<8 hex digits>``. The digits come from all that the answers depend on, and from nothing else; the
+weights file's stem before them is for people. A renamed file is therefore found again under the id it had first: the
+version has not changed, since the answers can't have.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from spica.detectors.card import CARD, Card, check_files, describe_files, read_card
+from spica.detectors.conversion import Request, convert
+from spica.detectors.scratch import discard, put_in_place, scratch, storage_error
+from spica.detectors.version_id import fingerprint, version_id
+from spica.detectors.weights import WeightsInfo, inspect
+from spica.errors import StorageError, WeightsError
+from spica.models.version import ModelIdentity, ModelVersion
+
+logger = logging.getLogger(__name__)
+
+EXPORT_FORMAT = 1
+"""Raised when the conversion changes so that answers can change."""
+
+BATCH_NORM_EPS = 1e-5
+"""The default of torch, with which weights that have BatchNorm2d were trained: only the pretrained COCO weights, whose
+norm is frozen, come with another (torchvision/models/detection/faster_rcnn.py, ``overwrite_eps``)."""
+
+Progress = Callable[[str], None]
+
+_SPARE_BYTES = 100 * 2**20
+_ATTEMPTS = 3
+
+
+def prepare(
+    weights: Path,
+    *,
+    data_dir: Path,
+    score_floor: float,
+    max_detections: int,
+    norm_eps: float,
+    progress: Progress | None = None,
+    stop: threading.Event | None = None,
+) -> ModelVersion:
+    """:func:`identify` and :func:`ensure` at once."""
+    identity = identify(
+        weights, data_dir=data_dir, score_floor=score_floor, max_detections=max_detections, norm_eps=norm_eps
+    )
+    return ensure(identity, data_dir=data_dir, progress=progress, stop=stop)
+
+
+def identify(
+    weights: Path, *, data_dir: Path, score_floor: float, max_detections: int, norm_eps: float
+) -> ModelIdentity:
+    """What a weights file will be served as. Reads the file once, without torch and without running anything in it.
+
+    Args:
+        weights: a state_dict, a graph that Spica exported, or the folder of a model version.
+        data_dir: the folder with the store; nothing is written there.
+        score_floor: boxes with a lower score are never kept.
+        max_detections: at most so many boxes an image.
+        norm_eps: eps of frozen batch norm; other weights don't depend on it.
+
+    Exported graphs and versions keep the floor, the limit and the eps they were exported with.
+
+    Raises:
+        WeightsError: the file can't be used.
+    """
+    info = inspect(weights)
+    if info.card is not None:
+        card = info.card
+        return ModelIdentity(
+            card.id, card.name, card.fingerprint, info, card.score_floor, card.max_detections, card.norm_eps
+        )
+    if not info.needs_conversion:
+        return _identity(info, data_dir, score_floor=0.0, max_detections=None, norm_eps=None)
+    eps = norm_eps if info.norm == "frozen" else BATCH_NORM_EPS
+    return _identity(info, data_dir, score_floor=score_floor, max_detections=max_detections, norm_eps=eps)
+
+
+def ensure(
+    identity: ModelIdentity,
+    *,
+    data_dir: Path,
+    progress: Progress | None = None,
+    stop: threading.Event | None = None,
+) -> ModelVersion:
+    """The version itself: from the store if it is there and sound, else made now, which may take a minute.
+
+    Several processes may do this at once: each ends with the same whole version.
+
+    Args:
+        identity: from :func:`identify`, with the same ``data_dir``.
+        data_dir: the folder with the store.
+        progress: told what is being done, in a few words.
+        stop: when set, a conversion under way is given up.
+
+    Raises:
+        WeightsError: the weights are not usable, or torch is needed and missing.
+        StorageError: the store can't be written.
+        ModelUnavailableError: ``stop`` was set.
+    """
+    if identity.weights.card is not None:
+        folder = identity.weights.path if identity.weights.path.is_dir() else identity.weights.path.parent
+        return ModelVersion(folder, identity.weights.card, _cache_dir(identity, data_dir))
+    for _ in range(_ATTEMPTS):
+        found = _stored(identity, data_dir)
+        if found is not None:
+            return found
+        _make(identity, data_dir, progress, stop)
+    raise StorageError(
+        "a model version was made, but is damaged each time it is read back",
+        where=str(_folder(identity, data_dir)),
+        hint="check the disk, or choose another folder with --data-dir",
+    )
+
+
+def _identity(
+    info: WeightsInfo, data_dir: Path, *, score_floor: float, max_detections: int | None, norm_eps: float | None
+) -> ModelIdentity:
+    content = fingerprint([info.sha256, info.architecture, norm_eps, score_floor, max_detections, EXPORT_FORMAT])
+    return ModelIdentity(
+        _known_id(content, data_dir, info.path.stem),
+        info.path.stem,
+        content,
+        info,
+        score_floor,
+        max_detections,
+        norm_eps,
+    )
+
+
+def _known_id(content: str, data_dir: Path, name: str) -> str:
+    """The id that this content has in the store already, else a new one."""
+    models, new = data_dir / "models", version_id(name, content)
+    if (models / new).exists():
+        return new
+    for folder in sorted(models.glob(f"*-{new.rpartition('-')[2]}")):
+        try:
+            card = read_card(folder)
+        except WeightsError:  # damaged; it will be made again under its own name
+            continue
+        if card.fingerprint == content and card.id == folder.name:
+            return card.id
+    return new
+
+
+def _folder(identity: ModelIdentity, data_dir: Path) -> Path:
+    return data_dir / "models" / identity.id
+
+
+def _cache_dir(identity: ModelIdentity, data_dir: Path) -> Path:
+    # the digest, because the id of a version that somebody copied here says nothing about its files
+    return data_dir / "cache" / f"{identity.id}-{identity.sha256[:8]}"
+
+
+def _stored(identity: ModelIdentity, data_dir: Path) -> ModelVersion | None:
+    """The version in the store; None if it is missing, or was damaged and has been thrown away."""
+    folder = _folder(identity, data_dir)
+    if not folder.exists():
+        return None
+    try:
+        card = read_card(folder)
+        if card.fingerprint != identity.fingerprint or card.id != identity.id:
+            raise WeightsError("another version under this name", where=str(folder), got=card.fingerprint)
+        check_files(folder, card)
+    except WeightsError as error:
+        logger.warning("the stored model version is damaged and will be made again: %s", error.one_line)
+        discard(folder)
+        return None
+    source = identity.weights.path if identity.weights.needs_conversion else None
+    return ModelVersion(folder, card, _cache_dir(identity, data_dir), source)
+
+
+def _make(identity: ModelIdentity, data_dir: Path, progress: Progress | None, stop: threading.Event | None) -> None:
+    models = data_dir / "models"
+    with scratch(models) as aside:
+        _require_space(aside, 2 * identity.weights.nbytes + _SPARE_BYTES)
+        try:
+            if identity.weights.needs_conversion:
+                metrics = {"verification": convert(_request(identity, aside), progress=progress, stop=stop)}
+            else:
+                metrics = {}
+                _copy_graph(identity.weights, aside)
+            _write_card(identity, aside, metrics)
+        except OSError as error:
+            raise storage_error(error, models) from error
+        if not put_in_place(aside, _folder(identity, data_dir)):
+            logger.info("model version %s was made by another process meanwhile", identity.id)
+
+
+def _request(identity: ModelIdentity, folder: Path) -> Request:
+    weights = identity.weights
+    return Request(
+        weights=str(weights.path.resolve()),
+        sha256=weights.sha256,
+        folder=str(folder.resolve()),
+        architecture=weights.architecture,
+        classes=weights.classes,
+        norm=weights.norm or "frozen",
+        norm_eps=identity.norm_eps or 0.0,
+        score_floor=identity.score_floor,
+        max_detections=identity.max_detections or 1000,
+    )
+
+
+def _copy_graph(weights: WeightsInfo, folder: Path) -> None:
+    copy = folder / ("model.onnx" if weights.format == "onnx" else "model.xml")
+    shutil.copyfile(weights.path, copy)
+    if weights.format == "openvino":
+        shutil.copyfile(weights.path.with_suffix(".bin"), copy.with_suffix(".bin"))
+    if inspect(copy).sha256 != weights.sha256:
+        raise WeightsError("the file has changed while it was copied", where=str(weights.path), hint="start again")
+
+
+def _write_card(identity: ModelIdentity, folder: Path, metrics: dict[str, Any]) -> None:
+    names = tuple(sorted(path.name for path in folder.iterdir()))
+    weights = identity.weights
+    card = Card(
+        id=identity.id,
+        name=identity.name,
+        architecture=weights.architecture,
+        classes=weights.classes,
+        files=describe_files(folder, names),
+        score_floor=identity.score_floor,
+        max_detections=identity.max_detections,
+        norm=weights.norm,
+        norm_eps=identity.norm_eps,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        metrics=metrics,
+        fingerprint=identity.fingerprint,
+        weights={"name": weights.path.name, "sha256": weights.sha256, "format": weights.format},
+    )
+    (folder / CARD).write_text(card.as_json(), "utf-8")
+
+
+def _require_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise StorageError(
+            "there is too little space on the disk for the converted model",
+            where=str(folder.parent),
+            expected=f"{needed // 2**20} MB",
+            got=f"{free // 2**20} MB",
+            hint="free some space, or choose another folder with --data-dir",
+        )
