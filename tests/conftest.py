@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import shutil
 import sqlite3
@@ -11,25 +10,17 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
+from label_studio_helpers import LABEL_CONFIG, LabelStudioFactory, png
 from scripted_backend import ScriptedBackend
 from spica.labelstudio.api.records import Project
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.credentials import DATABASE_NAME
 from spica.labelstudio.launch import LabelStudioProcess
 
-LABEL_CONFIG = """<View>
-  <Image name="image" value="$image"/>
-  <RectangleLabels name="label" toName="image">
-    <Label value="spike"/>
-    <Label value="other"/>
-  </RectangleLabels>
-</View>"""
 _OURS = ("LABEL_STUDIO_", "HEARTEX_", "SPICA_", "LOCAL_FILES_")
 _HOMES = ("HOME", "USERPROFILE", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "LOCALAPPDATA", "APPDATA")
 _START_TIMEOUT_S = 500.0
-LabelStudioFactory = Callable[..., LabelStudioProcess]
 
 
 @pytest.fixture(autouse=True)
@@ -154,10 +145,3 @@ def backend() -> Iterator[ScriptedBackend]:
     """A scripted model server."""
     with ScriptedBackend() as server:
         yield server
-
-
-def png(size: tuple[int, int] = (64, 48), shade: int = 128) -> bytes:
-    """A PNG of ``size`` (width, height) in pixels and one shade of green."""
-    content = io.BytesIO()
-    Image.new("RGB", size, (0, shade, 0)).save(content, "PNG")
-    return content.getvalue()

@@ -150,6 +150,20 @@ class RequestError(SpicaError):
     status = 400
 
 
+class NotFoundError(RequestError):
+    """There is no such thing as the client asks for."""
+
+    code = "not_found"
+    status = 404
+
+
+class MethodNotAllowedError(RequestError):
+    """A route that exists does not take this method."""
+
+    code = "method_not_allowed"
+    status = 405
+
+
 class RequestTooLargeError(RequestError):
     """A request body over the limit."""
 

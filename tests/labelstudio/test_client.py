@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import LABEL_CONFIG, LabelStudioFactory, png
+from label_studio_helpers import LABEL_CONFIG, LabelStudioFactory, png
 from scripted_backend import ScriptedBackend, box
 from spica.errors import AuthenticationError, LabelStudioError
 from spica.labelstudio.api.records import Project

@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from conftest import LABEL_CONFIG, LabelStudioFactory
+from label_studio_helpers import LABEL_CONFIG, LabelStudioFactory
 from spica.errors import LaunchError
 from spica.labelstudio import launch
 from spica.labelstudio.child_process import ChildProcess

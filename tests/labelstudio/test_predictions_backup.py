@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import LABEL_CONFIG
+from label_studio_helpers import LABEL_CONFIG
 from scripted_backend import ScriptedBackend, box
 from spica.errors import LabelStudioError, StorageError, UsageError
 from spica.labelstudio.api.records import Prediction, Project

@@ -14,7 +14,8 @@ from pathlib import Path
 import httpx
 from fastapi.responses import Response
 
-from spica.errors import AuthenticationError, LabelStudioUnreachableError, RequestError
+from spica.errors import AuthenticationError, LabelStudioUnreachableError, NotFoundError, RequestError
+from spica.labelstudio.api.transport import LabelStudioRefusedError
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.predictions_backup import backup
 
@@ -51,6 +52,7 @@ class Forwarder:
 
         Raises:
             RequestError: another action, or no project.
+        NotFoundError: no such project.
             AuthenticationError: the caller sent no authorization, or Label Studio refused it.
             LabelStudioUnreachableError: no answer from Label Studio.
         """
@@ -81,6 +83,7 @@ class Forwarder:
         now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
         path = self._backup_dir / f"project-{int(project)}-{now}.jsonl"
         with LabelStudioClient(self._url, None, auth=auth) as client:
+            _require_project(client, int(project))
             count = backup(client, int(project), None, path)
         logger.info("%d predictions of project %s written to %s before they are deleted", count, project, path)
         return self._post(int(project), auth, body)
@@ -103,3 +106,14 @@ class Forwarder:
                 hint="is it running there? Set LABEL_STUDIO_URL where it is not",
             ) from None
         return Response(answer.content, answer.status_code, media_type=answer.headers.get("content-type"))
+
+
+def _require_project(client: LabelStudioClient, project: int) -> None:
+    try:
+        client.project(project)
+    except LabelStudioRefusedError as refusal:
+        if refusal.http_status != httpx.codes.NOT_FOUND:
+            raise
+        raise NotFoundError(
+            f"there is no project {project}", where="/api/dm/actions", hint="its number is in its address"
+        ) from None
