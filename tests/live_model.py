@@ -186,6 +186,7 @@ def serve_model(tmp_path: Path) -> Iterator[ServeModel]:
             over_http: bool = False,
             token: str | None = None,
             basic_auth: str | None = None,
+            own_token: bool = True,
         ) -> LiveModel:
             chosen = detector or ScriptedDetector(ANSWER)
             token = token or label_studio.credentials.token
@@ -210,6 +211,7 @@ def serve_model(tmp_path: Path) -> Iterator[ServeModel]:
             )
             settings = Settings(
                 label_studio_url=label_studio.url,
+                label_studio_api_key=SecretStr(token) if own_token else None,
                 data_dir=tmp_path / "spica",
                 basic_auth=SecretStr(basic_auth) if basic_auth is not None else None,
             )

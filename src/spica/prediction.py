@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from spica.errors import LabelConfigError, LabelStudioError, SpicaError
 from spica.images import decode, digest_of
@@ -28,7 +28,6 @@ from spica.labelstudio.label_config import (
     parse_label_config,
     serving_version,
 )
-from spica.labelstudio.media import MediaReader
 from spica.labelstudio.protocol import Task, image_uris
 
 logger = logging.getLogger(__name__)
@@ -78,6 +77,13 @@ class Outcome:
             raise ValueError("an outcome is either a prediction or an error")
 
 
+class Media(Protocol):
+    """Where the bytes of images come from; :class:`spica.labelstudio.media.MediaReader` is it usually."""
+
+    def read(self, uri: str, *, task_id: int | None = None) -> bytes:
+        """The bytes of the image at an address of a task's."""
+
+
 class Predictor:
     """Answers tasks with one model. Thread-safe.
 
@@ -96,14 +102,14 @@ class Predictor:
         model_id: str,
         classes: Sequence[str],
         engine: Engine,
-        media: MediaReader,
+        media: Media,
         threshold: float,
         max_pixels: int,
     ) -> None:
         self.model_id = model_id
         self.classes = tuple(classes)
         self.engine = engine
-        self._media = media
+        self.media = media
         self._threshold = threshold
         self._max_pixels = max_pixels
         self._plan = functools.lru_cache(maxsize=256)(self._make_plan)
@@ -125,6 +131,22 @@ class Predictor:
                 yield self._settle(*ahead.popleft())
         while ahead:
             yield self._settle(*ahead.popleft())
+
+    def begin(self, task: Task, plan: Plan, priority: Priority) -> Callable[[], Outcome]:
+        """Read and decode a task's images and ask for their detections; calling what is returned waits for them."""
+        wait = self._begin(task, plan, priority)
+        return lambda: self._settle(task, wait)
+
+    def with_media(self, media: Media) -> Predictor:
+        """The same model, images read in another way."""
+        return Predictor(
+            model_id=self.model_id,
+            classes=self.classes,
+            engine=self.engine,
+            media=media,
+            threshold=self._threshold,
+            max_pixels=self._max_pixels,
+        )
 
     def suggest(self, task: Task, plan: Plan, context: Mapping[str, Any]) -> Outcome:
         """Answer a person who has drawn a rectangle or a point, from the raw detections down to the floor score.
@@ -189,7 +211,7 @@ class Predictor:
         return pending
 
     def _see(self, uri: str, task_id: int | None, priority: Priority) -> Future[Seen]:
-        data = self._media.read(uri, task_id=task_id)
+        data = self.media.read(uri, task_id=task_id)
         seen = self.engine.remembered(digest_of(data))
         if seen is not None:
             done: Future[Seen] = Future()

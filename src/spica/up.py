@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from spica.errors import LabelStudioError, StorageError, UsageError
+from spica.errors import LabelConfigError, LabelStudioError, StorageError, UsageError
 from spica.labelstudio.api.backends import same_url
 from spica.labelstudio.api.records import Project
 from spica.labelstudio.api.transport import is_loopback
@@ -25,8 +25,9 @@ from spica.labelstudio.launch import LabelStudioProcess
 from spica.labelstudio.launch_env import is_local
 from spica.models.version import ModelIdentity
 from spica.prediction import Plan
-from spica.prelabel import Progress, prelabel
+from spica.prelabel.progress import Progress
 from spica.server.build import build_engine, build_service
+from spica.server.jobs import PrelabelRequest
 from spica.server.run import ModelServer, ensure_port_free, refuse_exposed
 from spica.settings import Settings
 
@@ -217,9 +218,20 @@ def running(
         plan = service.plan(project.id, project.label_config)
         for problem in plan.problems:
             note(problem)
-        progress = prelabel(client, service.predictor, project.id, plan, on_progress=on_progress)
-        service.note_failures(project.id, progress.failures)
+        progress = _prelabel(server, project, note, on_progress)
         yield _ready(client, project, plan, label_studio, server, progress, request.host)
+
+
+def _prelabel(
+    server: ModelServer, project: Project, note: Callable[[str], None], on_progress: Callable[[Progress], None]
+) -> Progress:
+    """Predict what has no prediction, by a job that the server's page shows too."""
+    try:
+        job, _ = server.jobs.start(PrelabelRequest(project=project.id, all=True))
+    except LabelConfigError as error:  # the labels can be mended in Label Studio, which therefore has to go on
+        note(error.one_line)
+        return Progress(total=0)
+    return job.follow(on_progress)
 
 
 def _ready(

@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ def backup(client: LabelStudioClient, project: int, version: str | None, path: P
     written: Counter[str] = Counter()
     with _replacing(path) as lines:
         for prediction in client.iter_predictions(project, version):
-            lines.write(json.dumps({name: getattr(prediction, name) for name in _FIELDS}, ensure_ascii=False) + "\n")
+            lines.write(_line(prediction))
             written[prediction.model_version] += 1
         # Predictions without any version are in the file, but not in Label Studio's count.
         counted = {name: count for name, count in written.items() if name}
@@ -97,6 +97,31 @@ def backup(client: LabelStudioClient, project: int, version: str | None, path: P
                 hint="nothing was deleted; try again when no predictions are being stored",
             )
     return sum(written.values())
+
+
+def write_backup(predictions: Iterable[Prediction], path: Path) -> int:
+    """Write these predictions to a file as :func:`backup` does; returns how many.
+
+    Raises:
+        StorageError: the file exists, or can't be written.
+    """
+    if path.exists():
+        raise StorageError("a backup is never overwritten", where=str(path), hint="give another file name")
+    count = 0
+    with _replacing(path) as lines:
+        for prediction in predictions:
+            lines.write(_line(prediction))
+            count += 1
+    return count
+
+
+def read_backup(path: Path) -> Iterator[dict[str, Any]]:
+    """What stands in a backup, one prediction after another.
+
+    Raises:
+        UsageError: the file is missing or is no backup.
+    """
+    return _read(path)
 
 
 def delete_with_backup(client: LabelStudioClient, project: int, version: str | None, path: Path) -> DeleteReport:
@@ -200,6 +225,10 @@ def _store(client: LabelStudioClient, project: int, items: list[dict[str, Any]],
         except LabelStudioRefusedError as refusal:
             refused.append(f"task {item['task']}, version {item['model_version']}: {refusal.got}")
     return created
+
+
+def _line(prediction: Prediction) -> str:
+    return json.dumps({name: getattr(prediction, name) for name in _FIELDS}, ensure_ascii=False) + "\n"
 
 
 def _read(path: Path) -> Iterator[dict[str, Any]]:

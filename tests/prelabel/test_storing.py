@@ -1,0 +1,261 @@
+"""Whatever happens to a request, each prediction is stored once or named as failed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import httpx
+import pytest
+
+from spica.errors import AuthenticationError, ImageError, LabelStudioError, LabelStudioUnreachableError, SpicaError
+from spica.labelstudio.api.transport import LabelStudioRefusedError
+from spica.labelstudio.client import LabelStudioClient
+from spica.prediction import Outcome
+from spica.prelabel import patience as patience_module
+from spica.prelabel import storing
+from spica.prelabel.channel import Channel
+from spica.prelabel.patience import Patience
+from spica.prelabel.progress import Tally
+from spica.prelabel.storing import Storer
+
+Answer = Callable[["FakeLabelStudio", Sequence[int]], int]
+
+
+class FakeLabelStudio:
+    """Stores predictions as it is told: one answer a request, then as a healthy one does."""
+
+    def __init__(self, *answers: Answer, gone: Iterable[int] = (), before: Iterable[int] = ()) -> None:
+        self.stored: list[int] = list(before)
+        self.requests: list[list[int]] = []
+        self._answers = list(answers)
+        self._gone = set(gone)
+
+    def create_predictions(self, _project: int, items: Sequence[Mapping[str, Any]]) -> int:
+        tasks = [int(item["task"]) for item in items]
+        self.requests.append(tasks)
+        if self._answers:
+            return self._answers.pop(0)(self, tasks)
+        if self._gone & set(tasks):
+            raise LabelStudioRefusedError("Label Studio refused a request", 400)
+        return store(self, tasks)
+
+    def having_prediction(self, _project: int, _version: str, tasks: Iterable[int], **_: object) -> set[int]:
+        return set(tasks) & set(self.stored)
+
+    def has_confusable_versions(self, _project: int, _version: str) -> bool:
+        return False
+
+    def existing_tasks(self, _project: int, tasks: Iterable[int]) -> set[int]:
+        return set(tasks) - self._gone
+
+    def project(self, _project: int) -> object:
+        class Project:
+            label_config = (
+                '<View><Image name="image" value="$image"/><RectangleLabels name="label" toName="image">'
+                '<Label value="spike"/></RectangleLabels></View>'
+            )
+
+        return Project
+
+
+def store(studio: FakeLabelStudio, tasks: Sequence[int]) -> int:
+    """All of them, confirmed."""
+    studio.stored += tasks
+    return len(tasks)
+
+
+def store_and(cause: Exception, *, status: int | None = None) -> Answer:
+    """All of them, but nobody hears of it."""
+
+    def answer(studio: FakeLabelStudio, tasks: Sequence[int]) -> int:
+        store(studio, tasks)
+        return failing(cause, status=status)(studio, tasks)
+
+    return answer
+
+
+def failing(cause: Exception, *, status: int | None = None) -> Answer:
+    """Nothing is stored, and the request ends so."""
+
+    def answer(_studio: FakeLabelStudio, _tasks: Sequence[int]) -> int:
+        if status is not None:
+            raise LabelStudioRefusedError("Label Studio refused a request", status)
+        error = LabelStudioUnreachableError("Label Studio can't be reached")
+        raise error from cause
+
+    return answer
+
+
+def leaving_out(*dropped: int) -> Answer:
+    """All but these, without a word."""
+    return lambda studio, tasks: store(studio, [task for task in tasks if task not in dropped])
+
+
+class Notes:
+    """A journal that remembers."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def sending(self, tasks: Iterable[int], within_s: float) -> None:
+        """Note it."""
+        assert within_s > 0
+        self.lines.append(f"sending {sorted(tasks)}")
+
+    def settled(self) -> None:
+        """Note it."""
+        self.lines.append("settled")
+
+
+@pytest.fixture(autouse=True)
+def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience_module, "_FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr(storing, "_SETTLE_S", 0.01)
+    monkeypatch.setattr(storing, "_SETTLE_STEP_S", 0.001)
+
+
+def run(
+    studio: FakeLabelStudio, outcomes: Sequence[Outcome], *, limit_s: float = 60, notes: Notes | None = None
+) -> tuple[Tally, dict[int, SpicaError], Storer]:
+    """Store outcomes; what was counted, what failed, and the storer."""
+    tally, failed = Tally(), dict[int, SpicaError]()
+    channel: Channel[Outcome] = Channel(len(outcomes) + 1)
+    for outcome in outcomes:
+        channel.put(outcome)
+    channel.end()
+    storer = Storer(
+        cast("LabelStudioClient", studio),
+        1,
+        "v",
+        tally=tally,
+        patience=Patience(limit_s=limit_s, stop=threading.Event(), tell=tally.note),
+        journal=notes or Notes(),
+        on_failure=failed.__setitem__,
+        on_progress=lambda: None,
+    )
+    storer.run(channel)
+    return tally, failed, storer
+
+
+def predicted(*tasks: int) -> list[Outcome]:
+    """A prediction with one box for each."""
+    return [Outcome(task, {"result": [], "score": 0.5, "model_version": "v"}, None, boxes=1) for task in tasks]
+
+
+@pytest.mark.parametrize(
+    ("answers", "requests"),
+    [
+        pytest.param([], 1, id="healthy"),
+        pytest.param([store_and(httpx.ReadTimeout("late"))], 1, id="stored, but the answer was lost"),
+        pytest.param([store_and(httpx.RemoteProtocolError("cut"))], 1, id="stored, then cut off"),
+        pytest.param([store_and(OSError(), status=504)], 1, id="stored, but a proxy gave up"),
+        pytest.param([store_and(OSError(), status=500)], 1, id="stored, then locked"),
+        pytest.param([failing(httpx.ReadTimeout("late"))], 2, id="lost"),
+        pytest.param([failing(httpx.ConnectError("refused"))] * 3, 4, id="stopped for a while"),
+        pytest.param([failing(OSError(), status=500)] * 2, 3, id="locked for a while"),
+        pytest.param([failing(OSError(), status=413)], 3, id="too large for a proxy"),
+    ],
+)
+def test_each_prediction_is_stored_once(answers: list[Answer], requests: int) -> None:
+    """However a request ends, what is stored is found out before anything is sent again."""
+    studio = FakeLabelStudio(*answers)
+    tally, failed, _ = run(studio, predicted(1, 2, 3, 4))
+    assert sorted(studio.stored) == [1, 2, 3, 4]
+    assert len(studio.requests) == requests
+    assert (tally.progress.stored, tally.progress.boxes, failed) == (4, 4, {})
+
+
+def test_tasks_of_a_cut_off_request_are_doubtful() -> None:
+    """What was sent into the unknown is looked at again in the end."""
+    *_, storer = run(FakeLabelStudio(failing(httpx.ReadTimeout("late"))), predicted(1, 2))
+    assert storer.doubtful == {1, 2}
+    *_, storer = run(FakeLabelStudio(), predicted(1, 2))
+    assert storer.doubtful == set()
+
+
+def test_what_somebody_stored_meanwhile_is_not_sent() -> None:
+    """A task that was opened, and so predicted, since it was listed is left as it is, and counts."""
+    studio = FakeLabelStudio(before=[2])
+    tally, _, _ = run(studio, predicted(1, 2, 3))
+    assert studio.requests == [[1, 3]]
+    assert tally.progress.stored == 3
+
+
+def test_what_is_left_out_is_named() -> None:
+    """A prediction that Label Studio silently drops is a failed task; the others count."""
+    studio = FakeLabelStudio(leaving_out(2))
+    tally, failed, _ = run(studio, predicted(1, 2, 3))
+    assert (tally.progress.stored, list(failed)) == (2, [2])
+    assert "left this prediction out" in failed[2].what
+    assert len(studio.requests) == 1
+
+
+def test_deleted_tasks_spoil_no_batch() -> None:
+    """Tasks that are gone are taken out, and the rest is sent again."""
+    studio = FakeLabelStudio(gone=[2, 4])
+    tally, failed, _ = run(studio, predicted(1, 2, 3, 4, 5))
+    assert sorted(studio.stored) == [1, 3, 5]
+    assert (tally.progress.gone, tally.progress.stored, failed) == (2, 3, {})
+
+
+def test_one_prediction_that_is_refused_is_found_by_halves() -> None:
+    """A request that is refused for one of its predictions is divided until only that one fails."""
+
+    def refuse_three(studio: FakeLabelStudio, tasks: Sequence[int]) -> int:
+        if 3 in tasks:
+            raise LabelStudioRefusedError("Label Studio refused a request", 400)
+        return store(studio, tasks)
+
+    studio = FakeLabelStudio(*([refuse_three] * 20))
+    tally, failed, _ = run(studio, predicted(1, 2, 3, 4, 5, 6, 7))
+    assert sorted(studio.stored) == [1, 2, 4, 5, 6, 7]
+    assert (tally.progress.stored, list(failed)) == (6, [3])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.param(AuthenticationError("Label Studio refused the token"), id="token revoked"),
+        pytest.param(LabelStudioRefusedError("Label Studio refused a request", 403), id="no permission"),
+        pytest.param(LabelStudioRefusedError("Label Studio refused a request", 404), id="project gone"),
+    ],
+)
+def test_a_clear_refusal_ends_the_job(error: LabelStudioError | AuthenticationError) -> None:
+    """What will not pass is raised at once, without another request."""
+
+    def refuse(_studio: FakeLabelStudio, _tasks: Sequence[int]) -> int:
+        raise error
+
+    studio = FakeLabelStudio(refuse)
+    with pytest.raises(type(error)):
+        run(studio, predicted(1, 2))
+    assert len(studio.requests) == 1
+
+
+def test_label_studio_stays_away_for_too_long() -> None:
+    """After the limit the failure is raised."""
+    studio = FakeLabelStudio(*[failing(httpx.ConnectError("refused"))] * 5)
+    with pytest.raises(LabelStudioUnreachableError):
+        run(studio, predicted(1), limit_s=0)
+
+
+def test_failed_tasks_are_told_and_never_sent() -> None:
+    """A task without a prediction reaches nobody but the report."""
+    studio = FakeLabelStudio()
+    broken = Outcome(2, None, ImageError("the image is damaged"))
+    tally, failed, _ = run(studio, [*predicted(1), broken, *predicted(3)])
+    assert studio.requests == [[1, 3]]
+    assert list(failed) == [2]
+    assert (tally.progress.answered, tally.progress.done) == (3, 3)
+
+
+def test_the_journal_knows_before_label_studio_does() -> None:
+    """What is about to be sent is noted first, and ticked off when it is confirmed; batches are bounded."""
+    notes = Notes()
+    studio = FakeLabelStudio()
+    run(studio, predicted(*range(1, 20)), notes=notes)
+    assert [len(request) for request in studio.requests] == [16, 3]
+    assert notes.lines[0] == f"sending {list(range(1, 17))}"
+    assert notes.lines[1::2] == ["settled", "settled"]
