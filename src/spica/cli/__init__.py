@@ -13,7 +13,9 @@ from rich.markup import escape
 from spica import __version__
 from spica.cli.console import err, out
 from spica.cli.predictions import predictions_app
+from spica.cli.prelabel import prelabel
 from spica.cli.server import connect, doctor, serve
+from spica.cli.status import status
 from spica.cli.up import demo, up
 from spica.errors import SpicaError
 
@@ -26,7 +28,7 @@ app = typer.Typer(
     help="A detector proposes boxes, you correct them in Label Studio.\n\n"
     "[bold]Example[/bold]: spica up photos --weights gwhd.pth --labels spike",
 )
-for command in (demo, up, serve, connect, doctor):
+for command in (demo, up, serve, connect, prelabel, status, doctor):
     app.command()(command)
 app.add_typer(predictions_app, name="predictions")
 

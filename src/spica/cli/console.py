@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from spica.labelstudio.client import LabelStudioClient
     from spica.models.version import ModelIdentity
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def settings_with(**given: Any) -> Settings:
@@ -128,6 +128,7 @@ def terminate_like_ctrl_c() -> None:
     def interrupt(*_: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    for name in ("SIGTERM", "SIGBREAK", "SIGHUP"):
+    # SIGINT itself too: what a script starts in the background begins with it ignored.
+    for name in ("SIGINT", "SIGTERM", "SIGBREAK", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), interrupt)

@@ -41,3 +41,20 @@ LabelStudioDataDir = Annotated[
 ]
 ProjectNumber = Annotated[int, typer.Option("--project", min=1, help="The project's number, as in its address.")]
 BasicAuth = Annotated[str | None, typer.Option(help=help_for("basic_auth"), show_default=False)]
+ModelUrl = Annotated[
+    str | None, typer.Option("--model-url", help="Address of the model server.", show_default="http://127.0.0.1:8010")
+]
+JobWeights = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights",
+        "--weight",
+        help="Without a server: predict in this process, with these weights.",
+        show_default=False,
+    ),
+]
+Report = Annotated[
+    Path | None,
+    typer.Option(help="Write each failed task with its reason to this file, a JSON object a line.", show_default=False),
+]
+ServerAuth = Annotated[str | None, typer.Option("--basic-auth", help=help_for("basic_auth"), show_default=False)]

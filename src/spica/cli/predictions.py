@@ -1,4 +1,4 @@
-"""`spica predictions`: list, delete, restore."""
+"""`spica predictions`: list, delete, restore, refresh."""
 
 from __future__ import annotations
 
@@ -10,12 +10,23 @@ import typer
 from rich.markup import escape
 
 from spica.cli.console import client_for, err, label_studio, out
-from spica.cli.options import LabelStudioDataDir, ProjectNumber, Token, Url
+from spica.cli.jobs import Order, label_studio_of, run_job, sum_up
+from spica.cli.options import (
+    JobWeights,
+    LabelStudioDataDir,
+    ModelUrl,
+    ProjectNumber,
+    Report,
+    ServerAuth,
+    Threshold,
+    Token,
+    Url,
+)
 from spica.errors import UsageError
 
 predictions_app = typer.Typer(
     no_args_is_help=True,
-    help="Predictions that Label Studio stores: list, delete, restore.\n\n"
+    help="Predictions that Label Studio stores: list, delete, restore, refresh.\n\n"
     "[bold]Example[/bold]: spica predictions list --project 1",
 )
 
@@ -64,11 +75,9 @@ def delete_predictions(
 
     [bold]Example[/bold]: spica predictions delete --project 1
     """
-    from datetime import UTC, datetime
-
     from spica.labelstudio.predictions_backup import delete_with_backup
 
-    path = backup or Path(f"predictions-{project}-{datetime.now(UTC).strftime('%Y%m%dT%H%M%SZ')}.jsonl")
+    path = backup or _backup_path(project)
     with client_for(label_studio(url, token, data_dir)) as client:
         known = client.prediction_versions(project)
         if version is not None and version not in known:
@@ -108,3 +117,70 @@ def restore_predictions(
         err.print(f"[yellow]Note:[/yellow] refused by Label Studio: {escape(line)}")
     if not report.is_complete:
         raise typer.Exit(1)
+
+
+@predictions_app.command("refresh")
+def refresh_predictions(
+    project: ProjectNumber,
+    annotated: Annotated[
+        bool, typer.Option("--all", help="Tasks that already carry annotations too; they are left alone otherwise.")
+    ] = False,
+    backup: Annotated[
+        Path | None,
+        typer.Option(help="Where to write what is deleted.", show_default="predictions-PROJECT-TIME.jsonl"),
+    ] = None,
+    report: Report = None,
+    model_url: ModelUrl = None,
+    weights: JobWeights = None,
+    url: Url = None,
+    token: Token = None,
+    data_dir: LabelStudioDataDir = None,
+    basic_auth: ServerAuth = None,
+    threshold: Threshold = None,
+) -> None:
+    """After a change of the model: the new version's predictions first, then the older ones go, task by task.
+
+    A task that could not be predicted keeps what it has. What is deleted is written to a file before;
+    `spica predictions restore` puts it back.
+
+    [bold]Example[/bold]: spica predictions refresh --project 1
+
+    [bold]Exit status[/bold]: as that of `spica prelabel`.
+    """
+    from contextlib import ExitStack
+
+    from spica.prelabel.failures import FailureFile
+    from spica.prelabel.refresh import remove_older
+    from spica.prelabel.selection import Selection
+
+    order = Order(
+        project=project,
+        selection=Selection(annotated=annotated),
+        watch=False,
+        weights=weights,
+        model_url=model_url,
+        url=url,
+        token=token,
+        data_dir=data_dir,
+        settings={"threshold": threshold, "basic_auth": basic_auth},
+    )
+    path = backup or _backup_path(project)
+    with ExitStack() as stack:
+        client = stack.enter_context(client_for(label_studio_of(order)))
+        file = stack.enter_context(FailureFile(report)) if report is not None else None
+        result = run_job(order, file)
+        sum_up(result, project, file)
+        if result.state != "stopped":
+            removal = remove_older(client, project, result.version, annotated=annotated, backup=path)
+            if removal.path is None:
+                out.print("There are no older predictions beside the new ones.")
+            else:
+                out.print(f"Deleted {removal.deleted} older predictions; they are kept in {escape(str(removal.path))}.")
+    if result.exit_code:
+        raise typer.Exit(result.exit_code)
+
+
+def _backup_path(project: int) -> Path:
+    from datetime import UTC, datetime
+
+    return Path(f"predictions-{project}-{datetime.now(UTC).strftime('%Y%m%dT%H%M%SZ')}.jsonl")

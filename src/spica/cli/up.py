@@ -125,13 +125,16 @@ def up(
             expected="either --labels or --label-config",
             hint="for example: --labels spike",
         )
-    config = read_text(label_config, "--label-config") if label_config is not None else ""
+    if label_config is not None:
+        config = read_text(label_config, "--label-config")
+    else:
+        config = label_config_for((labels or "").split(","))
     find_images(images)
     _up(
         settings,
         images=images,
         weights=weights,
-        label_config=config or label_config_for((labels or "").split(",")),
+        label_config=config,
         title=project or images.resolve().name,
         data_dir=data_dir or images.resolve().parent / DATA_FOLDER,
         expose=expose,
@@ -239,7 +242,8 @@ class _Bar:
 
     def stop(self) -> None:
         self._status.stop()
-        self._progress.stop()
+        if self._task is not None:
+            self._progress.stop()
 
 
 @contextmanager
@@ -252,12 +256,12 @@ def _progress() -> Iterator[_Bar]:
 
 
 def _print_failures(progress: Progress) -> None:
-    if not progress.failures:
+    if not progress.failed:
         return
-    err.print(f"[yellow]{len(progress.failures)} photographs could not be predicted:[/yellow]")
+    err.print(f"[yellow]{progress.failed} photographs could not be predicted:[/yellow]")
     for task, error in progress.failures[:10]:
         err.print(f"  task {task}: {escape(error.one_line)}")
-    if len(progress.failures) > 10:
+    if progress.failed > 10:
         err.print("  … the others are in the log")
 
 

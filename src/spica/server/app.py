@@ -20,18 +20,21 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
 from spica import __version__
-from spica.errors import RequestError, SpicaError
+from spica.errors import MethodNotAllowedError, NotFoundError, RequestError, SpicaError
 from spica.labelstudio.protocol import PredictRequest, SetupRequest, WebhookRequest, bad_request
 from spica.prediction import Outcome
 from spica.server.border import LastResortMiddleware, error_response
+from spica.server.events import stream
 from spica.server.forward import Forwarder
-from spica.server.limits import BasicAuthMiddleware, read_body
+from spica.server.jobs import Jobs, PrelabelRequest, failures_after
+from spica.server.limits import BasicAuthMiddleware, label_studio_token, read_body, refuse_foreign
 from spica.server.metrics import Metrics
 from spica.server.page import render_page, render_status
 from spica.server.service import Service
 
 logger = logging.getLogger(__name__)
 
+_HTTP_ERRORS = {error.status: error for error in (NotFoundError, MethodNotAllowedError)}
 _STATIC = Path(__file__).parent / "static"
 _T = TypeVar("_T")
 _Body = TypeVar("_Body", bound=BaseModel)
@@ -41,6 +44,7 @@ def create_app(
     service: Service,
     *,
     forwarder: Forwarder,
+    jobs: Jobs,
     max_request_bytes: int,
     max_tasks: int,
     basic_auth: str | None = None,
@@ -50,6 +54,7 @@ def create_app(
     Args:
         service: answers; closed by the caller.
         forwarder: passes the one forwarded action to Label Studio.
+        jobs: the bulk jobs; closed when the application ends.
         max_request_bytes: larger bodies are refused.
         max_tasks: requests with more tasks are refused.
         basic_auth: ``user:password`` to ask for, or None for no question.
@@ -59,6 +64,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        await asyncio.to_thread(jobs.close)
         service.close()
 
     app = FastAPIOffline(
@@ -69,6 +75,8 @@ def create_app(
         redoc_url=None,
         lifespan=lifespan,
     )
+    app.state.jobs = jobs
+    app.state.is_stopping = lambda: False  # whoever runs the server says when
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
     _add_error_handlers(app)
     if basic_auth is not None:
@@ -151,13 +159,101 @@ def create_app(
     @app.get("/", response_class=HTMLResponse)
     async def page() -> str:
         """A page that says what is served, and in what state."""
-        return render_page(service)
+        return render_page(service, jobs)
 
     @app.get("/status", response_class=HTMLResponse, include_in_schema=False)
     async def status() -> str:
-        return render_status(service)
+        return render_status(service, jobs)
 
+    _add_jobs(app, service, jobs, body_of)
     return app
+
+
+def _add_jobs(
+    app: FastAPI, service: Service, jobs: Jobs, body_of: Callable[[Request, type[PrelabelRequest]], Any]
+) -> None:
+    """The routes of the bulk jobs."""
+
+    @app.post("/jobs/prelabel", status_code=202, openapi_extra=_body_schema(PrelabelRequest))
+    async def prelabel(request: Request) -> dict[str, Any]:
+        """Predict the tasks of a project that have no prediction of the served version, and store the predictions.
+
+        Answers with the job, also where one works on the project already; `started_now` tells which. With `dry_run`
+        only `total` is told. Label Studio's token comes in `X-Api-Key` or `Authorization: Token …`, unless the server
+        has one of its own.
+        """
+        refuse_foreign(request)
+        token = label_studio_token(request)
+        body = await body_of(request, PrelabelRequest)
+        if body.dry_run:
+            work = await _run(service.batch_pool, jobs.look, body, token)
+            return {
+                "project": body.project,
+                "title": work.project.title,
+                "version": work.plan.version,
+                "total": work.total,
+                "annotated": work.annotated,
+            }
+        job, started_now = await _run(service.batch_pool, jobs.start, body, token)
+        return {**job.as_json(), "started_now": started_now}
+
+    @app.get("/jobs")
+    async def list_jobs() -> dict[str, Any]:
+        """The jobs since the server's start, the latest first."""
+        return {"jobs": [job.as_json() for job in jobs.all]}
+
+    @app.get("/jobs/{job}")
+    async def show_job(job: str) -> dict[str, Any]:
+        """How far a job is: tasks, failures, speed in images a second, seconds to go."""
+        return jobs.get(job).as_json()
+
+    @app.get("/jobs/{job}/failures")
+    async def show_failures(job: str, after: int = 0) -> dict[str, Any]:
+        """The failed tasks of a job behind the first `after`, at most 1000, each as one line of JSON."""
+        lines, complete = await asyncio.to_thread(failures_after, jobs.get(job), max(0, after))
+        return {"lines": lines, "complete": complete}
+
+    @app.post("/jobs/{job}/stop", status_code=202)
+    async def stop_job(request: Request, job: str) -> dict[str, Any]:
+        """Let a job store what is in hand and end; what is left is done when it is started again."""
+        refuse_foreign(request)
+        found = jobs.get(job)
+        found.stop()
+        return found.as_json()
+
+    @app.get("/state")
+    async def state() -> dict[str, Any]:
+        """Health, jobs and the last failed tasks, from memory."""
+        return _state(service, jobs)
+
+    @app.get("/events")
+    async def events() -> Response:
+        """The state and the page's changing part, sent when they change (server-sent events)."""
+        return stream(
+            {
+                "state": lambda: json.dumps(_state(service, jobs)),
+                "page": lambda: json.dumps(render_status(service, jobs)),
+            },
+            is_stopping=lambda: bool(app.state.is_stopping()),
+        )
+
+
+def _state(service: Service, jobs: Jobs) -> dict[str, Any]:
+    return {
+        **service.health(),
+        "label_studio": jobs.label_studio_url,
+        "jobs": [job.as_json() for job in jobs.all],
+        "failures": [
+            {
+                "when": failure.when.isoformat(timespec="seconds"),
+                "project": failure.project,
+                "task": failure.task,
+                "code": failure.error.code,
+                "reason": failure.error.one_line,
+            }
+            for failure in service.failures
+        ],
+    }
 
 
 async def _run(pool: Executor, call: Callable[..., _T], *args: Any) -> _T:
@@ -218,8 +314,6 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
-        refused = RequestError(
-            str(error.detail), where=f"{request.method} {request.url.path}", hint="see /docs for the routes"
-        )
-        refused.code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, refused.code)  # type: ignore[misc]
+        kind = _HTTP_ERRORS.get(error.status_code, RequestError)
+        refused = kind(str(error.detail), where=f"{request.method} {request.url.path}", hint="see /docs for the routes")
         return JSONResponse(refused.as_json(), status_code=error.status_code, headers=error.headers)

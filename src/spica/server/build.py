@@ -56,7 +56,8 @@ def build_service(engine: Engine, identity: ModelIdentity, settings: Settings) -
         threshold=settings.threshold,
         max_pixels=settings.max_pixels,
     )
-    return Service(predictor, weights=identity.weights.path.name)
+    named = identity.name if identity.weights.card is not None else identity.weights.path.name
+    return Service(predictor, weights=named)
 
 
 def warm_up(detector: Detector) -> None:
@@ -69,6 +70,11 @@ def _media(settings: Settings) -> MediaReader:
     auth: httpx.Auth | None = None
     if settings.label_studio_api_key is not None:
         auth = LabelStudioAuth(settings.label_studio_url, settings.label_studio_api_key.get_secret_value())
+    return media_for(settings, auth)
+
+
+def media_for(settings: Settings, auth: httpx.Auth | None) -> MediaReader:
+    """Reads images as the settings say, from Label Studio with this token; closed by the caller."""
     return MediaReader(
         label_studio_url=settings.label_studio_url,
         auth=auth,

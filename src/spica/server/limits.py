@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import binascii
 import secrets
+from urllib.parse import urlsplit
 
+from pydantic import SecretStr
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -47,6 +49,44 @@ def _refuse_over(size: int, limit: int, request: Request) -> None:
             got=f"{size} bytes or more",
             hint="select fewer tasks at once, or raise SPICA_MAX_REQUEST_BYTES",
         )
+
+
+def refuse_foreign(request: Request) -> None:
+    """Raise unless a request that sets something going comes from a program or from our own page.
+
+    A form on another site can't send JSON, and a script there says where it comes from.
+
+    Raises:
+        RequestError: another content type than JSON, or another site's page.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise RequestError(
+            "the request is not JSON",
+            where=request.url.path,
+            expected="Content-Type: application/json",
+            got=kind[:60] or "no content type",
+        )
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+        raise RequestError(
+            "the request comes from another site's page",
+            where=request.url.path,
+            got=origin[:100],
+            hint="use the page of this server, or a program",
+        )
+
+
+def label_studio_token(request: Request) -> SecretStr | None:
+    """Label Studio's token of whoever asks: ``X-Api-Key``, as Label Studio itself takes it, or ``Authorization``.
+
+    With ``--basic-auth``, ``Authorization`` is the model server's own.
+    """
+    key = request.headers.get("x-api-key", "").strip()
+    if key:
+        return SecretStr(key)
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return SecretStr(token.strip()) if scheme.lower() in ("token", "bearer") and token.strip() else None
 
 
 class BasicAuthMiddleware:

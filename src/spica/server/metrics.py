@@ -16,7 +16,9 @@ from spica.prediction import Outcome
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 100, 300)
 """Bucket limits in seconds; 100 s is where Label Studio gives a prediction up."""
 
-_ROUTES = frozenset({"/", "/health", "/setup", "/predict", "/webhook", "/versions", "/metrics", "/api/dm/actions"})
+_ROUTES = frozenset(
+    {"/", "/health", "/setup", "/predict", "/webhook", "/versions", "/metrics", "/api/dm/actions", "/jobs/prelabel"}
+)
 """Only these are label values: a client must not be able to make new series."""
 
 

@@ -10,7 +10,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from spica import __version__
-from spica.server.service import Service
+from spica.server.jobs import Jobs
+from spica.server.service import Failure, Service
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -26,17 +27,17 @@ def _environment() -> Environment:
     )
 
 
-def render_page(service: Service) -> str:
+def render_page(service: Service, jobs: Jobs) -> str:
     """The whole page, HTML."""
-    return _environment().get_template("page.html").render(**_view(service))
+    return _environment().get_template("page.html").render(**_view(service, jobs))
 
 
-def render_status(service: Service) -> str:
-    """The part of the page that changes, HTML; the page fetches it every two seconds."""
-    return _environment().get_template("status.html").render(**_view(service))
+def render_status(service: Service, jobs: Jobs) -> str:
+    """The part of the page that changes, HTML; the page is sent it anew when it has changed."""
+    return _environment().get_template("status.html").render(**_view(service, jobs))
 
 
-def _view(service: Service) -> dict[str, Any]:
+def _view(service: Service, jobs: Jobs) -> dict[str, Any]:
     engine = service.predictor.engine.status
     return {
         "version": __version__,
@@ -47,10 +48,31 @@ def _view(service: Service) -> dict[str, Any]:
         "seconds_per_image": engine.seconds / engine.images if engine.images else None,
         "projects": service.projects,
         "failures": service.failures,
+        "jobs": jobs.all,
+        "has_token": jobs.has_token,
+        "task_url": functools.partial(_task_url, jobs.label_studio_url),
+        "duration": _duration,
         "started": _clock(service.started),
         "clock": _clock,
         "now": _clock(datetime.now(UTC)),
     }
+
+
+def _task_url(label_studio_url: str, failure: Failure) -> str | None:
+    """Where a failed task is opened in Label Studio; None if that can't be known."""
+    if failure.project is None or failure.task is None:
+        return None
+    return f"{label_studio_url}/projects/{failure.project}/data?task={failure.task}"
+
+
+def _duration(seconds: float | None) -> str:
+    """Hours and minutes, or minutes and seconds; a dash for what can't be said."""
+    if seconds is None:
+        return "–"
+    whole = max(0, round(seconds))
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    return f"{whole // 60} min {whole % 60:02} s" if whole >= 60 else f"{whole} s"
 
 
 def _clock(moment: datetime) -> str:

@@ -16,6 +16,7 @@ from spica.errors import LaunchError, SpicaError, UsageError
 from spica.labelstudio.launch_env import is_local
 from spica.server.app import create_app
 from spica.server.forward import Forwarder
+from spica.server.jobs import Jobs
 from spica.server.service import Service
 from spica.settings import Settings
 
@@ -30,6 +31,7 @@ def build_app(service: Service, settings: Settings) -> FastAPI:
     return create_app(
         service,
         forwarder=Forwarder(settings.label_studio_url, backup_dir=settings.data_dir / "backups"),
+        jobs=Jobs(service, settings),
         max_request_bytes=settings.max_request_bytes,
         max_tasks=settings.max_tasks,
         basic_auth=secret,
@@ -99,8 +101,11 @@ class ModelServer:
         self._socket = bind(host, port, option="--model-port")
         self.port = int(self._socket.getsockname()[1])
         self.url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{self.port}"
-        config = uvicorn.Config(build_app(service, settings), log_config=None, access_log=False, lifespan="on")
+        app = build_app(service, settings)
+        self.jobs: Jobs = app.state.jobs
+        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on")
         self._server = uvicorn.Server(config)
+        app.state.is_stopping = lambda: self._server.should_exit
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, name="spica-server", daemon=True
         )
@@ -115,7 +120,8 @@ class ModelServer:
         self.close()
 
     def close(self) -> None:
-        """Answer what is under way, then stop. May be called twice."""
+        """Answer what is under way, let jobs store what is in hand, then stop. May be called twice."""
+        self.jobs.close()
         self._server.should_exit = True
         self._service.predictor.engine.close()
         if self._thread.is_alive():
@@ -130,8 +136,9 @@ def serve(service: Service, settings: Settings, *, host: str, port: int) -> None
         SpicaError: the port can't be used, or the model could not be loaded.
     """
     sock = bind(host, port, option="--port")
-    config = uvicorn.Config(build_app(service, settings), log_config=None, access_log=False)
-    server = uvicorn.Server(config)
+    app = build_app(service, settings)
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+    app.state.is_stopping = lambda: server.should_exit
     failed: list[SpicaError] = []
 
     def watch() -> None:
