@@ -56,7 +56,7 @@ def list_predictions(
     table = Table("Version", "Predictions", title=f"Project {project}", title_justify="left")
     for version, count in versions.items():
         table.add_row(escape(version), str(count))
-    out.print(table)
+    out.print(table, soft_wrap=False)
 
 
 @predictions_app.command("delete")
