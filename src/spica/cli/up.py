@@ -281,7 +281,9 @@ def _print_frame(ready: Ready, data_dir: Path) -> None:
         "[dim]Label Studio is told to accept a model server on this machine, which it refuses otherwise.\n"
         f"{_reach(ready)}[/dim]",
     ]
-    out.print(Panel("\n".join(lines), title=escape(ready.project.title), title_align="left", expand=False), soft_wrap=False)
+    out.print(
+        Panel("\n".join(lines), title=escape(ready.project.title), title_align="left", expand=False), soft_wrap=False
+    )
 
 
 def _reach(ready: Ready) -> str:

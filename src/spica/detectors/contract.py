@@ -49,9 +49,7 @@ def checked(detections: Detections, *, classes: int, width: int, height: int, de
         )
 
     if n < 0 or boxes.shape != (n, 4) or class_ids.shape != (n,):
-        raise broken(
-            "boxes (N, 4), scores (N,), class ids (N,)", f"{boxes.shape}, {scores.shape}, {class_ids.shape}"
-        )
+        raise broken("boxes (N, 4), scores (N,), class ids (N,)", f"{boxes.shape}, {scores.shape}, {class_ids.shape}")
     if boxes.dtype != np.float32 or scores.dtype != np.float32 or class_ids.dtype != np.int64:
         raise broken("float32, float32, int64", f"{boxes.dtype}, {scores.dtype}, {class_ids.dtype}")
     if n == 0:

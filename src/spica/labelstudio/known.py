@@ -63,7 +63,6 @@ def stored_token(url: str, data_dir: Path | None) -> SecretStr | None:
     return SecretStr(load_or_create(Path(kept)).token)
 
 
-
 def own_folder(data_dir: Path) -> Path:
     """Label Studio's folder in a data folder of ``spica up``, or ``data_dir`` itself if it is one.
 
