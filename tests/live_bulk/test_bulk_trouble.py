@@ -19,6 +19,7 @@ from spica.labelstudio.api.records import Project
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.launch import LabelStudioProcess
 from spica.prelabel import BulkJob, Progress, Selection, prelabel, prepare
+from spica.prelabel.claim import Claim
 
 pytestmark = pytest.mark.label_studio
 
@@ -56,6 +57,7 @@ def work_on(
     stop: threading.Event | None = None,
     watch: bool = False,
     said: list[str] | None = None,
+    claim: Claim | None = None,
 ) -> tuple[BulkJob, Callable[[], BaseException | None]]:
     """A job under way on a thread of its own, and what waits for its end and gives the failure that ended it."""
     selection = Selection()
@@ -68,6 +70,7 @@ def work_on(
         plan_for=model.predictor.plan,
         stop=stop,
         watch=watch,
+        claim=claim,
         say=None if said is None else said.append,
         watch_s=0.2,
     )
@@ -103,7 +106,6 @@ def test_label_studio_restarts_in_the_middle_and_the_token_is_revoked_in_the_end
         photographs = Folder(root / "images", root)
         with process.client() as client:
             project = client.create_project("restarted", CONFIG)
-            client.ensure_local_storage(project.id, root / "images") if (root / "images").is_dir() else None
             names = [f"{number:02}.png" for number in range(60)]
             tasks = photographs.tasks(client, project.id, names)
             client.ensure_local_storage(project.id, photographs.path)
@@ -123,8 +125,8 @@ def test_label_studio_restarts_in_the_middle_and_the_token_is_revoked_in_the_end
                 gate.go_on.clear()
                 gate.reached.clear()
                 more = photographs.tasks(later, project.id, [f"more-{number:02}.png" for number in range(60)])
-                for number, name in enumerate(f"more-{number:02}.png" for number in range(60)):
-                    photographs.photograph(name, (120, 60 + number, 60))
+                for number in range(60):  # other images than before, which are remembered
+                    photographs.photograph(f"more-{number:02}.png", (120, 60 + number, 60))
                 job, end = work_on(client, model, project.id)
                 assert gate.reached.wait(TIMEOUT_S)
                 wait_until(lambda: job.progress.stored > 0, "something is stored")
@@ -264,6 +266,30 @@ def test_tasks_that_are_deleted_meanwhile_cost_nobody_else(
     detector.go_on.set()
     assert end() is None
     assert (job.progress.stored, job.progress.gone, job.progress.failed) == (5, 1, 0)
+
+
+def test_the_last_request_of_a_killed_run_is_waited_for(
+    client: LabelStudioClient, bulk_project: Project, folder: Folder, model: LiveModel, tmp_path: Path
+) -> None:
+    """What a killed process was sending may still be carried out: the next run waits for it, and does nothing twice."""
+    tasks = folder.tasks(client, bulk_project.id, [f"{number}.png" for number in range(5)])
+    version = model.plan(client, bulk_project.id).version
+
+    def claim(by: str) -> Claim:
+        return Claim.take(tmp_path / "jobs", client.url, bulk_project.id, by=by, version=version)
+
+    killed = claim("a process that is killed")
+    killed.sending(tasks, TIMEOUT_S)
+    killed.release()
+    with claim("the next one") as following:
+        job, end = work_on(client, model, bulk_project.id, claim=following)
+        wait_until(lambda: job.progress.note is not None, "the job waits")
+        late = [{"task": task, "result": [], "score": 0.5, "model_version": version} for task in tasks]
+        client.create_predictions(bulk_project.id, late)
+        assert end() is None
+        assert following.unsettled == ()
+    assert model.detector.calls == 0
+    assert [len(ids) for ids in stored(client, tasks).values()] == [1] * 5
 
 
 def test_what_was_stored_twice_is_found_and_removed(

@@ -68,3 +68,17 @@ def test_other_processes_read_what_was_written() -> None:
     assert (read.total, read.done, read.boxes, read.note) == (9, 5, 7, "waits")
     ((task, error),) = read.failures
     assert (task, error.what) == (4, "the image is damaged")
+
+
+def test_the_clock_of_a_job_that_is_over_stands_still() -> None:
+    """What is shown of a finished job does not change while people look at it."""
+    clock = Clock()
+    tally = Tally(clock=clock)
+    clock.now += 10
+    tally.add(answered=20, stored=20)
+    tally.end()
+    before = tally.progress
+    clock.now += 1000
+    assert tally.progress == before
+    assert before.seconds == pytest.approx(10)
+    assert before.images_per_s == pytest.approx(2)

@@ -127,6 +127,7 @@ class BulkJob:
             self.state = "failed"
             raise
         finally:
+            self._tally.end()
             if self._claim is not None:
                 reason = self.reason.one_line if self.reason is not None else None
                 self._claim.end(self.state if self.state != "running" else "failed", reason, self.progress)

@@ -31,7 +31,7 @@ class Progress:
         gone: tasks that were deleted while the job ran.
         answered: tasks that the model is done with, stored or not yet.
         images_per_s: tasks answered a second, over the last half minute; 0 before the first.
-        seconds: since the job began.
+        seconds: since the job began, and until it ended.
         counted: predictions of the version that Label Studio counts at the end; None before.
         doubles: predictions that were stored twice, by Label Studio or by another process, and were removed again.
         note: what the job is waiting for, if anything.
@@ -107,6 +107,7 @@ class Tally:
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._began = clock()
+        self._ended: float | None = None
         self._lock = threading.Lock()
         self._counts = dict.fromkeys(("total", "stored", "boxes", "failed", "gone", "answered", "doubles"), 0)
         self._failures: deque[tuple[int, SpicaError]] = deque(maxlen=KEPT)
@@ -138,6 +139,11 @@ class Tally:
         with self._lock:
             self._counted = counted
 
+    def end(self) -> None:
+        """Stop the clock: speed and duration stay what they were."""
+        with self._lock:
+            self._ended = self._clock()
+
     def note(self, text: str | None) -> None:
         """Say what the job is waiting for; None when it goes on."""
         with self._lock:
@@ -154,7 +160,7 @@ class Tally:
     def progress(self) -> Progress:
         """A snapshot."""
         with self._lock:
-            now = self._clock()
+            now = self._clock() if self._ended is None else self._ended
             since, before = self._samples[0]
             elapsed = max(now - since, 1e-6)
             return Progress(
