@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,6 +22,12 @@ from spica.labelstudio.launch import LabelStudioProcess
 _OURS = ("LABEL_STUDIO_", "HEARTEX_", "SPICA_", "LOCAL_FILES_")
 _HOMES = ("HOME", "USERPROFILE", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "LOCALAPPDATA", "APPDATA")
 _START_TIMEOUT_S = 500.0
+
+
+def pytest_configure() -> None:
+    """Children of the tests must understand Ctrl-C, also where a script has started the run in the background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
