@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo setup test lint browser wheel clean help
+.PHONY: demo setup test lint bench-bulk bench-courtesy browser wheel clean help
 
 help:  ## This list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,12 @@ lint: setup  ## Style, types, and the arrows of the design.
 
 wheel: setup  ## Build the wheel and try it in an environment of its own, without development tools.
 	$(BIN)/python scripts/check_wheel.py
+
+bench-bulk: setup  ## Measure the bulk job at scale, with a real network, and its courtesy; about half an hour.
+	$(BIN)/python -m benchmarks.bulk --results benchmarks/RESULTS-bulk.md $(BENCH)
+
+bench-courtesy: setup  ## Only how long an opened image waits beside a job; a few minutes.
+	$(BIN)/python -m benchmarks.bulk --only courtesy $(BENCH)
 
 browser:  ## Chromium for the browser tests, from the system's packages.
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
