@@ -22,7 +22,7 @@ from spica.labelstudio.api.transport import is_loopback
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.known import LABEL_STUDIO_FOLDER, remember
 from spica.labelstudio.launch import LabelStudioProcess
-from spica.labelstudio.launch_env import is_local
+from spica.labelstudio.launch_env import is_local, large_project_switches
 from spica.models.version import ModelIdentity
 from spica.prediction import Plan
 from spica.prelabel.progress import Progress
@@ -193,6 +193,7 @@ def running(
                 port=request.port,
                 document_root=document_root(data_dir, images),
                 on_progress=say,
+                extra_env=large_project_switches(len(find_images(images))),
             )
         )
         remember(label_studio.url, data_dir / LABEL_STUDIO_FOLDER)

@@ -12,7 +12,13 @@ import pytest
 from spica.errors import LaunchError
 from spica.labelstudio.credentials import DATABASE_NAME, FILE_NAME, Credentials, load_or_create
 from spica.labelstudio.instance import FolderLock
-from spica.labelstudio.launch_env import child_environment, is_local, unblocking_switches
+from spica.labelstudio.launch_env import (
+    LARGE_PROJECT_TASKS,
+    child_environment,
+    is_local,
+    large_project_switches,
+    unblocking_switches,
+)
 
 ACCOUNT = Credentials(email="a@b.c", password="secret word", token="f" * 40)
 
@@ -136,3 +142,10 @@ def test_lock(tmp_path: Path) -> None:
     first.release()
     assert second.acquire()
     second.release()
+
+
+def test_storing_predictions_costs_the_same_in_a_large_project() -> None:
+    """Label Studio counts only what is imported there; a small project keeps its stricter import."""
+    assert large_project_switches(LARGE_PROJECT_TASKS - 1) == {}
+    ((name, value),) = large_project_switches(LARGE_PROJECT_TASKS).items()
+    assert environment({}, extra={name: value})[name] == "true"

@@ -20,6 +20,10 @@ _PASSED_TEXT = """
 """The system's own, and the way out to the network for images and storages elsewhere."""
 _PASSED = frozenset(_PASSED_TEXT.split())
 _PASSED_PREFIXES = ("LC_", "AWS_", "AZURE_", "GOOGLE_")  # cloud storages find their credentials there
+LARGE_PROJECT_TASKS = 2000
+"""From so many tasks on, a project counts as large for :func:`large_project_switches`."""
+
+_MEMORY_EFFICIENT_IMPORT = "fflag_fix_back_4620_memory_efficient_predictions_import_08012025_short"
 _BANNED_NETWORKS = (
     "0.0.0.0/8",
     "10.0.0.0/8",
@@ -118,6 +122,17 @@ def child_environment(
     merged = {**passed, **own, **extra}
     kept_empty = {"LABEL_STUDIO_SENTRY_DSN", "LABEL_STUDIO_FRONTEND_SENTRY_DSN"}  # empty means off, unset means on
     return {name: value for name, value in merged.items() if value or name in kept_empty}
+
+
+def large_project_switches(tasks: int) -> dict[str, str]:
+    """What keeps the cost of storing a prediction the same in a project of so many tasks.
+
+    Each bulk import of predictions counts all predicted tasks of the project anew, so that storing N predictions costs
+    N times N; with this flag of Label Studio 1.23.2 (``data_import/api.py``, ``ImportPredictionsAPI``) only those of
+    the import are counted. It is left off where it does not matter: with it Label Studio no longer checks predictions
+    against the labelling configuration (we do), and its counters stay behind after a deletion.
+    """
+    return {_MEMORY_EFFICIENT_IMPORT: "true"} if tasks >= LARGE_PROJECT_TASKS else {}
 
 
 def unblocking_switches(backend_host: str) -> dict[str, str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 FIRST = 16
 SMALLEST = 8
-LARGEST = 512
+LARGEST = 500
+"""What Label Studio stores in one go: of a larger request a part could be stored and the rest refused."""
+
 REGIONS = 20_000
 """Regions in one request at most: some 8 MB of JSON, whatever the number of tasks."""
 

@@ -30,8 +30,8 @@ LISTED_AHEAD = 512
 DECODED_AHEAD = 3
 """Decoded images that wait, beside those in the readers' hands: a photograph of 24 megapixels holds 72 MB."""
 
-ANSWERED_AHEAD = 32
-"""Predictions that wait to be stored, beside the batch in hand."""
+ANSWERED_AHEAD = 128
+"""Predictions that wait to be stored, beside the batch in hand: storing for seconds must not hold up the network."""
 
 _JOIN_S = 60.0
 
