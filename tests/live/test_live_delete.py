@@ -113,6 +113,6 @@ def test_nothing_else(
 def test_unknown_project(label_studio: LabelStudioProcess, model: LiveModel) -> None:
     """A project that does not exist is named in the refusal, and no file is left."""
     answer = tutorials_line(model, 999_999, label_studio.credentials.token)
-    assert answer.status_code == 502
+    assert answer.status_code == 404
     assert answer.json()["error"]["message"] == "there is no project 999999"
     assert backups(model) == []
