@@ -238,7 +238,9 @@ def export(detector: network.DemoDetector, path: Path, example: NDArray[np.uint8
 
 def served(path: Path, threads: int) -> Detect:
     """The exported graph as it is served: by OpenVINO, in float32."""
-    import openvino
+    from spica.detectors.runtime import load_openvino
+
+    openvino = load_openvino()
 
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
     compiled = openvino.Core().compile_model(path, "CPU", settings)

@@ -26,6 +26,7 @@ from spica.detectors.cleaning import cleaned
 from spica.detectors.contract import RGBImage
 from spica.detectors.digests import sha256_file
 from spica.detectors.openvino import OpenVINODetector
+from spica.detectors.runtime import load_openvino
 from spica.detectors.scratch import storage_error
 from spica.detectors.verification import Comparison, compare, rendered_images
 from spica.detectors.weights import GRAPH_FORMAT
@@ -120,7 +121,7 @@ def _refuse_nan(state_dict: dict[str, torch.Tensor], weights: Path) -> None:
 
 
 def _save(onnx: bytes, folder: Path, request: dict[str, Any]) -> None:
-    import openvino
+    openvino = load_openvino()
 
     model = openvino.Core().read_model(io.BytesIO(onnx))
     told = {"format": GRAPH_FORMAT, "classes": json.dumps(request["classes"]), "architecture": request["architecture"]}

@@ -12,6 +12,7 @@ from spica.boxes import Detections
 from spica.detectors.cleaning import cleaned, widened
 from spica.detectors.compile_cache import compiled
 from spica.detectors.contract import RGBImage, checked
+from spica.detectors.runtime import load_openvino
 from spica.errors import WeightsError
 
 _EXACT = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
@@ -41,7 +42,7 @@ class OpenVINODetector:
         cache_dir: Path | None = None,
         edit: Callable[[Any], None] | None = None,
     ) -> None:
-        import openvino
+        openvino = load_openvino()
 
         self._classes = classes
         self._name = f"OpenVINO, {graph.name}"
@@ -86,7 +87,7 @@ class OpenVINODetector:
 
 def _with_photo_input(model: Any) -> Any:
     """The graph with uint8 (H, W, 3) as its input instead of float32 (3, H, W) in [0, 1]: a quarter of the bytes."""
-    import openvino
+    openvino = load_openvino()
     from openvino.preprocess import PrePostProcessor
 
     processor = PrePostProcessor(model)
