@@ -145,3 +145,9 @@ def test_endless_pickles_are_not_read_on(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(pickles, "MAX_OPERATIONS", 100)
     with pytest.raises(DamagedPickleError, match="instructions"):
         read(io.BytesIO(b"\x80\x02" + b"N0" * 200 + b"N."))
+
+
+def test_odd_escapes_in_an_old_text_opcode_are_no_warning() -> None:
+    """The standard library's reader warns of them; the user can do nothing about that."""
+    with pytest.raises(DamagedPickleError):
+        read(io.BytesIO(b"i\\ \nx\n."))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickletools
 import struct
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -67,6 +68,12 @@ def read(file: BinaryIO) -> Reading:
     Raises:
         DamagedPickleError: cut off, nonsense, or longer than ``MAX_OPERATIONS``.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of pickletools, about odd escapes in old text opcodes
+        return _follow(file)
+
+
+def _follow(file: BinaryIO) -> Reading:
     machine = _Machine()
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
