@@ -46,6 +46,7 @@ class Request:
 
     Attributes:
         images: folder of photographs, sub-folders included.
+        photographs: how many there are.
         identity: the weights, inspected.
         label_config: Label Studio's XML.
         title: of the project.
@@ -57,6 +58,7 @@ class Request:
     """
 
     images: Path
+    photographs: int
     identity: ModelIdentity
     label_config: str
     title: str
@@ -193,7 +195,7 @@ def running(
                 port=request.port,
                 document_root=document_root(data_dir, images),
                 on_progress=say,
-                extra_env=large_project_switches(len(find_images(images))),
+                extra_env=large_project_switches(request.photographs),
             )
         )
         remember(label_studio.url, data_dir / LABEL_STUDIO_FOLDER)

@@ -108,7 +108,7 @@ def up(
 
     [bold]Example[/bold]: spica up photos --weights gwhd.pth --labels spike
     """
-    from spica.up import DATA_FOLDER, find_images, label_config_for
+    from spica.up import DATA_FOLDER, label_config_for
 
     settings = settings_with(
         host=host,
@@ -129,7 +129,6 @@ def up(
         config = read_text(label_config, "--label-config")
     else:
         config = label_config_for((labels or "").split(","))
-    find_images(images)
     _up(
         settings,
         images=images,
@@ -156,9 +155,10 @@ def _up(
     check: bool,
 ) -> None:
     from spica.labelstudio.label_config import parse_label_config
-    from spica.up import Request, prepare_data_dir, running
+    from spica.up import Request, find_images, prepare_data_dir, running
     from spica.up import check as check_all_predicted
 
+    photographs = len(find_images(images))
     parse_label_config(label_config)
     data_dir = prepare_data_dir(data_dir, images.resolve())
     settings = settings.model_copy(update={"data_dir": data_dir})
@@ -166,6 +166,7 @@ def _up(
     log_to_file(data_dir / "logs" / "spica.log")
     request = Request(
         images=images,
+        photographs=photographs,
         identity=identity,
         label_config=label_config,
         title=title,
