@@ -1,4 +1,4 @@
-"""Weights of the tutorial's architecture, made on the spot: untrained, but with many boxes and spread scores."""
+"""Weights of all architectures, made on the spot: untrained, but with many boxes and spread scores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from spica.detectors.architecture import Norm, expected_shapes
+from spica.bench.untrained import spread_faster_rcnn, spread_state_dict
+from spica.detectors.architecture import FASTER_RCNN, Norm, expected_shapes
 from spica.models import store
 from spica.models.version import ModelVersion
 
@@ -42,7 +43,7 @@ class Prepared:
 
 
 @functools.cache
-def prepared(root: Path, num_classes: int, norm: Norm, score_floor: float) -> Prepared:
+def prepared(root: Path, num_classes: int, norm: Norm, score_floor: float, architecture: str = FASTER_RCNN) -> Prepared:
     """Write and convert weights, once a run for the same arguments; the folders' names are Japanese.
 
     Args:
@@ -50,11 +51,16 @@ def prepared(root: Path, num_classes: int, norm: Norm, score_floor: float) -> Pr
         num_classes: with the background.
         norm: of the weights.
         score_floor: of the converted network.
+        architecture: the network.
     """
     pytest.importorskip("torch", reason="needs the extra spica[train]")
     folder = root / f"デスクトップ {num_classes} {norm}"
     folder.mkdir()
-    weights = write_tutorial_weights(folder / "小麦 gwhd #1.pth", num_classes, norm)
+    weights = folder / "小麦 gwhd #1.pth"
+    if architecture == FASTER_RCNN:
+        write_tutorial_weights(weights, num_classes, norm)
+    else:
+        write_spread_weights(weights, architecture, num_classes, norm)
     told: list[str] = []
     version = store.prepare(
         weights,
@@ -89,20 +95,7 @@ def tutorial_state_dict(num_classes: int = 2, norm: Norm = "frozen", seed: int =
         norm_class = FrozenBatchNorm2d if norm == "frozen" else torch.nn.BatchNorm2d
         backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, norm_layer=norm_class)
         state_dict: dict[str, torch.Tensor] = FasterRCNN(backbone, num_classes).state_dict()
-        for key, value in state_dict.items():
-            if key.endswith("running_var"):
-                value.uniform_(0.5, 1.5)
-            elif key.endswith("running_mean"):
-                value.normal_(0, 0.1)
-            elif ".bn3." in key and key.endswith("weight"):
-                value.fill_(0.3)  # else each block doubles the variance
-        state_dict["rpn.head.conv.0.0.weight"].mul_(4)
-        state_dict["rpn.head.cls_logits.weight"].mul_(8)
-        state_dict["rpn.head.bbox_pred.weight"].mul_(3)
-        scores = state_dict["roi_heads.box_predictor.cls_score.weight"]
-        scores.sub_(scores.mean(dim=1, keepdim=True)).mul_(40)
-        state_dict["roi_heads.box_predictor.cls_score.bias"][0] = 2.5  # the background wins here and there
-        state_dict["roi_heads.box_predictor.bbox_pred.weight"].mul_(4)
+        spread_faster_rcnn(state_dict)
     return state_dict
 
 
@@ -114,8 +107,19 @@ def write_tutorial_weights(path: Path, num_classes: int = 2, norm: Norm = "froze
     return path
 
 
-def hollow_state_dict(num_classes: int = 2, norm: Norm = "frozen") -> dict[str, torch.Tensor]:
-    """All keys and shapes of the tutorial's architecture with zeros of one byte: for what looks at shapes alone."""
+def write_spread_weights(path: Path, architecture: str, num_classes: int = 2, norm: Norm = "batch") -> Path:
+    """Save :func:`spread_state_dict` at ``path`` as a training script does, and give the path back."""
     import torch
 
-    return {key: torch.zeros(shape, dtype=torch.int8) for key, shape in expected_shapes(num_classes, norm).items()}
+    torch.save(spread_state_dict(architecture, num_classes, norm), path)
+    return path
+
+
+def hollow_state_dict(
+    num_classes: int = 2, norm: Norm = "frozen", architecture: str = FASTER_RCNN
+) -> dict[str, torch.Tensor]:
+    """All keys and shapes of a network with zeros of one byte: for what looks at shapes alone."""
+    import torch
+
+    shapes = expected_shapes(architecture, num_classes, norm)
+    return {key: torch.zeros(shape, dtype=torch.int8) for key, shape in shapes.items()}

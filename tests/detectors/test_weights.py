@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import pickle
 import shutil
@@ -19,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spica.detectors import torch_file
+from spica.detectors.architecture import names
 from spica.detectors.card import CARD
 from spica.detectors.weights import inspect
 from spica.errors import WeightsError
@@ -26,6 +28,8 @@ from weights_builder import hollow_state_dict
 
 torch = pytest.importorskip("torch", reason="needs the extra spica[train]")
 pytestmark = pytest.mark.torch
+MOBILE = "fasterrcnn_mobilenet_v3_large_fpn"
+MOBILE_320 = "fasterrcnn_mobilenet_v3_large_320_fpn"
 
 
 class _Runs:
@@ -151,7 +155,7 @@ BAD: dict[str, tuple[str, Callable[[], bytes], tuple[str, ...]]] = {
         lambda: saved(
             {"conv1.weight": torch.zeros(2), "layer1.0.conv1.weight": torch.zeros(2), "fc.weight": torch.zeros(2)}
         ),
-        ("not the weights of a fasterrcnn_resnet50_fpn", "image classifier", "layer1.0.conv1.weight"),
+        ("not the weights of a network that is served", "image classifier", "layer1.0.conv1.weight"),
     ),
     "a zip bomb": (
         "gwhd.pth",
@@ -327,6 +331,67 @@ def test_safetensors_are_recognised(tmp_path: Path) -> None:
     assert "1 names for 2 classes" in str(refused.value)
 
 
+@pytest.mark.parametrize("architecture", names())
+def test_every_network_is_recognised(tmp_path: Path, architecture: str) -> None:
+    """The weights of each network are told from its file, with the number of classes without the background."""
+    path = tmp_path / f"{architecture}-907ea3f9.pth"
+    path.write_bytes(saved(hollow_state_dict(4, "batch", architecture)))
+    info = inspect(path)
+    assert (info.architecture, info.num_classes, info.norm) == (architecture, 3, "batch")
+    assert info.input_size is None
+
+
+@pytest.mark.parametrize(
+    ("name", "metadata", "wanted", "taken"),
+    [
+        pytest.param("gwhd.safetensors", None, None, MOBILE, id="nothing says which"),
+        pytest.param("best-320.safetensors", None, None, MOBILE, id="a number in the name"),
+        pytest.param("Fasterrcnn-mobilenet-v3-large-320-fpn (1).safetensors", None, None, MOBILE_320, id="the name"),
+        pytest.param("gwhd.safetensors", None, MOBILE_320, MOBILE_320, id="the setting"),
+        pytest.param(f"{MOBILE_320}.safetensors", None, MOBILE, MOBILE, id="the setting before the name"),
+        pytest.param("gwhd.safetensors", MOBILE_320, MOBILE, MOBILE_320, id="the file before the setting"),
+    ],
+)
+def test_networks_with_the_same_tensors(
+    tmp_path: Path, name: str, metadata: str | None, wanted: str | None, taken: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The file says which of two networks it is, else the setting, else its name, else it is the larger; as logged."""
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    told = {"spica.architecture": metadata} if metadata else {}
+    save_file(hollow_state_dict(2, "frozen", MOBILE), tmp_path / name, told)
+    with caplog.at_level(logging.INFO):
+        assert inspect(tmp_path / name, wanted).architecture == taken
+    decided = metadata is not None or wanted is not None
+    assert ("SPICA_ARCHITECTURE" in caplog.text) is not decided
+
+
+@pytest.mark.parametrize(
+    ("metadata", "wanted", "told"),
+    [
+        pytest.param({}, "ssd300_vgg16", "not of ssd300_vgg16", id="the setting names another network"),
+        pytest.param({"spica.architecture": "later"}, None, "'later' is no architecture", id="a later network"),
+        pytest.param({"spica.input_size": "[800"}, None, "no JSON", id="half an input size"),
+        pytest.param({"spica.input_size": "[800]"}, None, "not two numbers", id="one number"),
+        pytest.param({"spica.input_size": "[true, 800]"}, None, "not two numbers", id="no number"),
+        pytest.param({"spica.input_size": "[1333, 800]"}, None, "1333 to 800 pixels", id="the wrong way round"),
+    ],
+)
+def test_wrong_metadata_of_safetensors(tmp_path: Path, metadata: dict[str, str], wanted: str | None, told: str) -> None:
+    """Metadata that contradicts the tensors, or is none, is refused."""
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    save_file(hollow_state_dict(2, "frozen", MOBILE), tmp_path / "a.safetensors", metadata)
+    with pytest.raises(WeightsError) as refused:
+        inspect(tmp_path / "a.safetensors", wanted)
+    assert told in str(refused.value)
+
+
+def test_the_input_size_is_read(tmp_path: Path) -> None:
+    """A file that says the size of its images is taken at its word."""
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    save_file(hollow_state_dict(2), tmp_path / "a.safetensors", {"spica.input_size": "[640, 1024]"})
+    assert inspect(tmp_path / "a.safetensors").input_size == (640, 1024)
+
+
 @given(noise=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6))
 @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_noise_in_a_file_raises_nothing_but_weights_errors(tmp_path: Path, noise: list[tuple[float, int]]) -> None:
@@ -417,7 +482,7 @@ def test_our_onnx_is_recognised(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        pytest.param(lambda: onnx_file({}), "no spica.format", id="foreign"),
+        pytest.param(lambda: onnx_file({}), "inputs image", id="foreign"),
         pytest.param(lambda: onnx_file({"spica.format": "2"}), "spica.format 2", id="a later format"),
         pytest.param(lambda: onnx_file({"spica.format": "1"}), "no class names", id="no names"),
         pytest.param(lambda: onnx_file({"spica.format": "1", "spica.classes": "{"}), "no JSON", id="no JSON"),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import re
+import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +14,7 @@ from typing import Any
 
 from spica.detectors.digests import sha256_file
 from spica.detectors.refusals import damaged, shown
+from spica.detectors.scratch import storage_error
 from spica.detectors.version_id import fingerprint, version_id
 from spica.errors import WeightsError
 
@@ -26,7 +30,8 @@ INPUT = {"name": "image", "layout": "CHW", "color": "RGB", "dtype": "float32", "
 GRAPHS = ("model.xml", "model.onnx")
 """The file that the runtime is given; ``model.xml`` goes with ``model.bin``."""
 
-_MAX_CARD_BYTES = 4 * 2**20
+MAX_CARD_BYTES = 32 * 2**20
+"""A card names every submission that its version has learned from: some 50 bytes each."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
@@ -37,6 +42,39 @@ class FileEntry:
 
     sha256: str
     bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A version in an arithmetic other than f32, and how it was checked against f32.
+
+    Attributes:
+        passed: whether ``auto`` may take it.
+        check: what was measured, for people and programs; ``processor``, ``seconds`` and ``f32_seconds`` (medians an
+            image) tell whether it is worth it on this machine.
+        accepted_loss: it did not pass, and somebody accepted that.
+        graph: name of the graph of its own that it needs, None if it is the version's.
+        files: of that graph, by name. They are not among the version's files: the version is the same without them.
+    """
+
+    passed: bool
+    check: Mapping[str, Any] = field(default_factory=dict)
+    accepted_loss: bool = False
+    graph: str | None = None
+    files: Mapping[str, FileEntry] = field(default_factory=dict)
+
+    @property
+    def usable(self) -> bool:
+        """Whether ``auto`` may take it, passed or accepted."""
+        return self.passed or self.accepted_loss
+
+    @property
+    def digits(self) -> str:
+        """Four hex digits that tell this graph from another of the same version; empty without one of its own."""
+        if not self.files:
+            return ""
+        joined = "\n".join(entry.sha256 for _, entry in sorted(self.files.items()))
+        return hashlib.sha256(joined.encode("ascii")).hexdigest()[:4]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +94,13 @@ class Card:
         norm_eps: eps of the batch norm in the graph, None where it does not apply.
         created: UTC, ISO 8601.
         parent: id of the version this one was trained from.
-        training: fingerprint of the training data.
+        base: id of the weights that the line of trained versions began with, None for a version that was not trained.
+        training: what it was trained on and how, for a trained version.
+        gate: the gate's verdict on it, None before it was judged.
         metrics: what was measured, the check against torch included.
         fingerprint: SHA-256 over all that the answers depend on, of which the id shows the first digits.
         weights: name, sha256 and format of the file it was made from.
+        precisions: other arithmetics than f32 by name, ``bf16`` and ``int8``, as far as they were made and checked.
     """
 
     id: str
@@ -73,10 +114,13 @@ class Card:
     norm_eps: float | None = None
     created: str | None = None
     parent: str | None = None
+    base: str | None = None
     training: Any = None
+    gate: Mapping[str, Any] | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: str | None = None
     weights: Mapping[str, Any] = field(default_factory=dict)
+    precisions: Mapping[str, Form] = field(default_factory=dict)
 
     @property
     def graph(self) -> str:
@@ -97,7 +141,7 @@ def read_card(folder: Path) -> Card:
     """
     path = folder / CARD
     try:
-        if path.stat().st_size > _MAX_CARD_BYTES:
+        if path.stat().st_size > MAX_CARD_BYTES:
             raise damaged(path, f"a card of {path.stat().st_size} bytes")
         told = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -119,12 +163,13 @@ def read_card(folder: Path) -> Card:
 
 
 def check_files(folder: Path, card: Card) -> None:
-    """Compare every file of the version with its card.
+    """Compare every file of the version, those of its other arithmetics too, with its card.
 
     Raises:
         WeightsError: a file is missing or differs.
     """
-    for name, entry in card.files.items():
+    own = [form.files for form in card.precisions.values()]
+    for name, entry in (pair for files in (card.files, *own) for pair in files.items()):
         path = folder / name
         if not path.is_file():
             raise damaged(path, "missing")
@@ -137,11 +182,58 @@ def describe_files(folder: Path, names: tuple[str, ...]) -> dict[str, FileEntry]
     return {name: FileEntry(sha256_file(folder / name), (folder / name).stat().st_size) for name in names}
 
 
-def _card(told: dict[str, Any]) -> Card:
-    files = {
+def record_form(folder: Path, precision: str, form: Form) -> Card:
+    """Write a form into the card of a version's folder; every other entry stays as it is.
+
+    The card is replaced at one stroke: whoever reads it meets the old one or the new one. The files of the form must be
+    there before.
+
+    Args:
+        folder: of the version.
+        precision: ``bf16`` or ``int8``.
+        form: with the check's result.
+
+    Raises:
+        WeightsError: the card can't be read.
+        StorageError: the folder can't be written.
+    """
+    read_card(folder)
+    path = folder / CARD
+    told = json.loads(path.read_text("utf-8"))
+    told["precisions"] = {**(told.get("precisions") or {}), precision: asdict(form)}
+    aside = folder / f".{CARD}.{uuid.uuid4().hex}"
+    try:
+        aside.write_text(json.dumps(told, ensure_ascii=False, indent=2) + "\n", "utf-8")
+        aside.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise storage_error(error, folder) from error
+    return read_card(folder)
+
+
+def _files(told: Any) -> dict[str, FileEntry]:
+    return {
         _matching(_FILE_NAME, name): FileEntry(str(entry["sha256"]), int(entry["bytes"]))
-        for name, entry in dict(told["files"]).items()
+        for name, entry in dict(told).items()
     }
+
+
+def _form(told: dict[str, Any]) -> Form:
+    files, graph = _files(told.get("files") or {}), told.get("graph")
+    if (graph is None) == bool(files) or (graph is not None and graph not in files):
+        raise ValueError("a form whose graph is not among its files")
+    return Form(
+        passed=bool(told["passed"]),
+        check=dict(told.get("check") or {}),
+        accepted_loss=bool(told.get("accepted_loss")),
+        graph=graph,
+        files=files,
+    )
+
+
+def _card(told: dict[str, Any]) -> Card:
+    files = _files(told["files"])
     if not any(name in files for name in GRAPHS) or ("model.xml" in files and "model.bin" not in files):
         raise ValueError(f"files without {' or '.join(GRAPHS)}")
     classes = told["classes"]
@@ -162,10 +254,13 @@ def _card(told: dict[str, Any]) -> Card:
         norm_eps=float(eps) if eps is not None else None,
         created=told.get("created"),
         parent=told.get("parent"),
+        base=told.get("base"),
         training=told.get("training"),
+        gate=dict(told["gate"]) if told.get("gate") else None,
         metrics=dict(told.get("metrics") or {}),
         fingerprint=told.get("fingerprint"),
         weights=dict(told.get("weights") or {}),
+        precisions={str(name): _form(dict(form)) for name, form in dict(told.get("precisions") or {}).items()},
     )
 
 

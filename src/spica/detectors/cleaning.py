@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from spica.boxes import Detections, clip_xyxy
 from spica.detectors.contract import RGBImage
 
-_MAX_ASPECT = 1000
-"""Networks of torchvision shrink the longer side to 1333 pixels; what is left of the shorter must be one pixel."""
+MAX_ASPECT = 1000
+"""Networks of torchvision shrink the longer side to 1333 pixels; what is left of the shorter must be one pixel.
+A network with smaller images says its own limit in its graph."""
 
 
 def cleaned(
@@ -42,14 +43,14 @@ def cleaned(
     )
 
 
-def widened(image: RGBImage) -> RGBImage:
-    """The image itself, or, if it is more than a thousand times as long as wide, with its last row or column repeated.
+def widened(image: RGBImage, aspect: int = MAX_ASPECT) -> RGBImage:
+    """The image itself, or, if it is more than ``aspect`` times as long as wide, with its last row or column repeated.
 
     Without that such a strip would be shrunk to nothing, at which torchvision's networks fail. What is added lies
     right of or below the image, so boxes keep their coordinates.
     """
     height, width = image.shape[:2]
-    least = math.ceil(max(height, width) / _MAX_ASPECT)
+    least = math.ceil(max(height, width) / aspect)
     if min(height, width) >= least:
         return image
     return np.pad(image, ((0, max(0, least - height)), (0, max(0, least - width)), (0, 0)), mode="edge")

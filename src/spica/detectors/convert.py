@@ -1,7 +1,7 @@
 """The process that converts a weights file: torch to ONNX to OpenVINO IR, and compares the answers.
 
 Started by :mod:`spica.detectors.conversion`, so that the process that serves never imports torch. It is given one line
-of JSON on its standard input and puts out lines of JSON: ``{"progress": …}``, and at the end ``{"metrics": …}`` or
+of JSON on its standard input and puts out lines of JSON: ``{"progress": …}``, and at the end ``{"done": …}`` or
 ``{"error": …}``. When its input ends, its parent has gone, and it ends too.
 """
 
@@ -10,18 +10,17 @@ from __future__ import annotations
 import errno
 import io
 import json
-import os
 import shutil
 import sys
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from spica.boxes import Detections
+from spica.detectors.child import answer
 from spica.detectors.cleaning import cleaned
 from spica.detectors.contract import RGBImage
 from spica.detectors.digests import sha256_file
@@ -30,35 +29,26 @@ from spica.detectors.runtime import load_openvino
 from spica.detectors.scratch import storage_error
 from spica.detectors.verification import Comparison, compare, rendered_images
 from spica.detectors.weights import GRAPH_FORMAT
-from spica.errors import SpicaError, WeightsError
+from spica.errors import WeightsError
 
 if TYPE_CHECKING:
     import torch
 
 _ENOUGH_BOXES = 20
-"""With fewer boxes on the test images the comparison would say little; then it is made down to the score 0."""
+"""With fewer boxes on the test images the comparison would say little; then it is made down to a lower score."""
 
+_LOWER = (1.0, 0.1, 0.01, 0.0)
+"""Parts of the floor score that are tried: not 0 at once, where a network of many classes answers with all anchors."""
 
 _FULL_BYTES = 16 * 2**20
 """With less space left, a failure to write is put down to that."""
 
 
-def main() -> int:
-    """Read the request, convert, report. The exit status is 0 if the report was given, even of a failure."""
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # libraries that print must not get between our lines
-    request = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    with out:
-        try:
-            _report(out, metrics=convert(request, lambda text: _report(out, progress=text)))
-        except SpicaError as error:
-            _report(out, **error.as_json())
-    return 0
-
-
 def convert(request: dict[str, Any], progress: Callable[[str], None]) -> dict[str, Any]:
-    """Write ``model.xml`` and ``model.bin`` into the request's folder, and return what the comparison measured.
+    """Write the graph and the weights into the request's folder, and return what the comparison measured.
+
+    The graph is ``model.xml`` with ``model.bin``, the weights are ``model.safetensors``: the state_dict under plain
+    names, with the architecture and the classes in its metadata.
 
     Raises:
         WeightsError: torch is missing, the weights are not usable, or the answers differ.
@@ -67,7 +57,8 @@ def convert(request: dict[str, Any], progress: Callable[[str], None]) -> dict[st
     weights, folder = Path(request["weights"]), Path(request["folder"])
     progress("loading torch")
     _require_torch()
-    from spica.detectors.torchvision_export import build, export_onnx, load_state_dict
+    from spica.detectors.networks import build_from, max_aspect
+    from spica.detectors.torchvision_export import export_onnx, load_state_dict
 
     progress("reading the weights")
     if sha256_file(weights) != request["sha256"]:
@@ -75,15 +66,18 @@ def convert(request: dict[str, Any], progress: Callable[[str], None]) -> dict[st
     state_dict = load_state_dict(weights)
     _refuse_nan(state_dict, weights)
     floor, limit = float(request["score_floor"]), int(request["max_detections"])
-    model = build(
+    model = build_from(
         state_dict,
-        norm=request["norm"],
-        norm_eps=float(request["norm_eps"]),
+        architecture=request["architecture"],
+        norm_eps=request["norm_eps"],
         score_floor=floor,
         max_detections=limit,
+        input_size=request.get("input_size"),
     )
     progress("writing the network as a graph")
-    _save(export_onnx(model), folder, request)
+    told = {"classes": json.dumps(request["classes"]), "architecture": request["architecture"]}
+    _save(export_onnx(model), folder, told | {"format": GRAPH_FORMAT, "max_aspect": str(max_aspect(model))})
+    _keep_weights(model, folder, told, request.get("input_size"))
     progress("comparing the graph's answers with torch's")
     started = time.monotonic()
     metrics = _verify(model, folder / "model.xml", len(request["classes"]), floor=floor, limit=limit)
@@ -120,11 +114,22 @@ def _refuse_nan(state_dict: dict[str, torch.Tensor], weights: Path) -> None:
         )
 
 
-def _save(onnx: bytes, folder: Path, request: dict[str, Any]) -> None:
+def _keep_weights(model: torch.nn.Module, folder: Path, told: dict[str, str], input_size: Sequence[int] | None) -> None:
+    from safetensors.torch import save
+
+    metadata = {**told, **({"input_size": json.dumps(input_size)} if input_size else {})}
+    tensors = {key: value.contiguous() for key, value in model.state_dict().items()}
+    content = save(tensors, {f"spica.{key}": value for key, value in metadata.items()})
+    try:
+        (folder / "model.safetensors").write_bytes(content)
+    except OSError as error:
+        raise storage_error(error, folder) from error
+
+
+def _save(onnx: bytes, folder: Path, told: dict[str, str]) -> None:
     openvino = load_openvino()
 
     model = openvino.Core().read_model(io.BytesIO(onnx))
-    told = {"format": GRAPH_FORMAT, "classes": json.dumps(request["classes"]), "architecture": request["architecture"]}
     for key, value in told.items():
         model.set_rt_info(value, ["spica", key])
     try:
@@ -139,24 +144,25 @@ def _save(onnx: bytes, folder: Path, request: dict[str, Any]) -> None:
 
 
 def _verify(model: torch.nn.Module, graph: Path, classes: int, *, floor: float, limit: int) -> dict[str, Any]:
-    """Compare at the floor score, and if that gives few boxes, down to 0 on a graph whose floor is taken out."""
+    """Compare at the floor score; where that gives few boxes, lower, on a graph whose floor is changed."""
+    from spica.detectors.networks import set_floor
+
     images = list(rendered_images())
-    model.roi_heads.score_thresh = 0.0  # type: ignore[union-attr]  # an attribute of torchvision's RoIHeads
-    expected = [_torch_answer(model, image) for image in images]
-    names = ("",) * classes
-    # a box never suppresses one with a higher score, so the answer above the floor is the filtered answer down to 0
-    above = [answer.where(answer.scores > floor) for answer in expected]
-    if floor > 0 and sum(map(len, above)) < _ENOUGH_BOXES:
-        detector = OpenVINODetector(graph, names, edit=lambda opened: _set_floor(opened, floor, 0.0))
-        compared, down_to = expected, 0.0
-    else:
-        detector, compared, down_to = OpenVINODetector(graph, names), above, floor
-    comparisons = _same(compared, detector.detect(images), floor=down_to, limit=limit, graph=graph)
-    if not any(comparison.expected for comparison in comparisons):
+    expected: list[Detections] = []
+    down_to = floor
+    for down_to in dict.fromkeys(floor * part for part in _LOWER):
+        set_floor(model, down_to)
+        expected = [_torch_answer(model, image) for image in images]
+        if sum(map(len, expected)) >= _ENOUGH_BOXES:
+            break
+    if not any(map(len, expected)):
         raise WeightsError(
             "with these weights the network finds nothing at all, not even at the score 0",
             hint="the file may be damaged, or the training may have failed: take another checkpoint",
         )
+    lower = (lambda opened: _set_floor(opened, floor, down_to)) if down_to != floor else None
+    detector = OpenVINODetector(graph, ("",) * classes, edit=lower)
+    comparisons = _same(expected, detector.detect(images), floor=down_to, limit=limit, graph=graph)
     return {
         "images": len(images),
         "score_floor": down_to,
@@ -194,7 +200,10 @@ def _same(
 
 
 def _set_floor(model: Any, floor: float, new: float) -> None:
-    """Replace the one number in the graph that scores are compared with."""
+    """Replace the numbers in the graph that scores are compared with.
+
+    A Faster R-CNN compares once, networks with anchors on several levels once a level, SSD once a class.
+    """
     from openvino import opset13
 
     found = [
@@ -204,20 +213,11 @@ def _set_floor(model: Any, floor: float, new: float) -> None:
         and node.input_value(1).get_node().get_type_name() == "Constant"
         and np.array_equal(node.input_value(1).get_node().data.ravel(), np.array([floor], np.float32))
     ]
-    if len(found) != 1:
-        raise WeightsError(f"the graph compares scores with the floor {floor} at {len(found)} places, not at one")
-    found[0].input(1).replace_source_output(opset13.constant(np.float32(new)).output(0))
-
-
-def _report(out: TextIO, **line: Any) -> None:
-    out.write(json.dumps(line) + "\n")
-    out.flush()
-
-
-def _end_with_parent() -> None:
-    sys.stdin.read()
-    os._exit(1)
+    if not found:
+        raise WeightsError(f"the graph compares scores with the floor {floor} at 0 places")
+    for node in found:
+        node.input(1).replace_source_output(opset13.constant(np.float32(new)).output(0))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(answer(convert))

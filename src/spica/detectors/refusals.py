@@ -8,8 +8,14 @@ from pathlib import Path
 from spica.detectors.architecture import FASTER_RCNN
 from spica.errors import WeightsError
 
-EXPECTED = f"the state_dict of torchvision's {FASTER_RCNN}, or a model that Spica exported"
+EXPECTED = (
+    f"the state_dict of a detector of torchvision's ({FASTER_RCNN} …), an ONNX export of YOLO, RT-DETR, D-FINE or "
+    "RF-DETR, or a model that Spica exported"
+)
 """What every refusal says was expected."""
+
+FIRST_CHOICES = f"torchvision's {FASTER_RCNN} or fasterrcnn_mobilenet_v3_large_fpn"
+"""Networks to begin with: the tutorial's, and one that is several times faster."""
 
 SAVE_STATE_DICT = "save the numbers alone: torch.save(model.state_dict(), path)"
 """What to do about a file that holds more than numbers."""
@@ -17,10 +23,10 @@ SAVE_STATE_DICT = "save the numbers alone: torch.save(model.state_dict(), path)"
 _SHOWN_CHARS = 100
 
 
-def shown(text: str) -> str:
+def shown(text: str, *, chars: int = _SHOWN_CHARS) -> str:
     """Text out of a file that nobody vouches for, short and printable."""
-    printable = "".join(char if char.isprintable() else "?" for char in text[:_SHOWN_CHARS])
-    return printable + ("…" if len(text) > _SHOWN_CHARS else "")
+    printable = "".join(char if char.isprintable() else "?" for char in text[:chars])
+    return printable + ("…" if len(text) > chars else "")
 
 
 def few(texts: Collection[str]) -> str:
@@ -58,5 +64,5 @@ def other_onnx(path: Path, got: str) -> WeightsError:
         where=str(path),
         expected=EXPECTED,
         got=shown(got),
-        hint=f"give the weights file (.pth) of a {FASTER_RCNN} instead",
+        hint="give the weights file (.pth) it was made from, if that is of a detector of torchvision's",
     )

@@ -1,4 +1,4 @@
-"""The network in torch: built from a state_dict, and written as an ONNX graph.
+"""From a weights file to tensors, and from the network in torch to an ONNX graph.
 
 Everything here needs the extra ``spica[train]``. Only the conversion's child process and the detector for CUDA come
 here, never the process that serves on a CPU.
@@ -6,14 +6,17 @@ here, never the process that serves on a CPU.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import pickle
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spica.detectors.architecture import FASTER_RCNN, Norm, find_state_dict
+from spica.detectors.architecture import find_state_dict
+from spica.detectors.scaled_size import ScaledSize
 from spica.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -56,42 +59,32 @@ def load_state_dict(path: Path) -> dict[str, torch.Tensor]:
     return state_dict
 
 
-def build(
-    state_dict: dict[str, torch.Tensor], *, norm: Norm, norm_eps: float, score_floor: float, max_detections: int
-) -> torch.nn.Module:
-    """The ``fasterrcnn_resnet50_fpn`` of torchvision with these weights, in evaluation mode, without any download.
-
-    Args:
-        state_dict: tensors by key; the number of classes is read from it.
-        norm: the kind of batch norm the weights were trained with.
-        norm_eps: eps of the batch norm.
-        score_floor: boxes with a score not above it are dropped.
-        max_detections: at most so many boxes an image.
-
-    Raises:
-        WeightsError: the keys or shapes are not this network's.
-    """
+@contextlib.contextmanager
+def _exact_resize(model: torch.nn.Module) -> Iterator[None]:
+    """Within it the network scales images to the size that it has untraced, and in a way that can be traced."""
     import torch
-    from torchvision.models.detection import FasterRCNN
-    from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
-    from torchvision.ops import FrozenBatchNorm2d
 
-    norm_class = FrozenBatchNorm2d if norm == "frozen" else torch.nn.BatchNorm2d
-    num_classes = int(state_dict["roi_heads.box_predictor.cls_score.weight"].shape[0])
-    # what fasterrcnn_resnet50_fpn() builds; called by its parts because it doesn't let the norm layer be chosen
-    backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, norm_layer=norm_class, trainable_layers=5)
-    model = FasterRCNN(backbone, num_classes, box_score_thresh=score_floor, box_detections_per_img=max_detections)
+    transform: Any = model.transform
+    if transform.fixed_size is not None:
+        yield
+        return
+    scaled = ScaledSize(int(transform.min_size[-1]), int(transform.max_size))
+
+    def resize(image: torch.Tensor, target: object = None) -> tuple[torch.Tensor, object]:
+        height, width = scaled(torch._shape_as_tensor(image)[1:])  # of the result, int64 each
+        resized = torch.nn.functional.interpolate(
+            image[None],
+            size=(height, width),  # numbers of the graph
+            mode="bilinear",
+            align_corners=False,
+        )
+        return resized[0], target
+
+    transform.resize = resize
     try:
-        model.load_state_dict(state_dict)
-    except RuntimeError as error:
-        raise WeightsError(
-            f"the weights don't fit {FASTER_RCNN}", got="; ".join(str(error).split("\n\t")[1:4]) or str(error)
-        ) from error
-    for module in model.modules():
-        if isinstance(module, FrozenBatchNorm2d | torch.nn.BatchNorm2d):
-            module.eps = norm_eps
-    model.eval()
-    return model  # type: ignore[no-any-return]  # torchvision ships no types
+        yield
+    finally:
+        del transform.resize
 
 
 def export_onnx(model: torch.nn.Module) -> bytes:
@@ -115,7 +108,7 @@ def export_onnx(model: torch.nn.Module) -> bytes:
 
     graph = io.BytesIO()
     image = torch.rand(3, _TRACE_SIDE_PX, _TRACE_SIDE_PX, generator=torch.Generator().manual_seed(0))
-    with warnings.catch_warnings(), torch.inference_mode():
+    with warnings.catch_warnings(), torch.inference_mode(), _exact_resize(model):
         warnings.simplefilter("ignore")  # the tracer warns of every Python branch; the result is verified instead
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         torch.onnx.export(

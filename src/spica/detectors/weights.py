@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from spica.detectors.architecture import FASTER_RCNN, Norm, find_state_dict, recognise
+from spica.detectors.architecture import Norm, Recognised, find_state_dict, recognise
 from spica.detectors.card import CARD, Card, check_files, read_card
 from spica.detectors.digests import sha256_file
+from spica.detectors.foreign import data_files, is_foreign, recognised
 from spica.detectors.ir_metadata import read_rt_info
-from spica.detectors.onnx_metadata import read_summary
-from spica.detectors.refusals import EXPECTED, damaged, few, other_onnx, shown
+from spica.detectors.onnx_metadata import OnnxSummary, read_summary
+from spica.detectors.refusals import EXPECTED, FIRST_CHOICES, damaged, few, other_onnx, shown
 from spica.detectors.safetensors_header import read_shapes
 from spica.detectors.torch_file import read_legacy, read_zip
 from spica.errors import WeightsError
+
+logger = logging.getLogger(__name__)
 
 Format = Literal["state_dict", "safetensors", "onnx", "openvino"]
 Shape = tuple[int, ...]
@@ -51,11 +55,13 @@ class WeightsInfo:
         path: the file, or the folder of a model version.
         sha256: of the file's bytes, in hex; of an IR over both files, of a version over its files' digests.
         format: how the numbers are kept.
-        architecture: torchvision's name, or what an exported graph says of itself.
+        architecture: torchvision's name, Spica's own, or what an exported graph says of itself.
         classes: names by class id, without the background; empty strings where the weights carry none.
         norm: the kind of batch norm the weights were trained with, None for exported graphs.
         nbytes: of all files together.
         card: of a model version, None for a file on its own.
+        input_size: in pixels the sides to which the shorter side of images is scaled, and which the longer one does not
+            exceed, where the file says them; None for the network's own.
     """
 
     path: Path
@@ -66,6 +72,7 @@ class WeightsInfo:
     norm: Norm | None
     nbytes: int
     card: Card | None = None
+    input_size: tuple[int, int] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -78,11 +85,20 @@ class WeightsInfo:
         return self.format in ("state_dict", "safetensors")
 
 
-def inspect(path: Path) -> WeightsInfo:
+def inspect(path: Path, architecture: str | None = None) -> WeightsInfo:
     """What the weights file, or the folder of a model version, is.
 
     Torch is not imported and nothing in the file is run. A graph that stands beside the card that describes it is
     taken as that model version.
+
+    Two networks have the same keys and shapes (torchvision's ``fasterrcnn_mobilenet_v3_large_fpn`` for images of 800
+    pixels and ``…_320_fpn`` for 320). Which one it is says, in this order, the file's own metadata
+    (``spica.architecture`` in ``.safetensors``), ``architecture``, and the file's name if a network's full name is part
+    of it; else it is the first, and the log says so.
+
+    Args:
+        path: the file or folder.
+        architecture: of a state_dict; one whose shapes differ is refused, and graphs and versions don't need it.
 
     Raises:
         WeightsError: missing, empty, damaged, unsafe, or of a kind that is not served; each with its own message.
@@ -102,7 +118,7 @@ def inspect(path: Path) -> WeightsInfo:
             raise WeightsError(
                 "this weights file is empty", where=str(path), expected=EXPECTED, got="0 bytes", hint="copy it again"
             )
-        return _file(path)
+        return _file(path, architecture)
     except OSError as error:
         raise WeightsError(
             "this weights file can't be read",
@@ -112,7 +128,7 @@ def inspect(path: Path) -> WeightsInfo:
         ) from error
 
 
-def _file(path: Path) -> WeightsInfo:
+def _file(path: Path, architecture: str | None) -> WeightsInfo:
     suffix = path.suffix.lower()
     if suffix == ".onnx":
         return _version_of(path) or _onnx(path)
@@ -122,42 +138,99 @@ def _file(path: Path) -> WeightsInfo:
         start = file.read(64)
     if suffix == ".safetensors" or (start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size):
         shapes, metadata = read_shapes(path)
-        return _state_dict(path, "safetensors", shapes, metadata)
-    if start[:2] == b"PK":
-        return _state_dict(path, "state_dict", {key: tensor.shape for key, tensor in read_zip(path).items()}, {})
-    if start[:1] == b"\x80":
-        return _state_dict(path, "state_dict", {key: tensor.shape for key, tensor in read_legacy(path).items()}, {})
+        wanted = metadata.get("spica.architecture", architecture)
+        return _state_dict(path, "safetensors", shapes, metadata, wanted)
+    if start[:2] == b"PK" or start[:1] == b"\x80":
+        tensors = read_zip(path) if start[:2] == b"PK" else read_legacy(path)
+        return _state_dict(path, "state_dict", {key: t.shape for key, t in tensors.items()}, {}, architecture)
     kind = next(
         (kind for magic, kind in _OTHER_KINDS if start.startswith(magic)), f"bytes that begin with {start[:8]!r}"
     )
     raise WeightsError("this is no weights file that is known here", where=str(path), expected=EXPECTED, got=kind)
 
 
-def _state_dict(path: Path, kind: Format, shapes: dict[str, Shape], metadata: dict[str, str]) -> WeightsInfo:
+def _state_dict(
+    path: Path, kind: Format, shapes: dict[str, Shape], metadata: dict[str, str], wanted: str | None
+) -> WeightsInfo:
     named = find_state_dict(shapes, is_tensor=lambda shape: isinstance(shape, tuple)) or {}
-    found = recognise(named)
+    found = recognise(named, wanted)
     if isinstance(found, str):
         raise WeightsError(
-            f"these are not the weights of a {FASTER_RCNN}",
+            "these are not the weights of a network that is served",
             where=str(path),
             expected=EXPECTED,
-            got=found,
-            hint=f"train a {FASTER_RCNN}, or give the weights of one",
+            got=shown(found, chars=600),
+            hint=f"train {FIRST_CHOICES}, or give the weights of one",
         )
+    if found.others and wanted is None:
+        found = _by_name(path, found)
     classes = _class_names(metadata, path) or ("",) * found.num_classes
     if len(classes) != found.num_classes:
         raise damaged(path, f"{len(classes)} names for {found.num_classes} classes")
-    return WeightsInfo(path, sha256_file(path), kind, FASTER_RCNN, classes, found.norm, path.stat().st_size)
+    return WeightsInfo(
+        path,
+        sha256_file(path),
+        kind,
+        found.architecture,
+        classes,
+        found.norm,
+        path.stat().st_size,
+        input_size=_input_size(metadata, path),
+    )
+
+
+def _by_name(path: Path, found: Recognised) -> Recognised:
+    """The one of several networks with the same shapes that the file's name names, else the first."""
+    stem = path.stem.lower().replace("-", "_")
+    every = (found.architecture, *found.others)
+    taken = next((name for name in every if name in stem), found.architecture)
+    others = tuple(name for name in every if name != taken)
+    logger.info(
+        "%s fits %s and %s alike; it is taken as %s. If that is wrong, say so with SPICA_ARCHITECTURE",
+        path.name,
+        taken,
+        ", ".join(others),
+        taken,
+    )
+    return replace(found, architecture=taken, others=others)
+
+
+def _input_size(metadata: Mapping[str, str], path: Path) -> tuple[int, int] | None:
+    told = metadata.get("spica.input_size")
+    if told is None:
+        return None
+    try:
+        sides = json.loads(told)
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, "an input size that is no JSON") from error
+    if not isinstance(sides, list) or len(sides) != 2 or not all(type(side) is int for side in sides):
+        raise damaged(path, "an input size that is not two numbers")
+    least, most = sides
+    if not 32 <= least <= most <= 8192:
+        raise damaged(path, f"an input size of {least} to {most} pixels")
+    return least, most
 
 
 def _onnx(path: Path) -> WeightsInfo:
     summary = read_summary(path)
+    if "spica.format" not in summary.metadata:
+        return _foreign(path, summary)
     _check_format(path, summary.metadata)
     if summary.external:
         raise other_onnx(path, "a graph whose numbers are kept in other files")
     if summary.inputs != ["image"] or set(summary.outputs) != _OUTPUTS:
         raise other_onnx(path, f"inputs {few(summary.inputs)}, outputs {few(summary.outputs)}")
     return _graph(path, "onnx", summary.metadata, (path,))
+
+
+def _foreign(path: Path, summary: OnnxSummary) -> WeightsInfo:
+    """A network of others."""
+    network = recognised(path, summary)
+    files = (path, *data_files(path, summary))
+    digests = [sha256_file(file) for file in files]
+    digest = digests[0] if len(digests) == 1 else _joined(digests)
+    nbytes = sum(file.stat().st_size for file in files)
+    return WeightsInfo(path, digest, "onnx", network.architecture, network.classes, None, nbytes)
 
 
 def _openvino(path: Path) -> WeightsInfo:
@@ -198,7 +271,7 @@ def _folder(folder: Path) -> WeightsInfo:
         )
     card = read_card(folder)
     check_files(folder, card)
-    if card.graph == "model.onnx" and read_summary(folder / card.graph).external:
+    if card.graph == "model.onnx" and not _has_its_numbers(folder, card):
         raise other_onnx(folder / card.graph, "a graph whose numbers are kept in other files")
     return WeightsInfo(
         folder,
@@ -209,6 +282,14 @@ def _folder(folder: Path) -> WeightsInfo:
         None,
         sum(entry.bytes for entry in card.files.values()),
         card,
+    )
+
+
+def _has_its_numbers(folder: Path, card: Card) -> bool:
+    """Whether all numbers of a version's ONNX file are in files that its card lists."""
+    summary = read_summary(folder / card.graph)
+    return not summary.external or (
+        is_foreign(card) and all(file.name in card.files for file in data_files(folder / card.graph, summary))
     )
 
 
