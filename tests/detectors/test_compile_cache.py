@@ -79,3 +79,10 @@ def test_other_runtimes_caches_are_removed(tmp_path: Path) -> None:
     for version in ("1.0", "2.0"):
         compiled(Runtime(), tmp_path / version)
     assert [path.name for path in tmp_path.iterdir()] == ["2.0"]
+
+
+def test_other_arithmetics_of_the_same_runtime_stay(tmp_path: Path) -> None:
+    """Several forms of a model are kept at once; those of another version of the runtime all go."""
+    for name in ("1.0_f32", "1.0_bf16", "2.0_f32", "2.0_int8"):
+        compiled(Runtime(), tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2.0_f32", "2.0_int8"]

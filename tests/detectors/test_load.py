@@ -53,10 +53,10 @@ def test_torch_serves_where_cuda_is(
     assert isinstance(detector, kinds[kind])
     if kind == "cpu":
         assert detector.arguments == (Path("v/model.xml"), ("",))
-        assert detector.options == {"threads": 3, "cache_dir": Path("c")}
+        assert detector.options == {"threads": 3, "cache_dir": Path("c"), "precision": "f32"}
     else:
         assert detector.arguments == (source, ("",))
-        assert detector.options == {"norm": "batch", "norm_eps": 1e-5, "score_floor": 0.05, "max_detections": 300}
+        assert detector.options == {"architecture": "a", "norm_eps": 1e-5, "score_floor": 0.05, "max_detections": 300}
 
 
 def test_torch_is_not_looked_for_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:

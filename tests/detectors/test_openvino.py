@@ -40,7 +40,6 @@ def torch_detector(tutorial: Prepared) -> TorchvisionDetector:
     return TorchvisionDetector(
         tutorial.weights,
         ("",),
-        norm=tutorial.norm,
         norm_eps=NORM_EPS,
         score_floor=tutorial.score_floor,
         max_detections=MAX_DETECTIONS,

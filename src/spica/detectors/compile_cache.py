@@ -30,7 +30,8 @@ def compiled(compile_with: Callable[[dict[str, str]], T], folder: Path) -> T:
 
     Args:
         compile_with: compiles, with these settings of OpenVINO's besides its own.
-        folder: this cache's own; its siblings, other versions of the runtime wrote them, are removed.
+        folder: this cache's own, named ``<version of the runtime>_<what was compiled>``. Siblings that other versions
+            of the runtime wrote are removed.
     """
     try:
         if folder.exists():
@@ -51,8 +52,9 @@ def _fill(compile_with: Callable[[dict[str, str]], T], folder: Path) -> T:
         digests = {path.name: sha256_file(path) for path in sorted(aside.iterdir()) if path.is_file()}
         (aside / _DIGESTS).write_text(json.dumps(digests), "utf-8")
         if put_in_place(aside, folder):
+            runtime = folder.name.partition("_")[0]
             for other in folder.parent.iterdir():
-                if other != folder and not other.name.startswith("."):
+                if other.name.partition("_")[0] != runtime and not other.name.startswith("."):
                     shutil.rmtree(other, ignore_errors=True)
     return made
 

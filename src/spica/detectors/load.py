@@ -13,6 +13,8 @@ from typing import Literal, Protocol
 from spica.detectors.card import Card
 from spica.detectors.contract import Detector
 from spica.detectors.openvino import OpenVINODetector
+from spica.detectors.precision import Arithmetic
+from spica.errors import WeightsError
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +45,33 @@ class Servable(Protocol):
         ...
 
 
-def load_detector(version: Servable, *, threads: int = 0, device: Device = "auto") -> Detector:
+class Manner(Protocol):
+    """How a version is to be computed (:class:`spica.models.serving.Serving` is one)."""
+
+    @property
+    def precision(self) -> Arithmetic:
+        """The arithmetic."""
+        ...
+
+    @property
+    def text(self) -> str:
+        """Arithmetic and tiles, and why, for the log."""
+        ...
+
+    @property
+    def tile(self) -> int | Literal["auto"] | None:
+        """Side of a tile in pixels, ``auto`` for tiles in large images only, None for none."""
+        ...
+
+    @property
+    def overlap(self) -> float:
+        """Share of a tile that its neighbour sees too."""
+        ...
+
+
+def load_detector(
+    version: Servable, *, threads: int = 0, device: Device = "auto", serving: Manner | None = None
+) -> Detector:
     """The detector for a version: torch where there is CUDA and the weights file is at hand, else OpenVINO.
 
     The choice of CUDA has not been tried on a machine that has it. Torch is not imported where no driver is found.
@@ -51,13 +79,26 @@ def load_detector(version: Servable, *, threads: int = 0, device: Device = "auto
     Args:
         version: whose files have been checked.
         threads: of the network on a CPU; 0 lets the runtime choose.
-        device: ``auto`` looks for CUDA.
+        device: ``auto`` looks for CUDA, for what is to be computed in f32.
+        serving: arithmetic and tiles; None for f32 and whole images.
 
     Raises:
-        WeightsError: the files can't be run.
+        WeightsError: the files can't be run, or the version has no int8 form.
     """
+    precision = serving.precision if serving is not None else "f32"
+    if serving is not None:
+        logger.info("model %s is computed in %s", version.card.id, serving.text)
+    detector = _load(version, threads=threads, device=device, precision=precision)
+    if serving is None or serving.tile is None:
+        return detector
+    from spica.detectors.tiling import seen_by, tiled
+
+    return tiled(detector, tile=serving.tile, overlap=serving.overlap, sees=seen_by(version.card.architecture))
+
+
+def _load(version: Servable, *, threads: int, device: Device, precision: Arithmetic) -> Detector:
     card = version.card
-    wanted = device == "cuda" or (device == "auto" and cuda_available())
+    wanted = device == "cuda" or (device == "auto" and precision == "f32" and cuda_available())
     if wanted and version.source is not None and card.norm is not None:
         from spica.detectors.torchvision import TorchvisionDetector
 
@@ -65,12 +106,38 @@ def load_detector(version: Servable, *, threads: int = 0, device: Device = "auto
         return TorchvisionDetector(
             version.source,
             card.classes,
-            norm="batch" if card.norm == "batch" else "frozen",
-            norm_eps=card.norm_eps or 0.0,
+            architecture=card.architecture,
+            norm_eps=card.norm_eps,
             score_floor=card.score_floor,
             max_detections=card.max_detections or 1000,
         )
-    return OpenVINODetector(version.folder / card.graph, card.classes, threads=threads, cache_dir=version.cache_dir)
+    graph = version.folder / _graph(version, precision)
+    if card.graph.endswith(".onnx"):
+        from spica.detectors.foreign import is_foreign, open_foreign
+
+        if is_foreign(card):
+            return open_foreign(graph, card, threads=threads, cache_dir=version.cache_dir, precision=precision)
+    return OpenVINODetector(
+        graph,
+        card.classes,
+        threads=threads,
+        cache_dir=version.cache_dir,
+        precision=precision,
+    )
+
+
+def _graph(version: Servable, precision: Arithmetic) -> str:
+    """The file that is run in an arithmetic."""
+    if precision != "int8":
+        return version.card.graph
+    form = version.card.precisions.get("int8")
+    if form is None or form.graph is None:
+        raise WeightsError(
+            "this model version has no int8 form (any more)",
+            where=str(version.folder),
+            hint="make one with `spica models optimise`, or serve it with --precision f32",
+        )
+    return form.graph
 
 
 def cuda_available() -> bool:

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from spica.boxes import Detections
-from spica.detectors.cleaning import cleaned, widened
+from spica.detectors.cleaning import MAX_ASPECT, cleaned, widened
 from spica.detectors.compile_cache import compiled
 from spica.detectors.contract import RGBImage, checked
+from spica.detectors.precision import Arithmetic
 from spica.detectors.runtime import load_openvino
 from spica.errors import WeightsError
 
-_EXACT = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
-"""One image at a time, in float32 also where the processor could do less (bfloat16, or float16 on ARM)."""
+_LATENCY: Final = {"PERFORMANCE_HINT": "LATENCY"}
+"""One image at a time on all processors: batches and parallel streams are not faster, an image alone is slower then."""
+
+_CONFIG: Final[dict[Arithmetic, dict[str, str]]] = {
+    # in float32 also where the processor could do less (bfloat16, or float16 on ARM)
+    "f32": {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"},
+    "bf16": {"INFERENCE_PRECISION_HINT": "bf16", "EXECUTION_MODE_HINT": "PERFORMANCE"},
+    # what is not quantised stays f32: bfloat16 beside int8 costs more in converting than it saves
+    "int8": {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "PERFORMANCE"},
+}
 
 
 class OpenVINODetector:
@@ -28,6 +37,8 @@ class OpenVINODetector:
         threads: of the network; 0 lets the runtime choose.
         cache_dir: where the compiled graph is kept, so that the next start is fast; None keeps nothing.
         edit: changes the graph before it is compiled.
+        precision: the arithmetic; ``int8`` wants a graph that was quantised. See :mod:`spica.detectors.precision` for
+            what this machine has.
 
     Raises:
         WeightsError: OpenVINO can't run the graph.
@@ -41,25 +52,21 @@ class OpenVINODetector:
         threads: int = 0,
         cache_dir: Path | None = None,
         edit: Callable[[Any], None] | None = None,
+        precision: Arithmetic = "f32",
     ) -> None:
         openvino = load_openvino()
 
         self._classes = classes
         self._name = f"OpenVINO, {graph.name}"
         core = openvino.Core()
-        config = dict(_EXACT) | ({"INFERENCE_NUM_THREADS": str(threads)} if threads else {})
         try:
             model = core.read_model(graph)
             if edit is not None:
                 edit(model)
+            self._aspect = _aspect(model)
             model = _with_photo_input(model)
-
-            def compile_with(more: dict[str, str]) -> Any:
-                return core.compile_model(model, "CPU", config | more)
-
-            version = openvino.__version__.split("-")[0]
-            runnable = compiled(compile_with, cache_dir / version) if cache_dir is not None else compile_with({})
-            self._request = runnable.create_infer_request()
+            made = runnable(core, model, graph, threads=threads, cache_dir=cache_dir, precision=precision)
+            self._request = made.create_infer_request()
         except RuntimeError as error:  # the one kind that OpenVINO raises
             raise WeightsError(
                 "OpenVINO can't run this graph",
@@ -79,10 +86,42 @@ class OpenVINODetector:
 
     def _one(self, image: RGBImage) -> Detections:
         height, width = image.shape[:2]
-        self._request.infer({"image": np.ascontiguousarray(widened(image))})
+        self._request.infer({"image": np.ascontiguousarray(widened(image, self._aspect))})
         boxes, labels, scores = (self._request.get_tensor(name).data for name in ("boxes", "labels", "scores"))
         answer = cleaned(boxes, labels, scores, width=width, height=height)
         return checked(answer, classes=len(self._classes), width=width, height=height, detector=self._name)
+
+
+def runnable(core: Any, model: Any, graph: Path, *, threads: int, cache_dir: Path | None, precision: Arithmetic) -> Any:
+    """The model compiled for the CPU, from the cache if it is there.
+
+    Args:
+        core: OpenVINO's.
+        model: made of ``graph``, always in the same way.
+        graph: the file.
+        threads: 0 lets the runtime choose.
+        cache_dir: of this version of the model; None keeps nothing.
+        precision: the arithmetic.
+
+    Raises:
+        RuntimeError: OpenVINO can't run it.
+    """
+    config = _LATENCY | _CONFIG[precision] | ({"INFERENCE_NUM_THREADS": str(threads)} if threads else {})
+
+    def compile_with(more: dict[str, str]) -> Any:
+        return core.compile_model(model, "CPU", config | more)
+
+    if cache_dir is None:
+        return compile_with({})
+    # a folder for each: OpenVINO would add what it compiles to another's, whose digests then were wrong
+    release = load_openvino().__version__.split("-")[0]
+    return compiled(compile_with, cache_dir / f"{release}_{graph.stem}-{precision}-t{threads}")
+
+
+def _aspect(model: Any) -> int:
+    """How many times as long as wide an image may be; graphs say it whose images are made smaller than most."""
+    told = ["spica", "max_aspect"]
+    return int(model.get_rt_info(told).astype(str)) if model.has_rt_info(told) else MAX_ASPECT
 
 
 def _with_photo_input(model: Any) -> Any:

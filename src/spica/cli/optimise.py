@@ -1,0 +1,149 @@
+"""`spica models optimise`: faster forms of a model, made and checked with the user's own photographs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from spica.cli.console import err, identify, out, settings_with
+from spica.cli.options import Eps, MaxDetections, Threshold
+from spica.errors import WeightsError
+from spica.settings import Settings, help_for
+
+if TYPE_CHECKING:
+    from spica.models.checks import Check
+    from spica.models.optimise import Report, Row
+
+
+def optimise(
+    weights: Annotated[
+        str,
+        typer.Argument(help="Weights file, folder of a model version, or id of one in the store.", show_default=False),
+    ],
+    images: Annotated[
+        Path,
+        typer.Option(help="Folder of photographs of your own, sub-folders included.", show_default=False),
+    ],
+    truth: Annotated[
+        Path | None,
+        typer.Option(help="COCO file with the boxes of these photographs: AP50 decides then.", show_default=False),
+    ] = None,
+    accept_loss: Annotated[
+        bool, typer.Option("--accept-loss", help="Install a form that loses too much, and write that into the card.")
+    ] = False,
+    data_dir: Annotated[Path | None, typer.Option(help=help_for("data_dir"), show_default="the user's")] = None,
+    threshold: Threshold = None,
+    norm_eps: Eps = None,
+    max_detections: MaxDetections = None,
+) -> None:
+    """Make the int8 form of a model with your own photographs, and check it and bf16 against f32.
+
+    What passes is taken by `--precision auto` from the next start on. With --truth a form may lose half a point of AP50
+    at most; without it, its boxes must agree with those of f32.
+
+    [bold]Example[/bold]: spica models optimise gwhd.pth --images photos --truth boxes.json
+    """
+    from spica.models import store
+    from spica.models.optimise import optimise as make
+    from spica.models.optimise import read_material, require_nncf
+
+    settings = settings_with(data_dir=data_dir, threshold=threshold, norm_eps=norm_eps, max_detections=max_detections)
+    require_nncf()
+    identity = identify(find_weights(weights, settings), settings)
+    photographs, known = read_material(images, truth, identity.classes)
+    with err.status("") as status:
+
+        def say(line: str) -> None:
+            status.update(escape(line))
+
+        version = store.ensure(identity, data_dir=settings.data_dir, progress=say)
+        report = make(version, photographs, settings, truth=known, accept_loss=accept_loss, progress=say)
+    print_report(report, accept_loss=accept_loss)
+    if report.refused:
+        raise WeightsError(
+            f"{' and '.join(report.refused)} lost too much and {'is' if len(report.refused) == 1 else 'are'} not used",
+            where=str(version.folder),
+            expected="at most half a point of AP50 less than f32" if known is not None else _agreement_wanted(),
+            got="; ".join(f"{row.precision}: {row.check.result}" for row in _refused(report) if row.check is not None),
+            hint="give more photographs, of all kinds that will come; or accept it with --accept-loss",
+        )
+
+
+def find_weights(told: str, settings: Settings) -> Path:
+    """A path that exists, else a version in the store by its id; else the path, to be refused as such."""
+    stored = settings.data_dir / "models" / told
+    is_id = told == Path(told).name and told not in ("", ".", "..")
+    return stored if not Path(told).exists() and is_id and stored.is_dir() else Path(told)
+
+
+def _refused(report: Report) -> list[Row]:
+    return [row for row in report.rows if row.precision in report.refused]
+
+
+def _agreement_wanted() -> str:
+    from spica.models.agreement import MAX_MEDIAN_SCORE, MIN_SHARE
+
+    return f"{MIN_SHARE:.0%} of the boxes in common with f32, scores within {MAX_MEDIAN_SCORE} in the middle"
+
+
+def print_report(report: Report, *, accept_loss: bool) -> None:
+    """The table, and what it was made of."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    with_truth = any(row.metrics is not None for row in report.rows)
+    table = Table(
+        title=escape(report.version.id), title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0)
+    )
+    names = ("AP", "AP50", "change (95 %)", "agree") if with_truth else ("boxes", "agree", "scores")
+    for name in ("", "s/image", "times", *names, "check"):
+        table.add_column(name, justify="left" if name in ("", "check") else "right", no_wrap=True)
+    exact = report.rows[0].run.median_s
+    for row in report.rows:
+        table.add_row(*_cells(row, exact, with_truth=with_truth, accept_loss=accept_loss))
+    out.print(table, soft_wrap=False)
+    if with_truth:
+        out.print("AP and AP50 in points of 100; change of AP50 against f32, with the interval over photographs.")
+    else:
+        threshold = next(row.check.agreement.threshold for row in report.rows if row.check is not None)
+        out.print(f"Boxes with a score of {threshold:g} and more against those of f32; how far scores differ.")
+    if report.calibrated:
+        out.print(
+            f"int8 was made with {report.calibrated} photographs; compared on {report.checked}, "
+            f"{report.unseen} of which int8 was not made with."
+        )
+    for note in report.notes:
+        err.print(f"[yellow]Note:[/yellow] {escape(note)}")
+    if report.installed:
+        out.print(f"--precision auto may take from now on: {', '.join(report.installed)}.")
+
+
+def _cells(row: Row, exact_s: float, *, with_truth: bool, accept_loss: bool) -> list[str]:
+    cells = [row.precision, f"{row.run.median_s:.3f}", f"{exact_s / row.run.median_s:.2f}"]
+    if with_truth:
+        cells += [_points(row.metrics.ap if row.metrics else None), _points(row.metrics.ap50 if row.metrics else None)]
+    if row.check is None:
+        return [*cells, *(("", "") if with_truth else ("", "", "")), ""]
+    from spica.models.checks import points
+
+    found, loss = row.check.agreement, row.check.loss
+    if with_truth:
+        change = f"{points(-loss.estimate)} ({points(-loss.high)} to {points(-loss.low)})" if loss else "–"
+        cells += [change, f"{found.share:.1%}"]
+    else:
+        cells += [f"{found.others} of {found.boxes}", f"{found.share:.1%}", _scores(row.check)]
+    refused = "[yellow]accepted[/yellow]" if accept_loss else "[red]refused[/red]"
+    return [*cells, "[green]passed[/green]" if row.check.passed else refused]
+
+
+def _scores(check: Check) -> str:
+    """Median and 95th percentile of the differences."""
+    median, p95 = check.agreement.score_median, check.agreement.score_p95
+    return "–" if median is None or p95 is None else f"±{median:.3f}, p95 {p95:.3f}"
+
+
+def _points(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.2f}"

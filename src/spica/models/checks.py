@@ -1,0 +1,276 @@
+"""The check of a faster arithmetic against f32: answers to the same photographs, and a verdict."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from spica.boxes import Detections
+from spica.detectors.card import Form, record_form
+from spica.detectors.contract import Detector
+from spica.detectors.load import load_detector
+from spica.detectors.precision import Arithmetic, machine
+from spica.errors import ImageError, ModelUnavailableError
+from spica.evaluation.bootstrap import Interval, difference, draws
+from spica.evaluation.coco import Metrics, evaluate
+from spica.evaluation.matching import match_all
+from spica.evaluation.truth import Truth
+from spica.images import Image, decode
+from spica.models.agreement import Agreement, agreement
+from spica.models.serving import Serving
+from spica.models.version import ModelVersion
+from spica.settings import Settings
+
+MAX_AP50_LOSS: Final = 0.005
+"""Half a point: a form that loses more does not pass."""
+
+RESAMPLES: Final = 1000
+
+UP_IMAGES: Final = 6
+"""So many photographs show whether bf16 agrees with f32; a Faster R-CNN takes some two seconds for each."""
+
+
+@dataclass(slots=True)
+class Run:
+    """The answers in one arithmetic, and the seconds that each image took."""
+
+    answers: list[Detections] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def median_s(self) -> float:
+        """The middle time an image, in seconds."""
+        return statistics.median(self.seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """How a form stands beside f32.
+
+    Attributes:
+        precision: of the form.
+        run: its answers.
+        agreement: with f32.
+        metrics: by the truth; None without one.
+        loss: AP50 of f32 minus AP50 of the form, with its interval over images; None without a truth.
+        exact: the run in f32.
+    """
+
+    precision: Arithmetic
+    run: Run
+    agreement: Agreement
+    metrics: Metrics | None
+    loss: Interval | None
+    exact: Run
+
+    @property
+    def passed(self) -> bool:
+        """By the truth if there is one with objects in it, else by the agreement."""
+        if self.metrics is None or self.loss is None or self.metrics.ap50 is None:
+            return self.agreement.passed
+        return self.loss.estimate <= MAX_AP50_LOSS
+
+    @property
+    def result(self) -> str:
+        """The outcome in a few words, for the log, the page and the card."""
+        if self.loss is not None and self.metrics is not None and self.metrics.ap50 is not None:
+            interval = f"{points(-self.loss.high)} to {points(-self.loss.low)}"
+            return f"AP50 {points(-self.loss.estimate)} points ({interval}) on {self.metrics.images} annotated images"
+        if self.agreement.score_median is None:
+            return f"no boxes to compare on {self.agreement.images} images"
+        return f"{self.agreement.share:.1%} of the boxes agree with f32 on {self.agreement.images} images"
+
+    def as_form(self, *, accept_loss: bool = False, **own: Any) -> Form:
+        """For the card; ``own`` are the graph and the files of a form that has them, and what else was measured."""
+        check = {
+            "result": self.result,
+            "when": datetime.now(UTC).isoformat(timespec="seconds"),
+            "processor": machine().processor,
+            "seconds": round(self.run.median_s, 5),
+            "f32_seconds": round(self.exact.median_s, 5),
+            "agreement": self.agreement.as_json(),
+        }
+        if self.metrics is not None and self.loss is not None:
+            check["truth"] = {
+                "images": self.metrics.images,
+                "objects": self.metrics.objects,
+                "ap": _rounded(self.metrics.ap),
+                "ap50": _rounded(self.metrics.ap50),
+                "ap50_loss": _rounded(self.loss.estimate),
+                "ap50_loss_interval": [_rounded(self.loss.low), _rounded(self.loss.high)],
+                "level": self.loss.level,
+            }
+        check |= own.pop("measured", {})
+        return Form(passed=self.passed, check=check, accepted_loss=accept_loss and not self.passed, **own)
+
+
+def points(change: float) -> str:
+    """A change of a metric in points of 100, with its sign; what rounds to nothing has a plus."""
+    return f"{round(100 * change, 2) + 0.0:+.2f}"
+
+
+def run_all(
+    detectors: Mapping[Arithmetic, Detector],
+    photographs: Sequence[Path],
+    *,
+    max_pixels: int,
+    progress: Callable[[int], None] | None = None,
+    look: Callable[[int, Image], None] | None = None,
+    stop: threading.Event | None = None,
+) -> dict[Arithmetic, Run]:
+    """Every detector's answers to every photograph, in turn, so that a busy moment slows all of them.
+
+    Args:
+        detectors: by arithmetic.
+        photographs: files.
+        max_pixels: larger ones are refused.
+        progress: told how many photographs are done.
+        look: shown each photograph with its position, before it is computed; may raise.
+        stop: when set, it is given up after the photograph in hand.
+
+    Raises:
+        ImageError: a photograph can't be read.
+        ModelUnavailableError: ``stop`` was set.
+    """
+    runs: dict[Arithmetic, Run] = {name: Run() for name in detectors}
+    for detector in detectors.values():  # the first image pays for preparations
+        detector.detect([np.zeros((64, 64, 3), np.uint8)])
+    for position, path in enumerate(photographs):
+        if stop is not None and stop.is_set():
+            raise ModelUnavailableError("the check was stopped", where=str(path))
+        image = read(path, max_pixels=max_pixels)
+        if look is not None:
+            look(position, image)
+        for name, detector in detectors.items():
+            started = time.perf_counter()
+            (answer,) = detector.detect([image.pixels])
+            runs[name].seconds.append(time.perf_counter() - started)
+            runs[name].answers.append(answer)
+        if progress is not None:
+            progress(position + 1)
+    return runs
+
+
+def judge(
+    runs: Mapping[Arithmetic, Run],
+    *,
+    threshold: float,
+    truths: Sequence[Truth] | None = None,
+    classes: Sequence[str] = (),
+) -> dict[Arithmetic, Check]:
+    """A check for every arithmetic but f32.
+
+    Args:
+        runs: f32 among them, on the same images.
+        threshold: of what is shown.
+        truths: of the same images; None without.
+        classes: names, by the class ids of truth and answers.
+
+    Raises:
+        UsageError: there is a truth, and the package that computes COCO's metrics is missing.
+    """
+    exact = runs["f32"]
+    checks: dict[Arithmetic, Check] = {}
+    for name, run in runs.items():
+        if name == "f32":
+            continue
+        metrics = loss = None
+        if truths is not None:
+            metrics = evaluate(truths, run.answers, classes)
+            loss = ap50_loss(truths, exact.answers, run.answers, len(classes))
+        checks[name] = Check(
+            name, run, agreement(exact.answers, run.answers, threshold=threshold), metrics, loss, exact
+        )
+    return checks
+
+
+def ap50_loss(
+    truths: Sequence[Truth], exact: Sequence[Detections], other: Sequence[Detections], classes: int
+) -> Interval:
+    """AP50 of the first answers minus that of the second, with an interval over resampled images, the same for both."""
+    first, second = match_all(truths, exact, classes), match_all(truths, other, classes)
+    return difference(second.ap, first.ap, draws(len(truths), resamples=RESAMPLES))
+
+
+def check_bf16(
+    version: ModelVersion, photographs: Sequence[Path], settings: Settings, *, stop: threading.Event | None = None
+) -> Check | None:
+    """Compare bf16 with f32 on a few photographs of the person's own and write the result into the version's card.
+
+    Args:
+        version: to be served.
+        photographs: of which at most ``UP_IMAGES`` are taken, evenly spread.
+        settings: threads, threshold, limits.
+        stop: when set, it is given up.
+
+    Returns:
+        The check; None if no photograph can be read, or none shows a box, so that nothing was learned or written.
+
+    Raises:
+        WeightsError: the version can't be run.
+        StorageError: the card can't be written.
+        ModelUnavailableError: ``stop`` was set.
+    """
+    chosen = readable(spread(photographs, UP_IMAGES), max_pixels=settings.max_pixels)
+    if not chosen:
+        return None
+    detectors = {name: detector_in(version, name, threads=settings.threads) for name in _UP_ARITHMETICS}
+    runs = run_all(detectors, chosen, max_pixels=settings.max_pixels, stop=stop)
+    check = judge(runs, threshold=settings.threshold)["bf16"]
+    if check.agreement.boxes + check.agreement.others == 0:
+        return None
+    record_form(version.folder, "bf16", check.as_form())
+    return check
+
+
+_UP_ARITHMETICS: Final[tuple[Arithmetic, ...]] = ("f32", "bf16")
+
+
+def detector_in(version: ModelVersion, precision: Arithmetic, *, threads: int) -> Detector:
+    """The version's detector on the CPU in an arithmetic, whole images."""
+    return load_detector(version, threads=threads, device="cpu", serving=Serving(precision=precision, why="checked"))
+
+
+def spread(paths: Sequence[Path], count: int) -> list[Path]:
+    """At most ``count`` of the paths, evenly spread over all of them: neighbours often show the same thing."""
+    if len(paths) <= count:
+        return list(paths)
+    return [paths[int(position)] for position in np.linspace(0, len(paths) - 1, count)]
+
+
+def readable(paths: Sequence[Path], *, max_pixels: int) -> list[Path]:
+    """Those that are images within the limit."""
+    return [path for path in paths if _is_readable(path, max_pixels)]
+
+
+def read(path: Path, *, max_pixels: int) -> Image:
+    """The photograph in a file.
+
+    Raises:
+        ImageError: it can't be read.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ImageError("an image file can't be read", where=str(path), got=error.strerror) from error
+    return decode(content, where=str(path), max_pixels=max_pixels)
+
+
+def _is_readable(path: Path, max_pixels: int) -> bool:
+    try:
+        read(path, max_pixels=max_pixels)
+    except ImageError:
+        return False
+    return True
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or value != value else round(value, 5)  # NaN is not JSON

@@ -1,0 +1,297 @@
+"""Faster forms of a model version: int8 made with the user's photographs, and bf16, both checked against f32."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from spica.boxes import Detections
+from spica.detectors.card import Card, Form, describe_files, read_card, record_form
+from spica.detectors.contract import Detector
+from spica.detectors.openvino import OpenVINODetector
+from spica.detectors.precision import Arithmetic, machine
+from spica.detectors.quantisation import MAX_CALIBRATION_IMAGES, quantise
+from spica.detectors.scratch import scratch, storage_error
+from spica.errors import DataSetError, WeightsError
+from spica.evaluation.coco import Metrics, evaluate
+from spica.images import Image
+from spica.models.checks import Check, Run, detector_in, judge, readable, run_all, spread
+from spica.models.truth_file import TruthFile, read_truth
+from spica.models.version import ModelVersion
+from spica.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+MAX_CHECK_IMAGES: Final = 40
+"""Without a truth, so many photographs are compared; with one, all that it describes."""
+
+IMAGE_SUFFIXES: Final = (*(".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"),)
+
+INT8: Final = "model-int8"
+"""How the names of int8 graphs begin; their own digits follow, so that a new one never overwrites the one in use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        precision: the arithmetic.
+        run: its answers and times.
+        metrics: by the truth, None without one.
+        check: against f32, None for f32 itself.
+    """
+
+    precision: Arithmetic
+    run: Run
+    metrics: Metrics | None
+    check: Check | None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What came out.
+
+    Attributes:
+        version: with the card as it is now.
+        rows: f32 first.
+        calibrated: photographs that int8 was made with.
+        checked: photographs that the answers were compared on.
+        unseen: of these, how many int8 was not made with.
+        installed: forms that ``auto`` may take from now on.
+        refused: forms that did not pass, and were not accepted.
+        notes: what was left out, a sentence each.
+    """
+
+    version: ModelVersion
+    rows: tuple[Row, ...]
+    calibrated: int
+    checked: int
+    unseen: int
+    installed: tuple[Arithmetic, ...]
+    refused: tuple[Arithmetic, ...]
+    notes: tuple[str, ...]
+
+
+def require_nncf() -> None:
+    """Raise before anything is computed if the int8 form can't be made.
+
+    Raises:
+        WeightsError: NNCF is not installed.
+    """
+    if importlib.util.find_spec("nncf") is None:
+        raise WeightsError(
+            "NNCF is needed to make an int8 form, and it is not installed",
+            hint='pip install "spica[optimise]"; it is needed only to make an int8 form, never to serve one',
+        )
+
+
+def find_photographs(folder: Path) -> list[Path]:
+    """The image files below a folder, sorted.
+
+    Raises:
+        DataSetError: no such folder, or none in it.
+    """
+    if not folder.is_dir():
+        raise DataSetError(
+            "there is no such folder of photographs",
+            where=f"--images {folder}",
+            expected="a folder with photographs of your own",
+            got="a file" if folder.exists() else "nothing",
+        )
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    if not found:
+        others = sorted({path.suffix.lower() for path in folder.rglob("*") if path.is_file()})[:8]
+        raise DataSetError(
+            "there are no photographs in this folder",
+            where=f"--images {folder}",
+            expected=f"files ending in {', '.join(IMAGE_SUFFIXES)}",
+            got=f"files ending in {', '.join(others)}" if others else "an empty folder",
+        )
+    return found
+
+
+def read_material(folder: Path, truth: Path | None, classes: Sequence[str]) -> tuple[list[Path], TruthFile | None]:
+    """The photographs, and what the truth file says about them; before the model is converted or loaded.
+
+    Raises:
+        DataSetError: no photographs, or a truth file that does not go with them or with the model.
+    """
+    photographs = find_photographs(folder)
+    return photographs, read_truth(truth, photographs, folder, classes) if truth is not None else None
+
+
+def optimise(
+    version: ModelVersion,
+    photographs: Sequence[Path],
+    settings: Settings,
+    *,
+    truth: TruthFile | None = None,
+    accept_loss: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Report:
+    """Make the int8 form, check it and bf16 against f32, and record in the version's card what passed.
+
+    The int8 form is installed if it passed or its loss was accepted; else what was there before stays. A check of bf16
+    is recorded whatever came out. Stopped at any moment, the version is as it was before or as it is after.
+
+    Args:
+        version: whole and checked.
+        photographs: the user's own, at least one; int8 is made with some of them.
+        settings: threads, threshold, limits.
+        truth: of some of the photographs; with it AP50 decides, without it the agreement with f32.
+        accept_loss: install what did not pass too, and write that down.
+        progress: told what is being done, in a few words.
+
+    Raises:
+        DataSetError: no photograph can be read, or one has another size than the truth says.
+        WeightsError: NNCF is missing or can't quantise the network, or the version can't be run.
+        StorageError: the version's folder can't be written.
+    """
+    say = progress or (lambda _: None)
+    foreign = _is_foreign(version.card)
+    if foreign and "bf16" not in machine().has:
+        raise WeightsError(
+            "for this network there is nothing faster than f32 on this machine",
+            where=str(version.folder),
+            got=f"a network of others ({version.card.architecture}), of which no int8 form is made, and a processor "
+            "that does not compute faster in bf16",
+        )
+    calibration = readable(spread(photographs, MAX_CALIBRATION_IMAGES), max_pixels=settings.max_pixels)
+    if not calibration:
+        raise DataSetError("none of the photographs can be read", where=str(photographs[0].parent))
+    checked, notes = _to_check(photographs, calibration, truth, settings)
+    if foreign:
+        notes += ("no int8 form is made of networks of other exporters; only bf16 was checked",)
+    with scratch(version.folder) as aside:
+        made, int8 = {}, None if foreign else aside / f"{INT8}.xml"
+        if int8 is not None:
+            graph = version.folder / version.card.graph
+            made = quantise(graph, int8, calibration, max_pixels=settings.max_pixels, progress=say)
+        runs = _run(version, int8, checked, truth, settings, say)
+        rows = _rows(runs, version, truth, settings)
+        passed: list[Arithmetic] = []
+        for row in rows:
+            if row.check is None:
+                continue
+            if row.precision == "int8" and (row.check.passed or accept_loss):
+                _install(version, aside, row.check, accept_loss=accept_loss, measured={"calibration": made})
+            elif row.precision == "bf16":
+                record_form(version.folder, "bf16", row.check.as_form(accept_loss=accept_loss))
+            if row.check.passed or accept_loss:
+                passed.append(row.precision)
+    return Report(
+        version=replace(version, card=read_card(version.folder)),
+        rows=rows,
+        calibrated=0 if foreign else len(calibration),
+        checked=len(checked),
+        unseen=len(set(checked) - set(calibration)),
+        installed=tuple(passed),
+        refused=tuple(row.precision for row in rows if row.check is not None and row.precision not in passed),
+        notes=notes,
+    )
+
+
+def _is_foreign(card: Card) -> bool:
+    from spica.detectors.foreign import is_foreign
+
+    return is_foreign(card)
+
+
+def _to_check(
+    photographs: Sequence[Path], calibration: Sequence[Path], truth: TruthFile | None, settings: Settings
+) -> tuple[list[Path], tuple[str, ...]]:
+    """The photographs to compare on, and what must be said of them."""
+    if truth is not None:
+        notes = (
+            (f"{len(truth.missing)} images of the truth file are not in the folder, {truth.missing[0]} the first",)
+            if truth.missing
+            else ()
+        )
+        return [known.path for known in truth.images], notes
+    calibrated = set(calibration)
+    others = readable(
+        spread([path for path in photographs if path not in calibrated], MAX_CHECK_IMAGES),
+        max_pixels=settings.max_pixels,
+    )
+    if len(others) >= len(calibration):
+        return others, ()
+    return [*others, *calibration], ("there are few photographs: int8 is checked on those it was made with, too",)
+
+
+def _run(
+    version: ModelVersion,
+    int8: Path | None,
+    checked: Sequence[Path],
+    truth: TruthFile | None,
+    settings: Settings,
+    say: Callable[[str], None],
+) -> dict[Arithmetic, Run]:
+    say("loading the forms")
+    detectors: dict[Arithmetic, Detector] = {"f32": detector_in(version, "f32", threads=settings.threads)}
+    if "bf16" in machine().has:
+        detectors["bf16"] = detector_in(version, "bf16", threads=settings.threads)
+    if int8 is not None:
+        detectors["int8"] = OpenVINODetector(int8, version.classes, threads=settings.threads, precision="int8")
+
+    def same_size(position: int, image: Image) -> None:
+        known = truth.images[position].truth if truth is not None else None
+        if known is not None and (known.width, known.height) != (image.width, image.height):
+            raise DataSetError(
+                "the truth file describes another picture than the one in the folder",
+                where=str(checked[position]),
+                expected=f"{known.width} x {known.height} pixels",
+                got=f"{image.width} x {image.height}, upright",
+                hint="were the photographs scaled or turned after they were annotated?",
+            )
+
+    return run_all(
+        detectors,
+        checked,
+        max_pixels=settings.max_pixels,
+        progress=lambda done: say(f"comparing on photograph {done} of {len(checked)}"),
+        look=same_size,
+    )
+
+
+def _rows(
+    runs: dict[Arithmetic, Run], version: ModelVersion, truth: TruthFile | None, settings: Settings
+) -> tuple[Row, ...]:
+    truths = [known.truth for known in truth.images] if truth is not None else None
+    checks = judge(runs, threshold=settings.threshold, truths=truths, classes=version.classes)
+
+    def metrics(answers: list[Detections]) -> Metrics | None:
+        return evaluate(truths, answers, version.classes) if truths is not None else None
+
+    return tuple(
+        Row(name, run, checks[name].metrics if name in checks else metrics(run.answers), checks.get(name))
+        for name, run in runs.items()
+    )
+
+
+def _install(version: ModelVersion, aside: Path, check: Check, *, accept_loss: bool, measured: dict[str, Any]) -> Card:
+    """Put the int8 graph into the version's folder, then name it in the card, then remove the one before."""
+    made = (f"{INT8}.xml", f"{INT8}.bin")
+    digits = Form(True, files=describe_files(aside, made)).digits
+    names = tuple(f"{INT8}-{digits}{Path(name).suffix}" for name in made)
+    try:
+        for name, final in zip(made, names, strict=True):
+            (aside / name).replace(version.folder / final)
+    except OSError as error:
+        raise storage_error(error, version.folder) from error
+    files = describe_files(version.folder, names)
+    card = record_form(
+        version.folder,
+        "int8",
+        check.as_form(accept_loss=accept_loss, graph=names[0], files=files, measured=measured),
+    )
+    for other in version.folder.glob(f"{INT8}-*"):
+        if other.name not in names:
+            with contextlib.suppress(OSError):  # Windows: a server that still runs it holds it open
+                other.unlink()
+    return card

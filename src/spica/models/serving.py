@@ -1,0 +1,188 @@
+"""In which arithmetic, and in what tiles, a model version is served: the choice, and the id it is served under."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal
+
+from spica.detectors.card import Card, Form, read_card
+from spica.detectors.load import cuda_available
+from spica.detectors.precision import Arithmetic, Machine, machine
+from spica.errors import UsageError, WeightsError
+from spica.models.version import ModelIdentity
+from spica.settings import Settings
+
+Tile = int | Literal["auto"] | None
+
+_OTHERS: Final[tuple[Arithmetic, ...]] = ("int8", "bf16")
+
+_USUAL_GAIN: Final[dict[Arithmetic, float]] = {"int8": 3.0, "bf16": 2.0, "f32": 1.0}
+"""How many times as fast as f32, roughly, where nothing was measured on this processor: the order is what matters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """How a version is computed.
+
+    Attributes:
+        precision: the arithmetic.
+        why: one sentence for people: why this one.
+        tile: side of a tile in pixels, ``auto`` for tiles in large images only, None for whole images.
+        overlap: share of a tile that its neighbour sees too, in [0, 0.5], whole percents.
+        digits: four hex digits that name the int8 graph, else empty.
+    """
+
+    precision: Arithmetic = "f32"
+    why: str = field(default="asked for", compare=False)
+    tile: Tile = None
+    overlap: float = 0.2
+    digits: str = ""
+
+    @property
+    def text(self) -> str:
+        """For the log and the page: ``bf16: the fastest that …``."""
+        tiles = ""
+        if self.tile is not None:
+            size = "tiles in large photographs" if self.tile == "auto" else f"tiles of {self.tile} pixels"
+            tiles = f"; {size}, {self.overlap:.0%} overlap"
+        return f"{self.precision}: {self.why}{tiles}"
+
+
+def served_id(identity: ModelIdentity, serving: Serving) -> str:
+    """The version's id, with a suffix only where answers differ from those of f32 on whole images."""
+    return identity.id + suffix(serving)
+
+
+def suffix(serving: Serving) -> str:
+    """``-bf16``, ``-int8-<4 hex digits of its graph>``, ``-t1024o20`` (``-tao20`` for ``auto``), or nothing."""
+    parts = {"f32": "", "bf16": "-bf16", "int8": f"-int8-{serving.digits}"}[serving.precision]
+    if serving.tile is not None:
+        parts += f"-t{'a' if serving.tile == 'auto' else serving.tile}o{round(100 * serving.overlap)}"
+    return parts
+
+
+def choose(identity: ModelIdentity, settings: Settings) -> Serving:
+    """How a version is served on this machine, from the settings and the card in the store; no network is run.
+
+    ``auto`` takes, of the arithmetics that this machine has and that have passed their check (or whose loss somebody
+    accepted), the one that was measured to be the fastest on this processor; without a measurement here, int8 before
+    bf16 before f32.
+
+    Raises:
+        UsageError: int8 was asked for, and the version has no int8 form.
+    """
+    card = known_card(identity, settings.data_dir)
+    forms = dict(card.precisions) if card is not None else {}
+    if settings.precision == "auto":
+        precision, why = _fastest(forms)
+    else:
+        precision, why = _asked(settings.precision, forms, identity)
+    return Serving(
+        precision,
+        why,
+        tile=_tile(settings.tile),
+        overlap=round(settings.overlap, 2),
+        digits=forms["int8"].digits if precision == "int8" else "",
+    )
+
+
+def wants_check(identity: ModelIdentity, settings: Settings) -> bool:
+    """Whether ``auto`` could serve faster if bf16 were checked: the machine has it, and nobody has looked yet.
+
+    Never for a version outside the store: its folder is somebody's, who may optimise it but did not ask for that.
+    """
+    if settings.precision != "auto" or (identity.weights.card is not None and not _is_stored(identity, settings)):
+        return False
+    card = known_card(identity, settings.data_dir)
+    forms = card.precisions if card is not None else {}
+    if "bf16" in forms or ("int8" in forms and forms["int8"].usable):
+        return False
+    return "bf16" in machine().has and not cuda_available()
+
+
+def _is_stored(identity: ModelIdentity, settings: Settings) -> bool:
+    return identity.weights.path.resolve().is_relative_to((settings.data_dir / "models").resolve())
+
+
+def known_card(identity: ModelIdentity, data_dir: Path) -> Card | None:
+    """The card as it is on the disk now; None before a version is made, or if it can't be read."""
+    if identity.weights.card is not None:
+        path = identity.weights.path
+        folder = path if path.is_dir() else path.parent
+    else:
+        folder = data_dir / "models" / identity.id
+    try:
+        return read_card(folder)
+    except WeightsError:  # not made yet, or damaged: then it will be made again, without other forms
+        return None
+
+
+def _fastest(forms: dict[str, Form]) -> tuple[Arithmetic, str]:
+    usable: dict[Arithmetic, Form] = {
+        precision: forms[precision] for precision in _OTHERS if precision in forms and forms[precision].usable
+    }
+    if not usable:
+        return "f32", _without_forms(forms)
+    if cuda_available():
+        return "f32", "on CUDA, where the other arithmetics are not used"
+    here = machine()
+    gains: dict[Arithmetic, float] = {"f32": 1.0}
+    gains |= {precision: _gain(precision, form, here) for precision, form in usable.items() if precision in here.has}
+    best = max(gains, key=lambda precision: gains[precision])
+    if best != "f32":
+        return best, f"the fastest that this machine has and that {_standing(usable[best])}"
+    missing = [precision for precision in usable if precision not in here.has]
+    if missing:
+        return "f32", f"this machine's processor does not compute faster in {' or '.join(missing)}"
+    return "f32", f"on this machine the check found {' and '.join(usable)} no faster"
+
+
+def _gain(precision: Arithmetic, form: Form, here: Machine) -> float:
+    """How many times as fast as f32."""
+    seconds, exact = form.check.get("seconds"), form.check.get("f32_seconds")
+    if form.check.get("processor") == here.processor and _positive(seconds) and _positive(exact):
+        return float(exact or 0) / float(seconds or 1)
+    return _USUAL_GAIN[precision]
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, int | float) and value > 0
+
+
+def _standing(form: Form) -> str:
+    result = f" ({form.check['result']})" if "result" in form.check else ""
+    return f"has passed its check{result}" if form.passed else f"did not pass its check, which was accepted{result}"
+
+
+def _without_forms(forms: dict[str, Form]) -> str:
+    failed = [name for name in _OTHERS if name in forms]
+    if failed:
+        return f"{' and '.join(failed)} did not pass the check against it"
+    return "no faster arithmetic has been checked for this model; `spica models optimise` does that"
+
+
+def _asked(precision: Arithmetic, forms: dict[str, Form], identity: ModelIdentity) -> tuple[Arithmetic, str]:
+    if precision == "f32":
+        return "f32", "asked for"
+    if precision == "int8":
+        if "int8" not in forms:
+            raise UsageError(
+                f"the model {identity.id} has no int8 form",
+                where="--precision int8",
+                hint=f"make one with your own photographs: spica models optimise {identity.weights.path} "
+                "--images FOLDER",
+            )
+        return "int8", f"asked for; a form that {_standing(forms['int8'])}"
+    if "bf16" not in machine().has:
+        return "f32", "bf16 was asked for, but this machine's processor does not compute faster in it"
+    form = forms.get("bf16")
+    if form is None:
+        return "bf16", "asked for; it has not been checked with this model"
+    return "bf16", "asked for; it has passed its check" if form.passed else "asked for; it did not pass its check"
+
+
+def _tile(told: str) -> Tile:
+    if told == "off":
+        return None
+    return "auto" if told == "auto" else int(told)

@@ -1,0 +1,398 @@
+"""Which arithmetics a machine has, what of a network may be quantised, and the detector in each arithmetic."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from spica.boxes import Detections
+from spica.demo import model_folder
+from spica.demo.field import render_field, write_images
+from spica.detectors import precision
+from spica.detectors.card import CARD, FileEntry, Form, check_files, read_card, record_form
+from spica.detectors.openvino import OpenVINODetector
+from spica.detectors.precision import Arithmetic, machine
+from spica.detectors.quantisation import quantise
+from spica.detectors.quantisation_scope import float_nodes, quantisable_nodes, quantised_consumers
+from spica.detectors.runtime import load_openvino
+from spica.errors import ImageError, StorageError, WeightsError
+from spica.evaluation.matching import match
+from spica.evaluation.truth import Truth
+
+GRAPH = model_folder() / "model.onnx"
+
+
+# --- what the machine has
+
+
+class Core:
+    """OpenVINO's core, of a processor with these capabilities."""
+
+    def __init__(self, *offered: str) -> None:
+        self.offered = list(offered)
+
+    def get_property(self, device: str, name: str) -> Any:
+        assert device == "CPU"
+        return {"OPTIMIZATION_CAPABILITIES": self.offered, "FULL_DEVICE_NAME": "a processor "}[name]
+
+
+@pytest.mark.parametrize(
+    ("offered", "flags", "faster", "expected"),
+    [
+        pytest.param(["FP32"], "", True, {"f32"}, id="nothing but floats"),
+        pytest.param(["FP32", "FP16", "INT8"], "", True, {"f32", "int8"}, id="ARM: float16 is none of ours"),
+        pytest.param(["FP32", "BF16", "INT8"], "avx512f avx512_bf16", False, {"f32", "bf16", "int8"}, id="Zen 4"),
+        pytest.param(["FP32", "BF16", "INT8"], "avx512f amx_bf16", False, {"f32", "bf16", "int8"}, id="AMX"),
+        pytest.param(["FP32", "BF16", "INT8"], "avx512f avx512_vnni", True, {"f32", "int8"}, id="only imitated"),
+        pytest.param(["FP32", "BF16", "INT8"], None, True, {"f32", "bf16", "int8"}, id="no flags, measured faster"),
+        pytest.param(["FP32", "BF16", "INT8"], None, False, {"f32", "int8"}, id="no flags, measured no faster"),
+    ],
+)
+def test_what_a_machine_has(
+    offered: list[str], flags: str | None, faster: bool, expected: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bfloat16 counts only where OpenVINO offers it and the processor, or a measurement, confirms that it is real."""
+    told = frozenset(flags.split()) if flags is not None else None
+    monkeypatch.setattr(precision, "load_openvino", lambda: type("OV", (), {"Core": lambda: Core(*offered)}))
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(precision, "_is_x86", lambda: True)
+    monkeypatch.setattr(precision, "_linux_flags", lambda _: told)
+    monkeypatch.setattr(precision, "_bf16_is_faster", lambda _: faster)
+    found = machine.__wrapped__()
+    assert set(found.has) == expected
+    assert found.processor == "a processor"
+
+
+def test_flags_are_read_from_the_first_processor(tmp_path: Path) -> None:
+    """Linux tells the flags a processor a paragraph; a file without any, or none at all, tells nothing."""
+    info = tmp_path / "cpuinfo"
+    info.write_text("processor\t: 0\nflags\t\t: fpu avx512_bf16\n\nprocessor\t: 1\nflags\t\t: fpu\n", "utf-8")
+    assert precision._linux_flags(info) == frozenset({"fpu", "avx512_bf16"})
+    info.write_text("processor\t: 0\nFeatures\t: fp asimd\n", "utf-8")
+    assert precision._linux_flags(info) is None
+    assert precision._linux_flags(tmp_path / "missing") is None
+
+
+def test_the_measurement_agrees_with_the_flags() -> None:
+    """Where the flags say that bfloat16 is real, a product of matrices is faster in it; elsewhere it is not taken."""
+    real = "bf16" in machine().has
+    if not real:
+        pytest.skip("this processor has no bfloat16")
+    assert precision._bf16_is_faster(load_openvino().Core())
+
+
+# --- what may be quantised
+
+
+def test_of_the_demos_network_only_layers_and_what_lies_between_are_quantised() -> None:
+    """All 17 convolutions are in the scope; scores, boxes and their suppression are not."""
+    model = load_openvino().Core().read_model(GRAPH)
+    kinds = {node.get_friendly_name(): node.get_type_name() for node in model.get_ordered_ops()}
+    kept = quantisable_nodes(model)
+    assert sum(kinds[name] == "Convolution" for name in kept) == 17
+    assert {kinds[name] for name in kept} == {"Convolution", "Add", "Relu", "Interpolate"}
+    left = set(float_nodes(model))
+    assert not kept & left
+    assert {"/Sigmoid", "/network/Softplus", "/network/Add_3", "/NonMaxSuppression"} <= left
+
+
+def network(build: Callable[[Any, Any, Callable[..., Any]], Any]) -> Any:
+    """A graph of a few nodes: ``build`` is given the operations, the image and a maker of layers."""
+    openvino = load_openvino()
+    from openvino import opset13
+
+    image = opset13.parameter([1, 4, 8, 8], np.float32, name="image")
+    layers = iter(range(100))
+
+    def layer(given: Any, weights: Any = None) -> Any:
+        values = np.random.default_rng(next(layers)).normal(size=(4, 4, 1, 1)).astype(np.float32)
+        kernel = opset13.constant(values if weights is None else weights)
+        return opset13.convolution(given, kernel, [1, 1], [0, 0], [0, 0], [1, 1])
+
+    return openvino.Model([build(opset13, image, layer)], [image])
+
+
+def names(model: Any, kind: str) -> set[str]:
+    return {node.get_friendly_name() for node in model.get_ordered_ops() if node.get_type_name() == kind}
+
+
+def test_features_begin_again_behind_the_pooling_of_regions() -> None:
+    """Boxes that are sorted out of features stay float; what is pooled with them, and its layer, does not."""
+
+    def build(ops: Any, image: Any, layer: Callable[..., Any]) -> Any:
+        features = ops.relu(layer(ops.exp(image)))
+        scores = ops.reshape(layer(features), [-1], False)
+        best = ops.topk(scores, np.int64(5), 0, "max", "value")
+        # boxes out of the best scores: arithmetic, though a layer comes behind
+        boxes = ops.reshape(ops.tile(ops.sin(best.output(0)), [4]), [5, 4], False)
+        pooled = ops.roi_align(features, boxes, np.zeros(5, np.int32), 2, 2, 2, 1.0, "avg", "asymmetric")
+        return layer(ops.hswish(pooled))
+
+    model = network(build)
+    kept = quantisable_nodes(model)
+    assert names(model, "Convolution") | names(model, "HSwish") | names(model, "ROIAlign") <= kept
+    assert names(model, "Relu") <= kept
+    for kind in ("Exp", "TopK", "Sin", "Tile"):
+        assert not names(model, kind) & kept, kind
+
+
+def test_a_mean_of_distances_is_no_layer() -> None:
+    """A convolution with 0, 1, 2, 3 turns a distribution of distances into their mean, which int8 would round."""
+
+    def build(ops: Any, image: Any, layer: Callable[..., Any]) -> Any:
+        spread = ops.softmax(layer(layer(image)), 1)
+        return ops.add(layer(spread, np.arange(4, dtype=np.float32).reshape(1, 4, 1, 1)), np.float32(1))
+
+    model = network(build)
+    kept = quantisable_nodes(model)
+    assert len(names(model, "Convolution") & kept) == 2
+    assert not (names(model, "Softmax") | names(model, "Add")) & kept
+
+
+def test_what_is_gathered_by_rank_stays_float() -> None:
+    """Queries that were chosen by their scores, as in detection transformers, and the layers that refine them."""
+
+    def build(ops: Any, image: Any, layer: Callable[..., Any]) -> Any:
+        features = ops.reshape(layer(image), [64, 4], False)
+        chosen = ops.topk(ops.reduce_max(features, 1), np.int64(9), 0, "max", "value").output(1)
+        queries = ops.gather(features, chosen, 0)
+        weights = np.random.default_rng(9).normal(size=(4, 4)).astype(np.float32)
+        return ops.matmul(queries, ops.constant(weights), False, False)
+
+    model = network(build)
+    kept = quantisable_nodes(model)
+    assert names(model, "Convolution") <= kept
+    assert not (names(model, "MatMul") | names(model, "Gather")) & kept
+
+
+# --- the child process
+
+
+@pytest.fixture(scope="module")
+def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's network in int8."""
+    pytest.importorskip("nncf", reason="needs the extra spica[optimise]")
+    folder = tmp_path_factory.mktemp("量子化 #1")
+    told: list[str] = []
+    images = write_images(folder / "写真", 4, first_seed=420_000)
+    done = quantise(GRAPH, folder / "model-int8.xml", images, max_pixels=10**6, progress=told.append)
+    assert done["images"] == 4
+    assert "looking at photograph 4 of 4" in told
+    return folder / "model-int8.xml"
+
+
+def test_only_what_is_in_the_scope_was_quantised(int8: Path) -> None:
+    """NNCF put its quantisers before the nodes it was allowed, and before every convolution."""
+    core = load_openvino().Core()
+    allowed = quantisable_nodes(core.read_model(GRAPH))
+    done = core.read_model(int8)
+    assert quantised_consumers(done) <= allowed
+    assert names(done, "Convolution") <= quantised_consumers(done)
+
+
+def test_an_unreadable_photograph_is_named(tmp_path: Path) -> None:
+    """The child's error comes back as what it was."""
+    pytest.importorskip("nncf", reason="needs the extra spica[optimise]")
+    (tmp_path / "a.jpg").write_bytes(b"no image")
+    with pytest.raises(ImageError, match=r"a\.jpg") as refused:
+        quantise(GRAPH, tmp_path / "x.xml", [tmp_path / "a.jpg"], max_pixels=10**6)
+    assert "not an image" in refused.value.what
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        pytest.param(
+            "raise ModuleNotFoundError(\"No module named 'nncf'\", name='nncf')",
+            ("it is not installed", 'pip install "spica[optimise]"'),
+            id="missing",
+        ),
+        pytest.param("raise ImportError('no libfoo')", ("it can't be loaded", "no libfoo"), id="broken"),
+        pytest.param("import os; os._exit(3)", ("ended without a result", "exit status 3"), id="the process dies"),
+    ],
+)
+def test_failures_of_the_child_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, told: tuple[str, ...]
+) -> None:
+    """Without NNCF, or when it dies, a sentence says so."""
+    package = tmp_path / "fake" / "nncf"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(source, "utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(package.parent))
+    with pytest.raises(WeightsError) as refused:
+        quantise(GRAPH, tmp_path / "x.xml", [], max_pixels=1)
+    assert all(part in str(refused.value) for part in told), str(refused.value)
+
+
+# --- the detector
+
+
+def share(a: Detections, b: Detections) -> float:
+    """Of the boxes above 0.5 that have a partner."""
+    a, b = a.where(a.scores > 0.5), b.where(b.scores > 0.5)
+    hits = match(b, Truth(a.boxes_xyxy, a.class_ids, 640, 480)).hits.sum()
+    return float(2 * hits / (len(a) + len(b)))
+
+
+def graph_of(arithmetic: Arithmetic, int8: Path) -> Path:
+    return int8 if arithmetic == "int8" else GRAPH
+
+
+@pytest.mark.parametrize("arithmetic", ["bf16", "int8"])
+def test_other_arithmetics_find_nearly_the_same(arithmetic: Arithmetic, int8: Path) -> None:
+    """bf16 and int8 show the boxes of f32, and yet not the very same numbers: they are really used."""
+    if arithmetic not in machine().has:
+        pytest.skip(f"this processor has no {arithmetic}")
+    image = render_field(420_100).pixels
+    (exact,) = OpenVINODetector(GRAPH, ("spike",)).detect([image])
+    (other,) = OpenVINODetector(graph_of(arithmetic, int8), ("spike",), precision=arithmetic).detect([image])
+    assert len(exact) > 10
+    assert share(exact, other) > 0.95
+    assert not np.array_equal(exact.scores, other.scores)
+
+
+def test_every_arithmetic_has_a_compiled_model_of_its_own(
+    int8: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Several are kept at once; each damaged one is noticed and made again, and the answers stay the same."""
+    image = render_field(420_101).pixels
+
+    def answer(arithmetic: Arithmetic) -> Detections:
+        graph = graph_of(arithmetic, int8)
+        return OpenVINODetector(graph, ("spike",), cache_dir=tmp_path, precision=arithmetic).detect([image])[0]
+
+    arithmetics: tuple[Arithmetic, ...] = ("f32", "bf16", "int8")
+    first = {arithmetic: answer(arithmetic) for arithmetic in arithmetics}
+    assert len(list(tmp_path.iterdir())) == 3
+    with caplog.at_level(logging.WARNING):
+        again = {arithmetic: answer(arithmetic) for arithmetic in arithmetics}
+    assert "damaged" not in caplog.text
+    for blob in tmp_path.rglob("*.blob"):
+        blob.chmod(0o600)
+        content = bytearray(blob.read_bytes())
+        content[len(content) // 2 : len(content) // 2 + 64] = bytes(64)
+        blob.write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        mended = {arithmetic: answer(arithmetic) for arithmetic in arithmetics}
+    assert caplog.text.count("damaged") == 3
+    for arithmetic in arithmetics:
+        for later in (again[arithmetic], mended[arithmetic]):
+            assert share(first[arithmetic], later) == 1
+            np.testing.assert_allclose(later.scores, first[arithmetic].scores, atol=1e-4)
+
+
+def test_another_number_of_threads_does_not_spoil_the_compiled_model(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """OpenVINO keeps a model for each number of threads; the digests of one are not those of another."""
+    with caplog.at_level(logging.WARNING):
+        for threads in (1, 2, 1, 2):
+            OpenVINODetector(GRAPH, ("spike",), cache_dir=tmp_path, threads=threads)
+    assert caplog.text == ""
+
+
+# --- the card
+
+
+@pytest.fixture
+def version(tmp_path: Path) -> Path:
+    """A copy of the demo's model version."""
+    return Path(shutil.copytree(model_folder(), tmp_path / "版 1"))
+
+
+def int8_form(folder: Path, content: bytes = b"x") -> Form:
+    """An int8 form whose files are no graph."""
+    from spica.detectors.card import describe_files
+
+    names = ("model-int8-0000.xml", "model-int8-0000.bin")
+    for name in names:
+        (folder / name).write_bytes(content)
+    return Form(True, {"result": "よい"}, graph=names[0], files=describe_files(folder, names))
+
+
+def test_forms_survive_in_the_card_and_nothing_else_changes(version: Path) -> None:
+    """What was recorded is read back, and every other entry, known or not, is as before; the id too."""
+    before, card_before = json.loads((version / CARD).read_text("utf-8")), read_card(version)
+    assert card_before.precisions == {}
+    bf16, int8 = Form(False, {"result": "bad"}, accepted_loss=True), int8_form(version)
+    record_form(version, "bf16", bf16)
+    card = record_form(version, "int8", int8)
+    assert card == read_card(version)
+    assert dict(card.precisions) == {"bf16": bf16, "int8": int8}
+    assert card.id == card_before.id
+    after = json.loads((version / CARD).read_text("utf-8"))
+    assert after.pop("precisions").keys() == {"bf16", "int8"}
+    assert after == before
+    assert sorted(path.name for path in version.iterdir()) == sorted(
+        [CARD, "model.onnx", "model-int8-0000.bin", "model-int8-0000.xml"]
+    )
+
+
+def test_a_card_written_anew_keeps_its_forms(version: Path) -> None:
+    """The text that a card makes of itself is read back as the same card."""
+    card = record_form(version, "int8", int8_form(version))
+    (version / CARD).write_text(card.as_json(), "utf-8")
+    assert read_card(version) == card
+
+
+def test_the_files_of_a_form_are_checked(version: Path) -> None:
+    """A flipped byte in the int8 graph is noticed like one in the network itself."""
+    card = record_form(version, "int8", int8_form(version))
+    check_files(version, card)
+    (version / "model-int8-0000.bin").write_bytes(b"y")
+    with pytest.raises(WeightsError, match=r"model-int8-0000\.bin"):
+        check_files(version, card)
+
+
+def test_other_contents_have_other_digits(version: Path) -> None:
+    """The digits in the served id follow the graph's content, and a form without a graph has none."""
+    first, second = int8_form(version, b"x"), int8_form(version, b"y")
+    assert first.digits != second.digits
+    assert len(first.digits) == 4
+    assert first.digits == int8_form(version, b"x").digits
+    assert Form(True).digits == ""
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"passed": True, "graph": "model-int8.xml", "files": {}},
+        {"passed": True, "files": {"a.xml": {"sha256": "0", "bytes": 1}}},
+        {"passed": True, "graph": "../a.xml", "files": {"../a.xml": {"sha256": "0", "bytes": 1}}},
+        {"graph": None},
+        [],
+        "int8",
+    ],
+    ids=["a graph that is no file", "files without a graph", "another folder", "no verdict", "a list", "a text"],
+)
+def test_a_wrong_form_is_refused(version: Path, told: object) -> None:
+    """A card whose forms make no sense is a damaged card, not a crash."""
+    card = json.loads((version / CARD).read_text("utf-8"))
+    (version / CARD).write_text(json.dumps({**card, "precisions": {"int8": told}}), "utf-8")
+    with pytest.raises(WeightsError, match="card"):
+        read_card(version)
+
+
+def test_a_card_that_cannot_be_replaced_stays(version: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that refuses the new card is a storage error; the old card is there, and nothing beside it."""
+    before = (version / CARD).read_bytes()
+
+    def refuse(self: Path, target: Path) -> Path:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(StorageError, match="Permission denied"):
+        record_form(version, "bf16", Form(True))
+    assert (version / CARD).read_bytes() == before
+    assert sorted(path.name for path in version.iterdir()) == [CARD, "model.onnx"]
+    assert read_card(version).files["model.onnx"] == FileEntry(
+        "130a2b3bba23b6acaa2c59cd5fe6a2da2f59ec7e348a8bd5330a3ddc25ebfacc", 3696830
+    )
