@@ -15,22 +15,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from spica.detectors.architecture import eps_is_a_setting, own_eps
 from spica.detectors.card import CARD, Card, check_files, describe_files, read_card
 from spica.detectors.conversion import Request, convert
+from spica.detectors.foreign import ARCHITECTURES, data_files
 from spica.detectors.scratch import discard, put_in_place, scratch, storage_error
 from spica.detectors.version_id import fingerprint, version_id
 from spica.detectors.weights import WeightsInfo, inspect
 from spica.errors import StorageError, WeightsError
-from spica.models.version import ModelIdentity, ModelVersion
+from spica.models.version import ModelIdentity, ModelVersion, Origin
 
 logger = logging.getLogger(__name__)
 
-EXPORT_FORMAT = 1
-"""Raised when the conversion changes so that answers can change."""
+EXPORT_FORMAT = 2
+"""Raised when the conversion changes so that answers can change. 2: images are scaled to torch's size to the pixel."""
 
-BATCH_NORM_EPS = 1e-5
-"""The default of torch, with which weights that have BatchNorm2d were trained: only the pretrained COCO weights, whose
-norm is frozen, come with another (torchvision/models/detection/faster_rcnn.py, ``overwrite_eps``)."""
+WEIGHTS = "model.safetensors"
+"""The state_dict in a version's folder, so that a training can begin with it and CUDA can load it."""
 
 Progress = Callable[[str], None]
 
@@ -45,18 +46,30 @@ def prepare(
     score_floor: float,
     max_detections: int,
     norm_eps: float,
+    architecture: str | None = None,
     progress: Progress | None = None,
     stop: threading.Event | None = None,
 ) -> ModelVersion:
     """:func:`identify` and :func:`ensure` at once."""
     identity = identify(
-        weights, data_dir=data_dir, score_floor=score_floor, max_detections=max_detections, norm_eps=norm_eps
+        weights,
+        data_dir=data_dir,
+        score_floor=score_floor,
+        max_detections=max_detections,
+        norm_eps=norm_eps,
+        architecture=architecture,
     )
     return ensure(identity, data_dir=data_dir, progress=progress, stop=stop)
 
 
 def identify(
-    weights: Path, *, data_dir: Path, score_floor: float, max_detections: int, norm_eps: float
+    weights: Path,
+    *,
+    data_dir: Path,
+    score_floor: float,
+    max_detections: int,
+    norm_eps: float,
+    architecture: str | None = None,
 ) -> ModelIdentity:
     """What a weights file will be served as. Reads the file once, without torch and without running anything in it.
 
@@ -65,22 +78,26 @@ def identify(
         data_dir: the folder with the store; nothing is written there.
         score_floor: boxes with a lower score are never kept.
         max_detections: at most so many boxes an image.
-        norm_eps: eps of frozen batch norm; other weights don't depend on it.
+        norm_eps: eps of frozen batch norm where the weights don't tell it; others don't depend on it.
+        architecture: of weights that fit several networks (:func:`spica.detectors.weights.inspect`).
 
     Exported graphs and versions keep the floor, the limit and the eps they were exported with.
 
     Raises:
         WeightsError: the file can't be used.
     """
-    info = inspect(weights)
+    info = inspect(weights, architecture)
     if info.card is not None:
         card = info.card
         return ModelIdentity(
             card.id, card.name, card.fingerprint, info, card.score_floor, card.max_detections, card.norm_eps
         )
+    if info.architecture in ARCHITECTURES:  # of others, whose boxes are sorted out here
+        return _identity(info, data_dir, score_floor=score_floor, max_detections=max_detections, norm_eps=None)
     if not info.needs_conversion:
         return _identity(info, data_dir, score_floor=0.0, max_detections=None, norm_eps=None)
-    eps = norm_eps if info.norm == "frozen" else BATCH_NORM_EPS
+    settable = eps_is_a_setting(info.architecture, info.norm or "batch")
+    eps = norm_eps if settable else own_eps(info.architecture)
     return _identity(info, data_dir, score_floor=score_floor, max_detections=max_detections, norm_eps=eps)
 
 
@@ -90,6 +107,7 @@ def ensure(
     data_dir: Path,
     progress: Progress | None = None,
     stop: threading.Event | None = None,
+    origin: Origin | None = None,
 ) -> ModelVersion:
     """The version itself: from the store if it is there and sound, else made now, which may take a minute.
 
@@ -100,6 +118,7 @@ def ensure(
         data_dir: the folder with the store.
         progress: told what is being done, in a few words.
         stop: when set, a conversion under way is given up.
+        origin: of a trained version, for its card.
 
     Raises:
         WeightsError: the weights are not usable, or torch is needed and missing.
@@ -108,12 +127,13 @@ def ensure(
     """
     if identity.weights.card is not None:
         folder = identity.weights.path if identity.weights.path.is_dir() else identity.weights.path.parent
-        return ModelVersion(folder, identity.weights.card, _cache_dir(identity, data_dir))
+        card = identity.weights.card
+        return ModelVersion(folder, card, _cache_dir(identity, data_dir), _source(folder, card))
     for _ in range(_ATTEMPTS):
         found = _stored(identity, data_dir)
         if found is not None:
             return found
-        _make(identity, data_dir, progress, stop)
+        _make(identity, data_dir, progress, stop, origin)
     raise StorageError(
         "a model version was made, but is damaged each time it is read back",
         where=str(_folder(identity, data_dir)),
@@ -175,20 +195,33 @@ def _stored(identity: ModelIdentity, data_dir: Path) -> ModelVersion | None:
         discard(folder)
         return None
     source = identity.weights.path if identity.weights.needs_conversion else None
-    return ModelVersion(folder, card, _cache_dir(identity, data_dir), source)
+    return ModelVersion(folder, card, _cache_dir(identity, data_dir), _source(folder, card) or source)
 
 
-def _make(identity: ModelIdentity, data_dir: Path, progress: Progress | None, stop: threading.Event | None) -> None:
+def _source(folder: Path, card: Card) -> Path | None:
+    """The weights beside the graph; versions made by the first Spica have none."""
+    return folder / WEIGHTS if WEIGHTS in card.files else None
+
+
+def _make(
+    identity: ModelIdentity,
+    data_dir: Path,
+    progress: Progress | None,
+    stop: threading.Event | None,
+    origin: Origin | None,
+) -> None:
     models = data_dir / "models"
     with scratch(models) as aside:
-        _require_space(aside, 2 * identity.weights.nbytes + _SPARE_BYTES)
+        _require_space(aside, 3 * identity.weights.nbytes + _SPARE_BYTES)
         try:
             if identity.weights.needs_conversion:
                 metrics = {"verification": convert(_request(identity, aside), progress=progress, stop=stop)}
             else:
                 metrics = {}
                 _copy_graph(identity.weights, aside)
-            _write_card(identity, aside, metrics)
+            if origin is not None:
+                _copy_origin(identity.weights, origin, aside)
+            _write_card(identity, aside, metrics, origin or Origin())
         except OSError as error:
             raise storage_error(error, models) from error
         if not put_in_place(aside, _folder(identity, data_dir)):
@@ -204,9 +237,10 @@ def _request(identity: ModelIdentity, folder: Path) -> Request:
         architecture=weights.architecture,
         classes=weights.classes,
         norm=weights.norm or "frozen",
-        norm_eps=identity.norm_eps or 0.0,
+        norm_eps=identity.norm_eps,
         score_floor=identity.score_floor,
         max_detections=identity.max_detections or 1000,
+        input_size=weights.input_size,
     )
 
 
@@ -215,11 +249,23 @@ def _copy_graph(weights: WeightsInfo, folder: Path) -> None:
     shutil.copyfile(weights.path, copy)
     if weights.format == "openvino":
         shutil.copyfile(weights.path.with_suffix(".bin"), copy.with_suffix(".bin"))
+    else:
+        for file in data_files(weights.path):
+            shutil.copyfile(file, folder / file.name)
     if inspect(copy).sha256 != weights.sha256:
         raise WeightsError("the file has changed while it was copied", where=str(weights.path), hint="start again")
 
 
-def _write_card(identity: ModelIdentity, folder: Path, metrics: dict[str, Any]) -> None:
+def _copy_origin(weights: WeightsInfo, origin: Origin, folder: Path) -> None:
+    """The trained numbers themselves, if the conversion has not written them already, and what the training drew."""
+    numbers = folder / WEIGHTS
+    if weights.format == "safetensors" and not numbers.exists():
+        shutil.copyfile(weights.path, numbers)
+    for path in origin.extra_files:
+        shutil.copyfile(path, folder / path.name)
+
+
+def _write_card(identity: ModelIdentity, folder: Path, metrics: dict[str, Any], origin: Origin) -> None:
     names = tuple(sorted(path.name for path in folder.iterdir()))
     weights = identity.weights
     card = Card(
@@ -233,7 +279,11 @@ def _write_card(identity: ModelIdentity, folder: Path, metrics: dict[str, Any]) 
         norm=weights.norm,
         norm_eps=identity.norm_eps,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        metrics=metrics,
+        parent=origin.parent,
+        base=origin.base,
+        training=origin.training,
+        gate=origin.gate,
+        metrics={**origin.metrics, **metrics},
         fingerprint=identity.fingerprint,
         weights={"name": weights.path.name, "sha256": weights.sha256, "format": weights.format},
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from spica.detectors.card import Card
 from spica.detectors.weights import WeightsInfo
@@ -55,7 +57,7 @@ class ModelVersion:
         folder: where the files are.
         card: what they are.
         cache_dir: where the compiled graph may be kept; it can be deleted at any time.
-        source: the weights file it was made from, if torch can load it and it is at hand.
+        source: its weights, if torch can load them: those in the folder, else the file it was made from.
     """
 
     folder: Path
@@ -72,3 +74,24 @@ class ModelVersion:
     def classes(self) -> tuple[str, ...]:
         """Names by class id; empty strings where the weights carry none."""
         return self.card.classes
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """How a trained version came about; goes into its card.
+
+    Attributes:
+        parent: id of the version that the training began with, None if it began with no version.
+        base: id of the weights that the line of versions began with.
+        training: what was learned from, and how; see :func:`spica.models.versions.add`.
+        metrics: what was measured.
+        gate: the gate's verdict, None before it was judged.
+        extra_files: curves and the like, copied into the version's folder under their own names.
+    """
+
+    parent: str | None = None
+    base: str | None = None
+    training: Mapping[str, Any] | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    gate: Mapping[str, Any] | None = None
+    extra_files: tuple[Path, ...] = ()

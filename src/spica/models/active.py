@@ -1,0 +1,343 @@
+"""Which version each project of Label Studio is served with: one small file a project, replaced in one step.
+
+``<data_dir>/active/<project>.json`` names the version, the weights that it descends from, when, why and by whom it was
+made active, and what was active before. Rules:
+
+* No file: the server's ``--weights`` are served.
+* The file applies only to a server whose ``--weights`` are its ``base`` (or where ``base`` is null: to any).
+* Beside it lies ``<project>.json.bak``, written after it with the same content. A damaged file is answered for by this
+  copy, with a warning; if that is damaged too, the server's ``--weights`` are served, and nothing is deleted from the
+  store until somebody activates a version again.
+* A version that is missing or damaged is not served: the server's ``--weights`` are.
+
+Many may read while one writes (:func:`spica.models.locks.writing`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import EllipsisType
+from typing import Any, NamedTuple
+
+from spica.errors import SpicaError, StorageError, UsageError, WeightsError
+from spica.models.atomic import read_text, write_text
+from spica.models.folders import is_id, open_version, peek
+from spica.models.locks import writing
+
+logger = logging.getLogger(__name__)
+
+HISTORY = 50
+"""So many earlier steps are remembered for each project."""
+
+FORMAT = 1
+"""Number of this layout of the file."""
+
+
+class ActiveChangedError(SpicaError):
+    """Somebody else has activated another version meanwhile."""
+
+    code = "active_changed"
+    status = 409
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What was active at some time.
+
+    Attributes:
+        version: its id; None for the weights that the server was started with.
+        base: id of the server's weights for which this holds; None for whatever they are.
+        when: ISO 8601, UTC.
+        why: for people, such as the gate's verdict.
+        by: who did it, for people: ``training``, ``spica models activate``.
+    """
+
+    version: str | None
+    base: str | None
+    when: str
+    why: str
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pointer:
+    """What is active in a project.
+
+    Attributes:
+        project: its number in Label Studio.
+        now: the present step.
+        previous: the steps before it that a rollback goes back to, the latest first, at most :data:`HISTORY`.
+    """
+
+    project: int
+    now: Step
+    previous: tuple[Step, ...] = ()
+
+    @property
+    def version(self) -> str | None:
+        """Id of the active version; None for the weights that the server was started with."""
+        return self.now.version
+
+    @property
+    def base(self) -> str | None:
+        """Id of the server's weights for which the pointer holds; None for whatever they are."""
+        return self.now.base
+
+    def as_json(self) -> dict[str, Any]:
+        """What the file holds."""
+        steps = [asdict(step) for step in self.previous]
+        return {"format": FORMAT, "project": self.project, **asdict(self.now), "previous": steps}
+
+
+class Resolution(NamedTuple):
+    """What a server is to serve a project with.
+
+    Attributes:
+        version: id of the version; None for the server's own weights.
+        reason: why, for people.
+    """
+
+    version: str | None
+    reason: str
+
+
+def pointer_path(data_dir: Path, project: int) -> Path:
+    """The file of a project; it is replaced whole, so a change shows in its inode, time or size."""
+    return data_dir / "active" / f"{int(project)}.json"
+
+
+def read(data_dir: Path, project: int) -> Pointer | None:
+    """What is active in a project; None when nothing was ever activated.
+
+    Raises:
+        StorageError: the file and its copy are damaged or can't be read.
+    """
+    path = pointer_path(data_dir, project)
+    try:
+        return _read(path, project)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        try:
+            kept = _read(_copy_of(path), project)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            raise StorageError(
+                "the record of the active model version is damaged, and so is its copy",
+                where=str(path),
+                expected="the file that `spica models activate` writes",
+                got=str(error) or type(error).__name__,
+                hint="the server's own weights are served meanwhile; "
+                f"`spica models activate VERSION --project {project}` writes it anew",
+            ) from None
+        logger.warning("%s is damaged (%s); its copy names %s", path, error, kept.version)
+        return kept
+
+
+def all(data_dir: Path) -> dict[int, Pointer]:  # noqa: A001 - read as active.all(…)
+    """What is active, by project.
+
+    Raises:
+        StorageError: as :func:`read`, for any of them.
+    """
+    found = ((project, read(data_dir, project)) for project in projects(data_dir))
+    return {project: pointer for project, pointer in found if pointer is not None}
+
+
+def projects(data_dir: Path) -> list[int]:
+    """Numbers of the projects for which something was ever activated, sorted."""
+    folder = data_dir / "active"
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.stem) for path in folder.glob("*.json") if re.fullmatch(r"[0-9]{1,18}", path.stem))
+
+
+def activate(
+    data_dir: Path,
+    project: int,
+    version: str | None,
+    *,
+    base: str | None,
+    why: str,
+    by: str,
+    expected: str | EllipsisType | None = ...,
+) -> Pointer:
+    """Make a version the active one of a project. Reads the version's files once, to check them.
+
+    Activating what is active already changes nothing. What was active before can be had back by :func:`rollback`.
+
+    Args:
+        data_dir: the folder with the store.
+        project: number of the project in Label Studio.
+        version: its id, or None for the weights that the server was started with.
+        base: id of the server's ``--weights`` (``ModelIdentity.id``, without the suffix of a precision) that the
+            version descends from; None to serve it whatever the server's weights are.
+        why: for people.
+        by: who does it, for people.
+        expected: the version that must be active still (None for none); ``...`` asks for nothing.
+
+    Returns:
+        What is active now.
+
+    Raises:
+        UsageError: there is no such version.
+        WeightsError: it is damaged.
+        ActiveChangedError: another version than ``expected`` is active.
+        StorageError: it can't be written; what was active stays active.
+    """
+    with writing(data_dir):
+        if version is not None:
+            open_version(data_dir, version)
+        before = _before(data_dir, project)
+        active = before.version if before is not None else None
+        if not isinstance(expected, EllipsisType) and active != expected:
+            raise ActiveChangedError(
+                "another model version has been activated meanwhile",
+                where=f"project {project}",
+                expected=expected or "none",
+                got=active or "none",
+                hint="compare the two with `spica models diff`, and activate by hand the one that you want",
+            )
+        if before is not None and (before.version, before.base) == (version, base):
+            return before
+        last = before.now if before is not None else _beginning(base)
+        history = (last, *(before.previous if before is not None else ()))
+        return _write(data_dir, Pointer(project, Step(version, base, _now(), why, by), history[:HISTORY]))
+
+
+def rollback(data_dir: Path, project: int, *, by: str, why: str | None = None) -> Pointer:
+    """Make active again what was active before: the last step whose version is still there and sound.
+
+    Steps back are not recorded as steps: a second rollback goes one further back. To undo one, activate by id.
+
+    Args:
+        data_dir: the folder with the store.
+        project: number of the project in Label Studio.
+        by: who does it, for people.
+        why: for people.
+
+    Returns:
+        What is active now; its version is None when the server's own weights are.
+
+    Raises:
+        UsageError: nothing was active before, or none of it is left.
+        StorageError: it can't be read or written; what was active stays active.
+    """
+    with writing(data_dir):
+        before = read(data_dir, project)
+        left = before.previous if before is not None else ()
+        for place, step in enumerate(left):
+            if before is None or step.version == before.version or not _is_sound(data_dir, step.version):
+                continue
+            told = why or f"rolled back from {before.version or 'the weights of the server'}"
+            now = Step(step.version, step.base, _now(), told, by)
+            return _write(data_dir, Pointer(project, now, left[place + 1 :]))
+    raise UsageError(
+        "there is nothing to go back to",
+        where=f"project {project}",
+        expected="a version that was active before and is still stored",
+        got="nothing was ever activated" if before is None else f"{len(left)} earlier steps, none of them usable",
+        hint=f"`spica models list` shows what there is; `spica models activate VERSION --project {project}`",
+    )
+
+
+def resolve(data_dir: Path, project: int, base_id: str) -> Resolution:
+    """What a server with these weights is to serve a project with. Never fails; reads small files alone.
+
+    Open the version with :func:`spica.models.versions.open` next, which checks every file, and serve the server's own
+    weights if that fails.
+
+    Args:
+        data_dir: the folder with the store.
+        project: number of the project in Label Studio.
+        base_id: ``ModelIdentity.id`` of the server's ``--weights``, without the suffix of a precision.
+    """
+    try:
+        pointer = read(data_dir, project)
+    except StorageError as error:
+        return Resolution(None, error.one_line)
+    if pointer is None:
+        return Resolution(None, f"no version was ever activated for project {project}")
+    now = pointer.now
+    if now.version is None:
+        return Resolution(None, f"the weights of the server, since {now.when}: {now.why}")
+    if now.base is not None and base_id not in (now.base, now.version):
+        return Resolution(
+            None,
+            f"{now.version} is active, but it was trained from {now.base}, and this server was started with {base_id}: "
+            f"its own weights are served. `spica models activate {now.version} --project {project} --any-weights` "
+            "serves the version nevertheless",
+        )
+    try:
+        peek(data_dir, now.version)
+    except (WeightsError, UsageError) as error:
+        return Resolution(None, f"{now.version} is active, but can't be served: {error.one_line}")
+    return Resolution(now.version, f"active since {now.when}, by {now.by}: {now.why}")
+
+
+def _before(data_dir: Path, project: int) -> Pointer | None:
+    try:
+        return read(data_dir, project)
+    except StorageError as error:  # this is how it is mended
+        logger.warning("what was active in project %d is unknown: %s", project, error.one_line)
+        return None
+
+
+def _is_sound(data_dir: Path, version: str | None) -> bool:
+    if version is None:
+        return True
+    try:
+        open_version(data_dir, version)
+    except (WeightsError, UsageError) as error:
+        logger.warning("version %s can't be gone back to: %s", version, error.one_line)
+        return False
+    return True
+
+
+def _beginning(base: str | None) -> Step:
+    return Step(None, base, _now(), "the weights that the server was started with", "spica")
+
+
+def _write(data_dir: Path, pointer: Pointer) -> Pointer:
+    path = pointer_path(data_dir, pointer.project)
+    text = json.dumps(pointer.as_json(), ensure_ascii=False, indent=2) + "\n"
+    write_text(path, text)
+    try:
+        write_text(_copy_of(path), text)
+    except StorageError as error:  # the pointer itself is in place
+        logger.warning("the copy of the active pointer could not be written: %s", error.one_line)
+    return pointer
+
+
+def _copy_of(path: Path) -> Path:
+    return path.with_name(path.name + ".bak")
+
+
+def _read(path: Path, project: int) -> Pointer:
+    told = json.loads(read_text(path))
+    if told["format"] != FORMAT or told["project"] != project:
+        raise ValueError(f"format {told['format']!r}, project {told['project']!r}")
+    return Pointer(project, _step(told), tuple(_steps(told["previous"])))
+
+
+def _steps(told: Any) -> Iterator[Step]:
+    if not isinstance(told, list):
+        raise TypeError("no list of earlier steps")
+    for each in told[:HISTORY]:
+        yield _step(each)
+
+
+def _step(told: Any) -> Step:
+    for name in ("version", "base"):
+        if told[name] is not None and not is_id(told[name]):
+            raise ValueError(f"{name} {told[name]!r}")
+    return Step(told["version"], told["base"], str(told["when"]), str(told["why"]), str(told["by"]))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,76 @@
+"""Small text files that are replaced whole: a reader sees the old one or the new one, never a part."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from spica.detectors.scratch import storage_error
+
+_T = TypeVar("_T")
+
+_PATIENCE_S = 3.0
+"""Windows refuses to replace a file that somebody reads, and to open one that is being replaced, for that moment."""
+
+_PAUSE_S = 0.02
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace ``path`` by a file with this text, which is on the disk before it gets its name.
+
+    Readable by whoever may read the folder: several servers, maybe of several users, share it.
+
+    Raises:
+        StorageError: it can't be written; what was there before is still there.
+    """
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with aside.open("x", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            _patiently(lambda: aside.replace(path))
+        finally:
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise storage_error(error, path) from error
+
+
+def read_text(path: Path) -> str:
+    """The text of a file that others may be replacing.
+
+    Raises:
+        OSError: it is missing or can't be read.
+        UnicodeDecodeError: it is not text.
+    """
+    return _patiently(lambda: path.read_text("utf-8"))
+
+
+def _patiently(act: Callable[[], _T]) -> _T:
+    until = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return act()
+        except PermissionError:
+            if os.name != "nt" or time.monotonic() >= until:
+                raise
+        time.sleep(_PAUSE_S)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the new name on the disk too; Windows has no such thing, and does it on its own."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

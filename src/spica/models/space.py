@@ -1,0 +1,197 @@
+"""Disk space of the store: what must be kept and why, and what goes when there is too much.
+
+Never deleted by itself: an active version, its parent, the version that a rollback goes back to, the weights that an
+active version descends from, a pinned one, one that a server serves, and one that is younger than ten minutes (it may
+be on its way to be judged). Of the others, candidates that the gate refused go first, the oldest before; then the
+oldest. While it is unknown what is active (a damaged pointer), nothing is deleted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from spica.detectors.scratch import discard
+from spica.errors import SpicaError, UsageError
+from spica.models import active
+from spica.models.folders import find, folder_of, is_id, peek
+from spica.models.listed import Listed, caches_of, listing
+from spica.models.locks import is_held, writing
+from spica.models.pins import pinned
+
+logger = logging.getLogger(__name__)
+
+YOUNG_S = 600.0
+"""Between being made and being judged and activated, a version has so many seconds in which nothing is deleted."""
+
+Kind = Literal["active", "parent", "pinned", "served", "rollback", "base", "young", "asked"]
+
+_BY_HAND: frozenset[Kind] = frozenset({"active", "parent", "pinned", "served"})
+"""What also holds against a person who wants to delete a version."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Why a version is not deleted, and what a person does who wants it deleted nevertheless."""
+
+    kind: Kind
+    why: str
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What was deleted for want of space.
+
+    Attributes:
+        deleted: the versions, in the order in which they went.
+        left_bytes: what the versions that are left take, caches included.
+        limit: what they may take.
+        problems: what could not be deleted, a sentence each.
+    """
+
+    deleted: tuple[Listed, ...]
+    left_bytes: int
+    limit: int
+    problems: tuple[str, ...] = ()
+
+    @property
+    def message(self) -> str:
+        """One sentence for the log and for people; "" when there was nothing to do."""
+        told = []
+        if self.deleted:
+            names = ", ".join(each.id for each in self.deleted)
+            freed = sum(each.bytes for each in self.deleted) / 2**20
+            told.append(f"deleted {len(self.deleted)} model versions ({freed:.0f} MB) for want of space: {names}")
+        if self.left_bytes > self.limit:
+            told.append(
+                f"the model versions that must be kept take {self.left_bytes / 2**20:.0f} MB, more than the "
+                f"{self.limit / 2**20:.0f} MB of SPICA_MODELS_BYTES: raise it, unpin some, or move some away with "
+                "`spica models export` and `spica models delete`"
+            )
+        return "; ".join([*told, *self.problems])
+
+
+def prune(data_dir: Path, limit: int, *, keep: Collection[str] = (), young_s: float = YOUNG_S) -> Pruned:
+    """Delete versions, with their caches, until the rest takes at most ``limit`` bytes or must be kept.
+
+    Args:
+        data_dir: the folder with the store.
+        limit: in bytes, as the setting ``models_bytes`` says it.
+        keep: ids of versions that the caller is working with.
+        young_s: versions younger than so many seconds are kept.
+
+    Raises:
+        StorageError: it is unknown what is active, or the folder can't be locked; nothing was deleted.
+    """
+    if not (data_dir / "models").is_dir():
+        return Pruned((), 0, limit)
+    with writing(data_dir):
+        found = listing(data_dir)
+        left = sum(each.bytes for each in found)
+        if left <= limit:
+            return Pruned((), left, limit)
+        kept = holds(data_dir, keep=keep, young_s=young_s)
+        deleted: list[Listed] = []
+        problems: list[str] = []
+        for each in sorted(found, key=_order):
+            if left <= limit:
+                break
+            if each.id in kept:
+                continue
+            try:
+                _remove(data_dir, each.id)
+            except SpicaError as error:
+                problems.append(error.one_line)
+                continue
+            deleted.append(each)
+            left -= each.bytes
+    pruned = Pruned(tuple(deleted), left, limit, tuple(problems))
+    logger.log(logging.WARNING if left > limit else logging.INFO, "%s", pruned.message)
+    return pruned
+
+
+def delete(data_dir: Path, version: str) -> Listed:
+    """Delete one version, with its caches, because a person wants it.
+
+    Returns:
+        What it was.
+
+    Raises:
+        UsageError: there is no such version, or it is active, a parent of an active one, pinned, or being served.
+        StorageError: it can't be deleted, or it is unknown what is active.
+    """
+    with writing(data_dir):
+        find(data_dir, version)
+        kept = [hold for hold in holds(data_dir).get(version, ()) if hold.kind in _BY_HAND]
+        if kept:
+            raise UsageError(
+                "this model version is needed, so it was not deleted",
+                where=str(folder_of(data_dir, version)),
+                got="; ".join(hold.why for hold in kept),
+                hint="; then ".join(hold.how for hold in kept),
+            )
+        listed = next(each for each in listing(data_dir) if each.id == version)
+        _remove(data_dir, version)
+    return listed
+
+
+def holds(data_dir: Path, *, keep: Collection[str] = (), young_s: float = YOUNG_S) -> dict[str, list[Hold]]:
+    """Why versions must be kept, by id; versions that nothing holds are not in it. Call it while writing is locked.
+
+    Raises:
+        StorageError: it is unknown what is active.
+    """
+    found: dict[str, list[Hold]] = {}
+
+    def held(version: str | None, kind: Kind, why: str, how: str) -> None:
+        if version is not None:
+            found.setdefault(version, []).append(Hold(kind, why, how))
+
+    for project, pointer in active.all(data_dir).items():
+        other = f"`spica models rollback --project {project}`, or activate another version"
+        held(pointer.version, "active", f"it is active in project {project}", other)
+        held(pointer.base, "base", f"what is active in project {project} descends from it", other)
+        parent = _parent(data_dir, pointer.version)
+        held(parent, "parent", f"it is the parent of {pointer.version}, which is active in project {project}", other)
+        back = pointer.previous[0].version if pointer.previous else None
+        held(back, "rollback", f"a rollback in project {project} goes back to it", other)
+    for version in pinned(data_dir):
+        held(version, "pinned", "it is pinned", f"`spica models unpin {version}`")
+    for version in keep:
+        held(version, "asked", "it is being worked with", "wait")
+    now = time.time()
+    for version in (each.id for each in listing(data_dir)):
+        if is_held(data_dir, version):
+            held(version, "served", "a server has it loaded", "stop the server, or have it serve another version")
+        with contextlib.suppress(OSError):
+            if now - folder_of(data_dir, version).stat().st_mtime < young_s:
+                held(version, "young", "it was made just now", "wait")
+    return found
+
+
+def _parent(data_dir: Path, version: str | None) -> str | None:
+    if version is None:
+        return None
+    try:
+        parent = peek(data_dir, version).parent
+    except SpicaError:  # missing or damaged: it can't name its parent any more
+        return None
+    return parent if is_id(parent) else None
+
+
+def _order(each: Listed) -> tuple[bool, str, str]:
+    return not each.refused, each.created, each.id
+
+
+def _remove(data_dir: Path, version: str) -> None:
+    """The caches first: a kill between the two leaves a version without caches, never caches without a version."""
+    for cache in caches_of(data_dir, version):
+        shutil.rmtree(cache, ignore_errors=True)
+    discard(folder_of(data_dir, version))

@@ -1,0 +1,319 @@
+"""Versions out of the store and into it: as a folder, as a zip archive, as bare weights.
+
+Nothing that an archive says of names or sizes is believed: what is taken out of it is what the version's card lists,
+under the card's plain names, in the card's sizes, with the card's digests. Archives that hold links, or names that lead
+out of their folder, are refused as a whole.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from spica.detectors.card import CARD, MAX_CARD_BYTES, Card, check_files, read_card
+from spica.detectors.plain_weights import write_state_dict
+from spica.detectors.refusals import few, shown
+from spica.detectors.scratch import put_in_place, scratch, storage_error
+from spica.errors import StorageError, UsageError, WeightsError
+from spica.models.folders import files_of, is_id, open_version
+from spica.models.store import WEIGHTS
+from spica.models.version import ModelVersion
+
+_MAX_ENTRIES = 1000
+_MAX_BYTES = 64 * 2**30
+_CHUNK = 2**20
+_SPARE_BYTES = 100 * 2**20
+_RESERVED = {"con", "prn", "aux", "nul", *(f"{name}{number}" for name in ("com", "lpt") for number in range(10))}
+"""Names that mean devices on Windows, whatever their suffix."""
+
+Read = Callable[[str], IO[bytes]]
+
+
+def export(version: ModelVersion, out: Path) -> Path:
+    """Write a version, or its bare weights, somewhere else; whole, or not at all.
+
+    Args:
+        version: from :func:`spica.models.versions.open`, so that its digests have been checked.
+        out: ``….pth`` for the plain state_dict (needs torch), ``….safetensors`` for the same without torch, ``….zip``
+            for the whole version in one file; else a folder for the whole version: a new one, or one in which a folder
+            by the version's id is made. Files that are there are replaced, folders are not.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UsageError: the folder exists.
+        WeightsError: the version holds no weights, only a graph; torch is missing.
+        StorageError: it can't be written.
+    """
+    kind = out.suffix.lower()
+    if kind not in (".pth", ".pt", ".safetensors", ".zip") or out.is_dir():
+        return _export_folder(version, out / version.id if out.is_dir() else out)
+    if kind in (".pth", ".pt"):
+        write_state_dict(_weights_of(version), _ready(out))
+        return out
+    with _replacing(_ready(out)) as aside:
+        if kind == ".zip":
+            _write_zip(version, aside)
+        else:
+            shutil.copyfile(_weights_of(version), aside)
+    return out
+
+
+def bring_in(source: Path, data_dir: Path) -> tuple[ModelVersion, bool]:
+    """Put a version that was exported into the store, after checking every file of it.
+
+    Args:
+        source: the folder of a version, or a zip archive of one.
+        data_dir: the folder with the store.
+
+    Returns:
+        The version, and whether it is new to the store.
+
+    Raises:
+        WeightsError: damaged, unsafe, or no version.
+        UsageError: the store holds another version of this id.
+        StorageError: the store can't be written; it is as it was.
+    """
+    models = data_dir / "models"
+    _require_readable(source)
+    with scratch(models) as aside:
+        try:
+            if source.is_dir():
+                card = _copy_version(source, aside)
+            else:
+                with _opened(source) as archive:
+                    card = _unpack(archive, source, aside)
+        except OSError as error:
+            raise storage_error(error, models) from error
+        check_files(aside, card)
+        is_new = put_in_place(aside, models / card.id)
+    version = open_version(data_dir, card.id)
+    if version.card.files != card.files:
+        raise UsageError(
+            "the store holds another version under this id",
+            where=str(models / card.id),
+            got=str(source),
+            hint=f"`spica models delete {card.id}` first, if the one to import is the one that you want",
+        )
+    return version, is_new
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is a zip archive of a version, which the ``.pth`` of torch, a zip archive too, is not."""
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(PurePosixPath(name).name == CARD for name in archive.namelist())
+
+
+# --- out ------------------------------------------------------------------------------------------------------------
+
+
+def _weights_of(version: ModelVersion) -> Path:
+    if version.source is None:
+        raise WeightsError(
+            "this version holds no weights, only the graph that was made of them",
+            where=str(version.folder),
+            expected=WEIGHTS,
+            hint="export it as a folder or a .zip; the weights are in the file it was made from"
+            + (f", {shown(str(version.card.weights['name']))}" if "name" in version.card.weights else ""),
+        )
+    return version.source
+
+
+def _export_folder(version: ModelVersion, out: Path) -> Path:
+    if out.exists():
+        raise UsageError("there is something of this name already", where=str(out), hint="give another --out")
+    with scratch(_ready(out).parent) as aside:
+        try:
+            for name in _all_names(version.card):
+                shutil.copyfile(version.folder / name, aside / name)
+        except OSError as error:
+            raise storage_error(error, out) from error
+        if not put_in_place(aside, out):
+            raise UsageError("there is something of this name already", where=str(out), hint="give another --out")
+    return out
+
+
+def _write_zip(version: ModelVersion, target: Path) -> None:
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in _all_names(version.card):
+            archive.write(version.folder / name, f"{version.id}/{name}")
+
+
+def _all_names(card: Card) -> list[str]:
+    return [CARD, *files_of(card)]
+
+
+def _ready(out: Path) -> Path:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(error, out.parent) from error
+    return out
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        try:
+            yield aside
+            aside.replace(target)
+        finally:
+            aside.unlink(missing_ok=True)
+    except OSError as error:
+        raise storage_error(error, target) from error
+
+
+# --- in -------------------------------------------------------------------------------------------------------------
+
+
+def _require_readable(source: Path) -> None:
+    try:
+        if not source.is_dir():
+            source.open("rb").close()
+    except OSError as error:
+        raise WeightsError(
+            "this can't be read",
+            where=str(source),
+            expected="the folder of a model version, a .zip of one, or a weights file",
+            got=error.strerror or type(error).__name__,
+            hint="check the path for typing errors",
+        ) from error
+
+
+def _copy_version(source: Path, folder: Path) -> Card:
+    def read(name: str) -> IO[bytes]:
+        path = source / name
+        if path.is_symlink() or not path.is_file():
+            raise WeightsError(
+                "this is no plain file of a model version",
+                where=str(path),
+                expected="a file of its own",
+                got="a link" if path.is_symlink() else "nothing",
+            )
+        return path.open("rb")
+
+    return _take(read, source, folder)
+
+
+@contextmanager
+def _opened(source: Path) -> Iterator[zipfile.ZipFile]:
+    try:
+        with zipfile.ZipFile(source) as archive:
+            yield archive
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise WeightsError(
+            "this archive is damaged, encrypted, or no zip archive",
+            where=str(source),
+            expected="what `spica models export --out FILE.zip` writes",
+            got=shown(str(error) or type(error).__name__),
+        ) from error
+
+
+def _unpack(archive: zipfile.ZipFile, source: Path, folder: Path) -> Card:
+    entries = archive.infolist()
+    if len(entries) > _MAX_ENTRIES:
+        raise _unsafe(source, f"{len(entries)} entries")
+    bad = [entry.filename for entry in entries if not _is_plain(entry)]
+    if bad:
+        raise _unsafe(source, few(bad))
+    files = {PurePosixPath(entry.filename): entry for entry in entries if not entry.is_dir()}
+    if len(files) != sum(not entry.is_dir() for entry in entries):
+        raise _unsafe(source, "a name twice")
+    cards = [path for path in files if path.name == CARD]
+    if len(cards) != 1:
+        raise WeightsError(
+            "this archive holds no model version" if not cards else "this archive holds several model versions",
+            where=str(source),
+            expected=f"one folder with {CARD} in it",
+            got=few([str(path) for path in cards or files]) or "nothing",
+        )
+    top = cards[0].parent
+
+    def read(name: str) -> IO[bytes]:
+        entry = files.get(top / name)
+        if entry is None:
+            raise WeightsError("a file of the model version is missing", where=str(source), expected=shown(name))
+        return archive.open(entry)
+
+    return _take(read, source, folder)
+
+
+def _is_plain(entry: zipfile.ZipInfo) -> bool:
+    name, mode = entry.filename, entry.external_attr >> 16
+    parts = name.rstrip("/").split("/")
+    return (
+        not (stat.S_ISLNK(mode) or entry.flag_bits & 1)
+        and not any(char in name for char in "\\:\0")
+        and all(part not in ("", ".", "..") for part in parts)
+    )
+
+
+def _take(read: Read, source: Path, folder: Path) -> Card:
+    """Copy the card, then what it lists; each in its size, no byte more."""
+    with read(CARD) as file:
+        text = file.read(MAX_CARD_BYTES + 1)
+    (folder / CARD).write_bytes(text)
+    card = read_card(folder)  # refuses one that is too large, and names that are not plain
+    files = files_of(card)
+    names = [name.casefold() for name in (CARD, *files)]
+    reserved = [name for name in names if name.partition(".")[0] in _RESERVED]
+    if len(set(names)) != len(names) or reserved or not is_id(card.id):
+        raise _unsafe(source, few(reserved) or "a name twice")
+    needed = sum(max(0, entry.bytes) for entry in files.values())
+    _check_space(folder, needed, source)
+    for name, entry in files.items():
+        with read(name) as file, (folder / name).open("xb") as copy:
+            _copy(file, copy, entry.bytes, source, name)
+    return card
+
+
+def _copy(file: IO[bytes], copy: IO[bytes], size: int, source: Path, name: str) -> None:
+    left = size
+    while chunk := file.read(min(_CHUNK, max(left, 0) + 1)):
+        left -= len(chunk)
+        if left < 0:
+            break
+        copy.write(chunk)
+    if left:
+        raise WeightsError(
+            "a file of the model version has another size than its card says",
+            where=f"{source}: {name}",
+            expected=f"{size} bytes",
+            got="more" if left < 0 else f"{size - left} bytes",
+            hint="copy it again",
+        )
+
+
+def _check_space(folder: Path, needed: int, source: Path) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > _MAX_BYTES:
+        raise _unsafe(source, f"{needed / 2**30:.0f} GB of files")
+    if needed + _SPARE_BYTES > free:
+        raise StorageError(
+            "there is too little space on the disk for this version",
+            where=str(folder.parent),
+            expected=f"{(needed + _SPARE_BYTES) // 2**20} MB",
+            got=f"{free // 2**20} MB",
+            hint="free some space, or choose another folder with --data-dir",
+        )
+
+
+def _unsafe(source: Path, got: str) -> WeightsError:
+    return WeightsError(
+        "this is not taken into the store, because its contents are not safe; nothing of it was kept",
+        where=str(source),
+        expected="a folder of plain files, as `spica models export` writes it",
+        got=shown(got),
+        hint="get it from a source you trust",
+    )

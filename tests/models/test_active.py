@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from spica.errors import StorageError, UsageError, WeightsError
+from spica.models import active
+from spica.models.active import ActiveChangedError
+from spica.models.locks import writing
+from tiny_versions import tiny_version
+
+BASE = "gwhd-00000000"
+
+
+def activate(data_dir: Path, version: str | None, project: int = 1, base: str | None = BASE) -> active.Pointer:
+    return active.activate(data_dir, project, version, base=base, why="better", by="test")
+
+
+def names(pointer: active.Pointer | None) -> list[str | None]:
+    assert pointer is not None
+    return [pointer.version, *(step.version for step in pointer.previous)]
+
+
+def test_nothing_is_active_at_first(tmp_path: Path) -> None:
+    """Without a file nothing is active, reading makes none, and the server's own weights are served."""
+    assert active.read(tmp_path, 1) is None
+    assert active.all(tmp_path) == {}
+    assert active.resolve(tmp_path, 1, BASE) == (None, "no version was ever activated for project 1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_activated_is_served_with_its_reason(tmp_path: Path) -> None:
+    """An activated version is read back with base, why and by, for its project alone."""
+    version = tiny_version(tmp_path, "a")
+    now = activate(tmp_path, version)
+    assert active.read(tmp_path, 1) == now
+    assert (now.version, now.base, now.now.why, now.now.by) == (version, BASE, "better", "test")
+    assert now.now.when.endswith("+00:00")
+    assert active.resolve(tmp_path, 1, BASE).version == version
+    assert "better" in active.resolve(tmp_path, 1, BASE).reason
+    assert active.read(tmp_path, 2) is None
+    assert active.all(tmp_path) == {1: now}
+
+
+def test_rollbacks_go_back_step_by_step_to_the_servers_own_weights(tmp_path: Path) -> None:
+    """Each rollback undoes one activation; the last gives the server's own weights back, and then there is no more."""
+    first, second = tiny_version(tmp_path, "a"), tiny_version(tmp_path, "b")
+    activate(tmp_path, first)
+    assert names(activate(tmp_path, second)) == [second, first, None]
+    assert names(active.rollback(tmp_path, 1, by="test")) == [first, None]
+    assert active.resolve(tmp_path, 1, BASE).version == first
+    assert names(active.rollback(tmp_path, 1, by="test")) == [None]
+    assert active.resolve(tmp_path, 1, BASE).version is None
+    with pytest.raises(UsageError, match="nothing to go back to"):
+        active.rollback(tmp_path, 1, by="test")
+    with pytest.raises(UsageError, match="nothing to go back to"):
+        active.rollback(tmp_path, 2, by="test")
+
+
+def test_a_rollback_passes_over_versions_that_are_gone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A version deleted or damaged since is passed over, with a word in the log."""
+    first, second, third = (tiny_version(tmp_path, name) for name in "abc")
+    for version in (first, second, third):
+        activate(tmp_path, version)
+    (tmp_path / "models" / second / "model.bin").write_bytes(b"other")
+    assert names(active.rollback(tmp_path, 1, by="test")) == [first, None]
+    assert second in caplog.text
+
+
+def test_activating_twice_is_once(tmp_path: Path) -> None:
+    """The history does not fill with the same version."""
+    version = tiny_version(tmp_path, "a")
+    assert activate(tmp_path, version) == activate(tmp_path, version)
+
+
+def test_the_history_is_bounded(tmp_path: Path) -> None:
+    """However often versions change, only the last steps are kept."""
+    pair = [tiny_version(tmp_path, name) for name in "ab"]
+    for number in range(active.HISTORY + 5):
+        pointer = activate(tmp_path, pair[number % 2])
+    assert len(pointer.previous) == active.HISTORY
+
+
+@pytest.mark.parametrize(
+    ("version", "error"),
+    [("wheat-12345678", UsageError), ("../../etc", UsageError), ("", UsageError)],
+    ids=["missing", "leads elsewhere", "empty"],
+)
+def test_a_version_that_is_not_there_is_refused(tmp_path: Path, version: str, error: type[Exception]) -> None:
+    """What was active stays active when the new one does not exist."""
+    activate(tmp_path, tiny_version(tmp_path, "a"))
+    before = active.pointer_path(tmp_path, 1).read_bytes()
+    with pytest.raises(error):
+        activate(tmp_path, version)
+    assert active.pointer_path(tmp_path, 1).read_bytes() == before
+
+
+def test_a_damaged_version_is_refused_though_its_size_is_right(tmp_path: Path) -> None:
+    """One changed byte keeps a version from being activated."""
+    version = tiny_version(tmp_path, "a")
+    path = tmp_path / "models" / version / "model.bin"
+    path.write_bytes(b"\1" + path.read_bytes()[1:])
+    with pytest.raises(WeightsError):
+        activate(tmp_path, version)
+    assert active.read(tmp_path, 1) is None
+
+
+def test_somebody_elses_activation_in_between_is_noticed(tmp_path: Path) -> None:
+    """With ``expected``, a pointer that has moved meanwhile is left alone."""
+    first, second = tiny_version(tmp_path, "a"), tiny_version(tmp_path, "b")
+    active.activate(tmp_path, 1, first, base=BASE, why="", by="", expected=None)
+    with pytest.raises(ActiveChangedError):
+        active.activate(tmp_path, 1, second, base=BASE, why="", by="", expected=None)
+    assert active.activate(tmp_path, 1, second, base=BASE, why="", by="", expected=first).version == second
+
+
+def test_other_weights_make_the_pointer_not_apply(tmp_path: Path) -> None:
+    """A server with other --weights serves those and says why; without a base the version is served by any."""
+    version = tiny_version(tmp_path, "a")
+    activate(tmp_path, version)
+    served, reason = active.resolve(tmp_path, 1, "other-99999999")
+    assert served is None
+    assert BASE in reason
+    assert "other-99999999" in reason
+    assert "--any-weights" in reason
+    assert active.resolve(tmp_path, 1, version).version == version
+    activate(tmp_path, version, base=None)
+    assert active.resolve(tmp_path, 1, "other-99999999").version == version
+
+
+@pytest.mark.parametrize("kind", ["missing", "half", "no card"])
+def test_a_version_damaged_since_is_not_served(tmp_path: Path, kind: str) -> None:
+    """A version that is no longer whole is not served, and the reason says so."""
+    version = tiny_version(tmp_path, "a")
+    activate(tmp_path, version)
+    folder = tmp_path / "models" / version
+    if kind == "missing":
+        folder.rename(tmp_path / "elsewhere")
+    elif kind == "half":
+        (folder / "model.bin").write_bytes(b"half")
+    else:
+        (folder / "model.json").unlink()
+    served, reason = active.resolve(tmp_path, 1, BASE)
+    assert served is None
+    assert version in reason
+
+
+DAMAGE = {
+    "empty": b"",
+    "half": b'{"format": 1, "proj',
+    "another format": b'{"format": 2}',
+    "no object": b"[]",
+    "bytes": b"\xff\xfe\x00",
+    "deep": b"[" * 100_000,
+    "a path for a version": json.dumps(
+        {
+            "format": 1,
+            "project": 1,
+            "version": "../x",
+            "base": None,
+            "when": "",
+            "why": "",
+            "by": "",
+            "previous": [],
+        }
+    ).encode(),
+    "another project's": json.dumps(
+        {"format": 1, "project": 2, "version": None, "base": None, "when": "", "why": "", "by": "", "previous": []}
+    ).encode(),
+}
+
+
+@pytest.mark.parametrize("content", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_pointer_is_answered_for_by_its_copy(
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The copy says the same, with a warning; the next activation mends both."""
+    first, second = tiny_version(tmp_path, "a"), tiny_version(tmp_path, "b")
+    activate(tmp_path, first)
+    whole = activate(tmp_path, second)
+    active.pointer_path(tmp_path, 1).write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        assert active.read(tmp_path, 1) == whole
+    assert "damaged" in caplog.text
+    assert names(activate(tmp_path, first)) == [first, second, first, None]
+    caplog.clear()
+    assert names(active.read(tmp_path, 1))[0] == first
+    assert caplog.text == ""
+
+
+def test_two_damaged_files_serve_the_servers_own_weights_until_somebody_activates(tmp_path: Path) -> None:
+    """With both files damaged nothing of them is believed, and activating by hand mends them."""
+    version = tiny_version(tmp_path, "a")
+    activate(tmp_path, version)
+    for path in (tmp_path / "active").glob("1.json*"):
+        path.write_bytes(b"{")
+    with pytest.raises(StorageError, match="damaged"):
+        active.read(tmp_path, 1)
+    served, reason = active.resolve(tmp_path, 1, BASE)
+    assert served is None
+    assert "spica models activate" in reason
+    assert activate(tmp_path, version).version == version
+    assert active.resolve(tmp_path, 1, BASE).version == version
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_pointer_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """When the disk is full, activating and rolling back say so, and what was active is active still."""
+    first, second = tiny_version(tmp_path, "a"), tiny_version(tmp_path, "b")
+    whole = activate(tmp_path, first)
+    listed = sorted(path.name for path in (tmp_path / "active").iterdir())
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr({"fsync": os, "replace": Path}[step], step, full)
+        with pytest.raises(StorageError, match="could not be written") as refused:
+            activate(tmp_path, second)
+        assert "free some space" in str(refused.value)
+        with pytest.raises(StorageError):
+            active.rollback(tmp_path, 1, by="test")
+    assert active.read(tmp_path, 1) == whole
+    assert sorted(path.name for path in (tmp_path / "active").iterdir()) == listed
+
+
+def test_writers_take_turns(tmp_path: Path) -> None:
+    """While one process writes, another waits, and gives up with a word when it takes too long."""
+    with writing(tmp_path), pytest.raises(StorageError, match="another process"), writing(tmp_path, wait_s=0.05):
+        pass
+    with writing(tmp_path, wait_s=0):
+        pass
+
+
+def test_two_writers_and_a_reader_at_once(tmp_path: Path) -> None:
+    """Whoever reads while two write meets a whole pointer each time, and every activation is in the history."""
+    pair = [tiny_version(tmp_path, name) for name in "ab"]
+    activate(tmp_path, pair[0])
+    done, seen, failures = threading.Event(), set(), []
+
+    def read() -> None:
+        while not done.is_set():
+            try:
+                seen.add(active.resolve(tmp_path, 1, BASE).version)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the test must hear of it
+                failures.append(error)
+
+    def write(version: str) -> None:
+        for number in range(15):
+            active.activate(tmp_path, 1, version, base=f"base-{number:08}", why=version, by="test")
+
+    reader = threading.Thread(target=read)
+    writers = [threading.Thread(target=write, args=(version,)) for version in pair]
+    reader.start()
+    for thread in writers:
+        thread.start()
+    for thread in writers:
+        thread.join()
+    done.set()
+    reader.join()
+    assert failures == []
+    assert seen <= {*pair, None}
+    pointer = active.read(tmp_path, 1)
+    assert pointer is not None
+    by_hand = [step.version for step in (pointer.now, *pointer.previous) if step.base != BASE]
+    assert sorted(filter(None, by_hand)) == sorted(15 * pair)
