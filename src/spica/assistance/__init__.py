@@ -1,0 +1,1 @@
+"""What a person still has to do with the boxes they are shown, and what that costs."""
