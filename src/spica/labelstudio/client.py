@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from spica.labelstudio.api.annotations import AnnotationsApi
 from spica.labelstudio.api.backends import BackendsApi
 from spica.labelstudio.api.storages import StoragesApi
 from spica.labelstudio.api.worklist import WorklistApi
 
 
-class LabelStudioClient(BackendsApi, StoragesApi, WorklistApi):
+class LabelStudioClient(AnnotationsApi, BackendsApi, StoragesApi, WorklistApi):
     """Everything that Spica asks of a Label Studio.
 
     Thread-safe; used in a ``with`` block, or closed by ``close()``. Its methods raise

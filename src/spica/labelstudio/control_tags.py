@@ -37,11 +37,13 @@ class LabelTag:
         value: what Label Studio stores in a region: the ``alias`` where there is one, otherwise the ``value``.
         shown: what a person reads on the button: the ``value``.
         predicted_values: names of model classes that mean this label, from the attribute of that name.
+        category: the attribute of that name, which Label Studio's exports take as the label's number; None without.
     """
 
     value: str
     shown: str
     predicted_values: tuple[str, ...] = ()
+    category: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +206,9 @@ def _labels(parent: Element) -> tuple[LabelTag, ...]:
         if not stored:
             continue
         meant = tuple(part for text in tag.get("predicted_values", "").split(",") if (part := text.strip()))
-        labels[stored] = LabelTag(value=stored, shown=shown or stored, predicted_values=meant)
+        number = (tag.get("category") or "").strip()
+        category = int(number) if number.isascii() and number.isdecimal() and len(number) < 10 else None
+        labels[stored] = LabelTag(value=stored, shown=shown or stored, predicted_values=meant, category=category)
     if not labels:
         dynamic = parent.get("value", "").startswith("$")
         raise LabelConfigError(

@@ -85,10 +85,14 @@ class WebhookRequest(_Body):
     Attributes:
         action: for instance ``START_TRAINING``, ``ANNOTATION_CREATED`` or ``PROJECT_UPDATED``.
         project: all columns of the project, where the hook was told to send them.
+        annotation: the one that was submitted, or a list of them.
+        annotations: those that were deleted.
     """
 
     action: str
     project: dict[str, Any] | None = None
+    annotation: Any = None
+    annotations: Any = None
 
     @property
     def project_id(self) -> int | None:

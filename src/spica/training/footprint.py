@@ -1,0 +1,76 @@
+"""What a process takes of its machine: priority and memory, told and bounded from the inside."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+_EVERY_S = 0.25
+
+
+def lower_priority() -> None:
+    """Let everybody else go first; on Windows whoever starts the process does it."""
+    if sys.platform != "win32":
+        with contextlib.suppress(OSError):  # a container may forbid it; then it competes
+            os.nice(19)
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has had resident so far, in bytes; 0 where that can't be known."""
+    if sys.platform == "win32":
+        return _peak_on_windows()
+    if sys.platform == "darwin":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # ru_maxrss of Linux is inherited from whoever started the process: VmHWM is not
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/self/status").read_text("ascii", "replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def watch_memory(limit_bytes: int, exceeded: Callable[[int], None], *, every_s: float = _EVERY_S) -> threading.Thread:
+    """Look at this process's memory from a thread of its own, and call ``exceeded`` with it once it is too much.
+
+    An address-space limit would not do: torch reserves far more than it uses.
+    """
+
+    def look() -> None:
+        waiting = threading.Event()
+        while (peak := peak_memory_bytes()) <= limit_bytes:
+            waiting.wait(every_s)
+        exceeded(peak)
+
+    thread = threading.Thread(target=look, name="spica-memory", daemon=True)
+    thread.start()
+    return thread
+
+
+def _peak_on_windows() -> int:
+    """PeakWorkingSetSize of PROCESS_MEMORY_COUNTERS (psapi.h)."""
+    import ctypes
+    from ctypes import wintypes
+
+    class Counters(ctypes.Structure):
+        _fields_ = [
+            ("cb", wintypes.DWORD),
+            ("page_faults", wintypes.DWORD),
+            ("peak_working_set", ctypes.c_size_t),
+            ("working_set", ctypes.c_size_t),
+            ("quotas", ctypes.c_size_t * 4),
+            ("pagefile", ctypes.c_size_t),
+            ("peak_pagefile", ctypes.c_size_t),
+        ]
+
+    counters = Counters(cb=ctypes.sizeof(Counters))
+    kernel = ctypes.WinDLL("kernel32", use_last_error=True)  # type: ignore[attr-defined,unused-ignore]
+    kernel.GetCurrentProcess.restype = wintypes.HANDLE
+    kernel.K32GetProcessMemoryInfo.argtypes = [wintypes.HANDLE, ctypes.POINTER(Counters), wintypes.DWORD]
+    found = kernel.K32GetProcessMemoryInfo(kernel.GetCurrentProcess(), ctypes.byref(counters), counters.cb)
+    return int(counters.peak_working_set) if found else 0

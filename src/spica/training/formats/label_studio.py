@@ -1,0 +1,315 @@
+"""Label Studio's tasks: what their annotations say about each image. Its JSON export, and its API, speak so.
+
+One annotation counts for a task (:func:`spica.labelstudio.api.annotations.chosen`). Percent relate to the upright
+image, as the browser shows it. A turned rectangle becomes the upright box around it; turning the whole image in the
+editor changes nothing. A region with several labels is an object of each. A task's further images without regions are
+true negatives as long as the annotation was submitted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import numpy as np
+
+from spica.errors import DataSetError, MediaError
+from spica.labelstudio.api.annotations import AnnotatedTask, Annotation, chosen
+from spica.labelstudio.api.records import Json
+from spica.labelstudio.control_tags import RectangleControl
+from spica.labelstudio.protocol import Task, image_uris
+from spica.training.cleaning import Tally
+from spica.training.formats.coco import read_json
+from spica.training.formats.sketch import IMAGE_SUFFIXES, Found, ImageFinder, Sketch, no_boxes
+
+_SHAPES: Final = frozenset(
+    f"{shape}{labels}"
+    for shape in ("rectangle", "polygon", "ellipse", "brush", "keypoint", "bitmask", "vector")
+    for labels in ("", "labels")
+) | {"labels"}
+_UPLOADED: Final = re.compile(r"[0-9a-f]{8}-")  # before the name of an uploaded file (data_import/models.py)
+_UNLABELLED: Final = "{n} regions have no label: dropped"
+_FOREIGN: Final = "{n} regions are no rectangles of a control tag that is learned from: dropped"
+
+
+@dataclass(slots=True)
+class _Regions:
+    """What an annotation says about one image."""
+
+    labels: list[str] = field(default_factory=list)
+    boxes: list[list[float]] = field(default_factory=list)
+    rotations: list[float] = field(default_factory=list)
+    size: tuple[int, int] | None = None
+    is_partial: bool = False
+
+
+def sketches(
+    task: AnnotatedTask, annotation: Annotation, controls: Sequence[RectangleControl], tally: Tally
+) -> list[tuple[str, Sketch]]:
+    """The images of a task, each once, with their addresses.
+
+    Raises:
+        MediaError: the task's data has no address of an image.
+    """
+    regions: dict[str, _Regions] = {}
+    where: dict[tuple[str, int], str] = {}
+    for control in controls:
+        for index, uri in enumerate(image_uris(Task(id=task.id, data=task.data), control)):
+            regions.setdefault(uri, _Regions())
+            where[(control.to_name, index)] = uri
+    names = {uri: name_of(uri) for uri in regions}
+    for item, owner, labels in _items(annotation.result or (), controls):
+        place = where.get((str(item.get("to_name")), _index(item)))
+        if place is not None:
+            _take(item, owner, labels, regions[place], names[place], tally)
+        elif owner is not None:
+            tally.add("{n} regions are on an image that the task does not have: dropped", f"task {task.id}")
+    return [(uri, _sketch(found, names[uri], task.id, annotation)) for uri, found in regions.items()]
+
+
+def _items(
+    result: Sequence[Json], controls: Sequence[RectangleControl]
+) -> list[tuple[Json, RectangleControl | None, list[Any]]]:
+    """Each drawn region once, the control that it belongs to (None: none of ours), and its labels."""
+    by_name: dict[str, RectangleControl] = {control.from_name: control for control in controls}
+    texts = {control.labels_from_name for control in controls if control.labels_from_name}
+    labels: dict[tuple[str, str], list[Any]] = defaultdict(list)
+    for item in result:
+        if item.get("from_name") in texts:
+            labels[(str(item.get("from_name")), str(item.get("id")))] += _listed(item, "labels")
+    found: list[tuple[Json, RectangleControl | None, list[Any]]] = []
+    for item in result:
+        control = by_name.get(str(item.get("from_name")))
+        if control is not None and item.get("type") in ("rectanglelabels", "rectangle"):
+            own = _listed(item, "rectanglelabels")
+            beside = labels[(control.labels_from_name or "", str(item.get("id")))]
+            found.append((item, control, own if control.kind == "rectanglelabels" else beside))
+        elif item.get("type") in _SHAPES and item.get("from_name") not in texts:
+            found.append((item, None, []))
+    return found
+
+
+def _listed(item: Json, key: str) -> list[Any]:
+    value = item.get("value")
+    labels = value.get(key) if isinstance(value, Mapping) else None
+    return labels if isinstance(labels, list) else []
+
+
+def _index(item: Json) -> int:
+    index = item.get("item_index")
+    return index if isinstance(index, int) else 0
+
+
+def _take(
+    item: Json, control: RectangleControl | None, labels: Sequence[Any], into: _Regions, name: str, tally: Tally
+) -> None:
+    size = item.get("original_width"), item.get("original_height")
+    if isinstance(size[0], int) and isinstance(size[1], int) and min(size[0], size[1]) > 0:
+        into.size = (size[0], size[1])
+    box = None if control is None else _box(item.get("value"))
+    if box is None or not labels:
+        tally.add(_UNLABELLED if box is not None else _FOREIGN, name)
+        into.is_partial = True
+        return
+    for label in labels:
+        into.labels.append(str(label))
+        into.boxes.append(box[:4])
+        into.rotations.append(box[4])
+
+
+def _box(value: Any) -> list[float] | None:
+    """Shares of left, top, right, bottom, and degrees; None where numbers are missing."""
+    if not isinstance(value, Mapping):
+        return None
+    numbers = [value.get(key) for key in ("x", "y", "width", "height")]
+    if not all(isinstance(number, int | float) for number in numbers):
+        return None
+    x, y, width, height = (float(number) / 100 for number in numbers if number is not None)
+    rotation = value.get("rotation")
+    return [x, y, x + width, y + height, float(rotation) if isinstance(rotation, int | float) else 0.0]
+
+
+def _sketch(regions: _Regions, name: str, task: int, annotation: Annotation) -> Sketch:
+    rotations = np.array(regions.rotations, np.float64)
+    return Sketch(
+        name=name,
+        labels=tuple(regions.labels),
+        boxes_xyxy=np.array(regions.boxes, np.float64) if regions.boxes else no_boxes(),
+        relative=True,
+        rotations=rotations if rotations.any() else None,
+        size=regions.size,
+        is_upright=True,
+        is_partial=regions.is_partial,
+        task=task,
+        annotation=annotation.id,
+        updated=annotation.updated,
+    )
+
+
+def name_of(uri: str) -> str:
+    """The file's own name in an address of a task's, without the eight digits that an upload gets."""
+    if uri[:5].lower() == "data:":
+        return "embedded"
+    try:
+        parts = urlsplit(uri)
+        inner = parse_qs(parts.query)
+    except ValueError:
+        return "image"
+    path = (inner.get("d") or inner.get("filepath") or [unquote(parts.path)])[-1]
+    last = path.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
+    return (_UPLOADED.sub("", last, count=1) if _is_upload(uri) else last) or "image"
+
+
+def _is_upload(uri: str) -> bool:
+    return "data/upload/" in uri or "filepath=upload" in uri
+
+
+def class_names(controls: Sequence[RectangleControl]) -> tuple[str, ...]:
+    """All labels of the controls, as Label Studio stores them, by class id.
+
+    In the order of the configuration; labels with a ``category="…"`` come first, by that number, so that ids agree with
+    Label Studio's own exports where those are numbered from 0 without gaps.
+    """
+    labels = {label.value: label.category for control in reversed(controls) for label in control.labels}
+    ordered = dict.fromkeys(label.value for control in controls for label in control.labels)
+    numbered = sorted((name for name in ordered if labels[name] is not None), key=lambda name: labels[name] or 0)
+    return (*numbered, *(name for name in ordered if labels[name] is None))
+
+
+# --- the JSON export
+
+
+class LabelStudioJson:
+    """Reads Label Studio's JSON export (``exportType=JSON``)."""
+
+    name = "Label Studio JSON"
+
+    def read(self, data: Path, images: Path | None, split: str | None) -> Found:
+        """What the JSON at ``data`` holds; it has no splits.
+
+        Images are looked for below ``images``, which may be Label Studio's document root or a flat folder, and beside
+        the JSON. The export does not tell the labelling configuration: classes are the labels used, by name.
+
+        Raises:
+            DataSetError: it is no such JSON, or none of the images is there.
+        """
+        del split
+        body = read_json(data)
+        if not is_label_studio(body):
+            raise DataSetError("this is no JSON export of Label Studio", where=str(data), expected="a list of tasks")
+        finder = ImageFinder(
+            *(() if images is None else (images, images / "images")), data.parent, data.parent / "images"
+        )
+        found = Found((), [])
+        missing: list[str] = []
+        for number, each in enumerate(body, start=1):
+            task = AnnotatedTask.read({"id": number, **each, "annotations": _with_ids(each)})
+            annotation = chosen(task.annotations)
+            if annotation is None:
+                continue
+            try:
+                pairs = sketches(task, annotation, _controls(task, annotation), found.tally)
+            except MediaError:
+                found.tally.add("{n} tasks have no address of an image: left out", f"task {task.id}")
+                continue
+            for uri, sketch in pairs:
+                path = _locate(uri, finder)
+                if path is None:
+                    missing.append(uri)
+                    found.tally.add("{n} images are missing: left out", sketch.name)
+                else:
+                    found.images.append((sketch, path))
+        if missing and not found.images:
+            raise DataSetError(
+                "none of the images is there",
+                where=str(data),
+                expected=f"{missing[0][:200]} in {finder.shown}",
+                hint="give the folder of the images, or Label Studio's document root, with --images",
+            )
+        found.classes = tuple(sorted({label for sketch, _path in found.images for label in sketch.labels}))
+        return found
+
+
+def is_label_studio(body: Any) -> bool:
+    """Whether a JSON's content is of this format."""
+    return (
+        isinstance(body, list)
+        and bool(body)
+        and all(isinstance(each, dict) and isinstance(each.get("data"), dict) for each in body)
+        and any(isinstance(each.get("annotations"), list) for each in body)
+    )
+
+
+def _with_ids(task: Json) -> list[Json]:
+    """Annotations with a number, which tasks written by hand lack."""
+    listed = [each for each in task.get("annotations") or () if isinstance(each, dict)]
+    return [{"id": number, **each} for number, each in enumerate(listed, start=1)]
+
+
+def _controls(task: AnnotatedTask, annotation: Annotation) -> list[RectangleControl]:
+    """Control tags that would give such an annotation, since the export does not tell them; at least one."""
+    result = annotation.result or ()
+    texts = {str(item.get("id")): str(item.get("from_name")) for item in result if item.get("type") == "labels"}
+    controls: dict[tuple[str, str], RectangleControl] = {}
+    for item in result:
+        kind, ends = item.get("type"), (str(item.get("from_name")), str(item.get("to_name")))
+        key = _image_key(task.data, ends[1])
+        if kind not in ("rectanglelabels", "rectangle") or key is None:
+            continue
+        controls[ends] = RectangleControl(
+            from_name=ends[0],
+            to_name=ends[1],
+            kind="rectanglelabels" if kind == "rectanglelabels" else "rectangle+labels",
+            image_key=key,
+            labels=(),
+            labels_from_name=texts.get(str(item.get("id"))) if kind == "rectangle" else None,
+            image_list=isinstance(task.data.get(key), list),
+        )
+    key = _image_key(task.data, "image")
+    if controls or key is None:
+        return list(controls.values())
+    drawn_on = next((str(item["to_name"]) for item in result if item.get("type") in _SHAPES and "to_name" in item), "")
+    is_list = isinstance(task.data.get(key), list)
+    return [RectangleControl("", drawn_on, "rectanglelabels", key, (), image_list=is_list)]
+
+
+def _image_key(data: Json, to_name: str) -> str | None:
+    """Under which key a task has its image: the only address, else the one called like the tag, else ``image``."""
+    keys = [key for key, value in data.items() if _is_address(value)]
+    if len(keys) == 1:
+        return keys[0]
+    return next((key for key in (to_name, "image", "img", "images") if key in keys), None)
+
+
+def _is_address(value: Any) -> bool:
+    if isinstance(value, list):
+        return bool(value) and all(_is_address(each) for each in value)
+    if not isinstance(value, str):
+        return False
+    path = urlsplit(value).path if "[" not in value else value
+    return (
+        "/data/" in value
+        or Path(name_of(value)).suffix.lower() in IMAGE_SUFFIXES
+        or ("://" in value and Path(path).suffix.lower() in IMAGE_SUFFIXES)
+    )
+
+
+def _locate(uri: str, finder: ImageFinder) -> Path | None:
+    """The file of an address: with all of its path below the folder, with ever fewer folders before it, by its name."""
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        return None
+    inner = parse_qs(parts.query)
+    path = (inner.get("d") or inner.get("filepath") or [unquote(parts.path)])[-1].replace("\\", "/").lstrip("/")
+    steps = path.split("/")
+    for begin in range(len(steps)):
+        found = finder.find("/".join(steps[begin:]))
+        if found is not None:
+            return found
+    return finder.find(name_of(uri))

@@ -1,0 +1,125 @@
+"""One image as an outside format describes it, before anything is checked, and what a format has to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spica.errors import ConfinementError
+from spica.labelstudio.confinement import ConfinedFolder
+from spica.training.cleaning import Tally
+from spica.training.dataset import DataSet
+
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".jp2", ".j2k", ".avif"}
+)
+"""Of files that :func:`spica.images.decode` may read."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sketch:
+    """One annotated image, unchecked.
+
+    Attributes:
+        name: the file's own name, for people.
+        labels: names of the objects' classes; "" where the format names one that it does not declare.
+        boxes_xyxy: float64 (M, 4), in pixels, or in shares of width and height if ``relative``. Anything may stand in
+            it, NaN too.
+        relative: whether the boxes are shares in [0, 1] of the upright image.
+        rotations: float64 (M,), degrees clockwise around the box's left upper corner, or None for none.
+        size: (width, height) that the format declares, or None.
+        is_upright: the boxes lie in the upright image even where ``size`` is that of the stored pixels.
+        is_partial: it had objects that are not boxes of ours: without any box left it is no true negative.
+        task: number of Label Studio's task.
+        annotation: number of its annotation.
+        updated: when that was last changed.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    boxes_xyxy: NDArray[np.float64]
+    relative: bool = False
+    rotations: NDArray[np.float64] | None = None
+    size: tuple[int, int] | None = None
+    is_upright: bool = False
+    is_partial: bool = False
+    task: int | None = None
+    annotation: int | None = None
+    updated: str | None = None
+
+
+@dataclass(slots=True)
+class Found:
+    """What a format holds.
+
+    Attributes:
+        classes: names by class id, as the format orders them.
+        images: sketches, and the files of their images.
+        tally: what could not be used.
+    """
+
+    classes: tuple[str, ...]
+    images: list[tuple[Sketch, Path]]
+    tally: Tally = field(default_factory=Tally)
+
+
+class Reader(Protocol):
+    """How one outside format is read."""
+
+    name: str
+
+    def read(self, data: Path, images: Path | None, split: str | None) -> Found:
+        """What is at ``data``; images are looked for below ``images`` too.
+
+        Raises:
+            DataSetError: it is not of this format after all, or damaged.
+        """
+
+
+class Writer(Protocol):
+    """How one outside format is written."""
+
+    name: str
+    image_folder: str
+
+    def write(self, dataset: DataSet, files: tuple[str, ...], folder: Path) -> None:
+        """Write the annotations into ``folder``, where :attr:`image_folder` holds the images under ``files``."""
+
+
+class ImageFinder:
+    """Finds images by name below a few folders and nowhere else.
+
+    Args:
+        folders: in the order in which they are tried.
+    """
+
+    def __init__(self, *folders: Path) -> None:
+        unique = dict.fromkeys(folders)
+        self._folders = [ConfinedFolder(folder, setting="the folder of the images") for folder in unique]
+
+    def find(self, name: str) -> Path | None:
+        """The file of that name: as a path below a folder, else its last part alone; None if there is none."""
+        last = name.replace("\\", "/").rsplit("/", 1)[-1]
+        for tried in dict.fromkeys((name, last)):
+            for folder in self._folders:
+                try:
+                    found = folder.find(tried)
+                except ConfinementError:
+                    continue
+                if found is not None and found.is_file():
+                    return found
+        return None
+
+    @property
+    def shown(self) -> str:
+        """The folders, for messages."""
+        return ", ".join(str(folder.root) for folder in self._folders)
+
+
+def no_boxes() -> NDArray[np.float64]:
+    """float64 (0, 4)."""
+    return np.zeros((0, 4), np.float64)

@@ -1,0 +1,285 @@
+"""The images that are never trained on, so that every version of a model can be judged by the same ones.
+
+* The hold-out has a share of the annotated images, but at least a minimum, and never more than half of them: with few
+  images (under twice the minimum) half is learned from and half is held out. It grows as the project grows.
+* Which images it has is decided by their bytes alone (a salted hash gives the order), not by names, time or order.
+* Near-duplicates, tiles of one photo (:mod:`spica.training.likeness`) and examples of one ``group`` stay together.
+* It is frozen: what was held out stays held out, what was trained on stays there. A new image joins the side of those
+  it is like. One that is like images of both sides, and what is like it, is set aside: neither learned from nor judged
+  by, because either would show a model what it is judged by.
+* If all images are like each other, likeness is disregarded, since nothing could be held out otherwise; this is told.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from spica.errors import DataSetError, ImageError, MediaError
+from spica.models.atomic import write_text
+from spica.training.cleaning import unjudged
+from spica.training.dataset import DataSet, Example
+from spica.training.likeness import fingerprint_of, near_pairs, stem_of, telling
+
+Side = Literal["train", "holdout", "aside"]
+
+_FORMAT: Final = 1
+_SALT: Final = "spica hold-out 1"
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_HASH: Final = re.compile(r"[0-9a-f]{16}")
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where an image was put, once and for all, and by what it is recognised in others.
+
+    Attributes:
+        fingerprint: its perceptual hash, 64 bits, or None.
+        stem: of the photo that it is a tile of, or None.
+        group: as its example said, or None.
+    """
+
+    side: Side
+    fingerprint: int | None = None
+    stem: str | None = None
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """What was decided so far, by the digest of each image, also of images that are gone since."""
+
+    images: Mapping[str, Placed] = field(default_factory=dict)
+
+
+def path_of(data_dir: Path, project: int) -> Path:
+    """The file with a project's hold-out."""
+    return data_dir / "holdout" / f"{project}.json"
+
+
+def target(count: int, *, share: float, minimum: int) -> int:
+    """How many of ``count`` images are to be held out: ``share`` of them, at least ``minimum``, at most half."""
+    return min(max(minimum, round(share * count)), count // 2)
+
+
+def split(
+    dataset: DataSet,
+    frozen: Frozen,
+    *,
+    share: float = 0.2,
+    minimum: int = 10,
+    fingerprint: Callable[[Path], int | None] = fingerprint_of,
+) -> tuple[DataSet, DataSet, Frozen]:
+    """Divide annotated images by the rules above.
+
+    Args:
+        dataset: all of them.
+        frozen: what was decided before; empty for the first time.
+        share: of the images, in (0, 1), ``holdout_share`` in the settings.
+        minimum: number of images, ``holdout_min`` in the settings.
+        fingerprint: gives the perceptual hash of an image file; called for each new image once.
+
+    Returns:
+        What to train on, what to judge by (its ``problems`` tell what can't be judged by it), both in the order of
+        ``dataset``, and what is decided now: write it with :func:`write` before anything is trained.
+    """
+    known = dict(frozen.images)
+    new = {example.digest: example for example in dataset.examples if example.digest not in known}
+    fresh = {digest: _described(new[digest], fingerprint) for digest in sorted(new)}
+    groups = _groups(known, fresh)
+    sides = {digest: placed.side for digest, placed in known.items()}
+    problems: list[str] = []
+    free: list[list[str]] = []
+    for members, linked in groups:
+        if not linked:
+            free.append(members)
+        else:
+            side: Side = "aside" if len(linked) > 1 else next(iter(linked))
+            sides.update(dict.fromkeys(members, side))
+    present = {example.digest for example in dataset.examples}
+    _draw(free, sides, present, share, minimum, problems)
+    for digest, placed in fresh.items():
+        known[digest] = replace(placed, side=sides[digest])
+    aside = sum(sides[digest] == "aside" for digest in present)
+    if aside:
+        problems.append(
+            f"{aside} images are like trained and like held-out ones: set aside, neither learned nor judged by"
+        )
+    train = _part(dataset, sides, "train", dataset.problems)
+    holdout = _part(dataset, sides, "holdout", ())
+    if not holdout.examples:
+        problems.append("no image is held out: new versions can't be judged; annotate more images")
+    return train, replace(holdout, problems=(*problems, *unjudged(holdout))), Frozen(known)
+
+
+def _described(example: Example, fingerprint: Callable[[Path], int | None]) -> Placed:
+    try:
+        found = fingerprint(example.path)
+    except (ImageError, MediaError, OSError):  # it was read a moment ago; whoever trains on it will tell
+        found = None
+    return Placed("train", found, stem_of(example.name), example.group)
+
+
+def _part(dataset: DataSet, sides: Mapping[str, Side], side: Side, problems: tuple[str, ...]) -> DataSet:
+    examples = tuple(example for example in dataset.examples if sides[example.digest] == side)
+    return replace(dataset, examples=examples, problems=problems)
+
+
+def _groups(known: Mapping[str, Placed], fresh: Mapping[str, Placed]) -> list[tuple[list[str], set[Side]]]:
+    """The new images by what they are like, each group with the sides of the older images that it is like."""
+    digests = [*known, *fresh]
+    everything = [*known.values(), *fresh.values()]
+    leaders = {digest: digest for digest in fresh}
+    linked: dict[str, set[Side]] = defaultdict(set)
+
+    def leader(digest: str) -> str:
+        while leaders[digest] != digest:
+            leaders[digest] = leaders[leaders[digest]]
+            digest = leaders[digest]
+        return digest
+
+    pairs = [(digests[one], digests[two]) for one, two in _alike(everything)]
+    for one, two in pairs:
+        if one in leaders and two in leaders:
+            leaders[max(leader(one), leader(two))] = min(leader(one), leader(two))
+    for one, two in pairs:
+        for here, there in ((one, two), (two, one)):
+            if here in leaders and there in known and known[there].side != "aside":
+                linked[leader(here)].add(known[there].side)
+    members: dict[str, list[str]] = defaultdict(list)
+    for digest in fresh:
+        members[leader(digest)].append(digest)
+    return [(found, linked[first]) for first, found in members.items()]
+
+
+def _alike(images: Sequence[Placed]) -> Iterable[tuple[int, int]]:
+    """Pairs of places whose images show the same thing; for names and groups, neighbours of each other will do."""
+    yield from near_pairs([image.fingerprint for image in images])
+    stems = telling([image.stem for image in images])
+    by_stem = [image.stem if image.stem in stems else None for image in images]
+    for keys in (by_stem, [image.group for image in images]):
+        places: dict[str, list[int]] = defaultdict(list)
+        for place, key in enumerate(keys):
+            if key is not None:
+                places[key].append(place)
+        for same in places.values():
+            # Older images come first and link nothing among themselves: each new one meets all of them.
+            last = same[-1]
+            yield from ((place, last) for place in same[:-1])
+
+
+def _draw(
+    free: list[list[str]],
+    sides: dict[str, Side],
+    present: set[str],
+    share: float,
+    minimum: int,
+    problems: list[str],
+) -> None:
+    """Put each group that is free to go anywhere on a side."""
+    single = [digest for group in free for digest in group]
+    held = sum(sides.get(digest) == "holdout" for digest in present)
+    trained = sum(sides.get(digest) == "train" for digest in present)
+    wanted = target(held + trained + len(single), share=share, minimum=minimum)
+    taken = _choose(free, wanted - held, may_take_all=trained > 0)
+    if held == 0 and not taken and wanted > 0 and single:
+        taken = _choose([[digest] for digest in single], wanted, may_take_all=trained > 0)
+        problems.append(
+            "all images are alike or tiles of one photo: the held-out ones are not independent of the others"
+        )
+    sides.update(dict.fromkeys(single, "train"))
+    sides.update(dict.fromkeys(taken, "holdout"))
+
+
+def _choose(groups: list[list[str]], wanted: int, *, may_take_all: bool) -> list[str]:
+    """Members of groups, whole, ``wanted`` of them or as near as whole groups come."""
+    ordered = sorted(groups, key=lambda group: min(_order(digest) for digest in group))
+    left = sum(map(len, groups))
+    taken: list[str] = []
+    passed: list[list[str]] = []
+    for group in ordered:
+        if len(group) <= wanted - len(taken):  # never all of them: at most half of the images are wanted
+            taken += group
+            left -= len(group)
+        else:
+            passed.append(group)
+    for group in sorted(passed, key=len):  # stable: of equal size, the first in order
+        missing = wanted - len(taken)
+        overshoot = len(group) - missing
+        if missing > 0 and (overshoot < missing or not taken) and (may_take_all or left > len(group)):
+            taken += group
+            left -= len(group)
+    return taken
+
+
+def _order(digest: str) -> str:
+    return hashlib.sha256(f"{_SALT} {digest}".encode("ascii")).hexdigest()
+
+
+# --- on disk
+
+
+def read(path: Path) -> Frozen:
+    """What was decided before; empty if there is no such file.
+
+    Raises:
+        DataSetError: the file is damaged or can't be read. It is never drawn anew by itself: figures of older versions
+            would silently be compared on other images.
+    """
+    try:
+        body = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return Frozen()
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(path, getattr(error, "strerror", None) or str(error)[:200]) from error
+    images = body.get("images") if isinstance(body, dict) else None
+    if not isinstance(images, dict) or body.get("format") != _FORMAT:
+        raise _damaged(path, f"format {body.get('format')!r}" if isinstance(body, dict) else type(body).__name__)
+    return Frozen({digest: _placed(digest, entry, path) for digest, entry in images.items()})
+
+
+def write(path: Path, frozen: Frozen) -> None:
+    """Put the file in place whole.
+
+    Raises:
+        StorageError: it can't be written; an older one is left as it was.
+    """
+    entries = {digest: _entry(placed) for digest, placed in sorted(frozen.images.items())}
+    text = json.dumps({"format": _FORMAT, "images": entries}, ensure_ascii=False, indent=0)
+    write_text(path, text)
+
+
+def _entry(placed: Placed) -> dict[str, Any]:
+    facts = {"stem": placed.stem, "group": placed.group}
+    if placed.fingerprint is not None:
+        facts["hash"] = f"{placed.fingerprint:016x}"
+    return {"side": placed.side, **{name: fact for name, fact in facts.items() if fact is not None}}
+
+
+def _placed(digest: str, entry: Any, path: Path) -> Placed:
+    if not _DIGEST.fullmatch(digest) or not isinstance(entry, dict):
+        raise _damaged(path, f"an entry {digest[:80]!r}")
+    side, found = entry.get("side"), entry.get("hash")
+    texts = [entry.get("stem"), entry.get("group")]
+    if side not in ("train", "holdout", "aside") or not all(text is None or isinstance(text, str) for text in texts):
+        raise _damaged(path, f"image {digest[:12]}… on side {side!r}")
+    if found is not None and not (isinstance(found, str) and _HASH.fullmatch(found)):
+        raise _damaged(path, f"image {digest[:12]}… with hash {found!r}"[:200])
+    return Placed(side, None if found is None else int(found, 16), *texts)
+
+
+def _damaged(path: Path, got: str) -> DataSetError:
+    return DataSetError(
+        "the record of the held-out images is damaged",
+        where=str(path),
+        expected=f"JSON of format {_FORMAT}, with the side of each image",
+        got=got,
+        hint="put it back from a backup; if there is none, delete it: other images are then held out, and figures of "
+        "older versions can't be compared any more",
+    )

@@ -1,0 +1,135 @@
+"""Annotated images from files: which format it is, is told by looking."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from spica.errors import DataSetError, ImageError, MediaError
+from spica.settings import Settings
+from spica.training.assembly import Assembly, left_out_image, photo_of
+from spica.training.dataset import DataSet
+from spica.training.formats.coco import Coco, is_coco, read_json
+from spica.training.formats.label_studio import LabelStudioJson, is_label_studio
+from spica.training.formats.sketch import Reader
+from spica.training.formats.voc import Voc, annotation_files
+from spica.training.formats.yolo import Yolo, is_yolo
+
+_EXPECTED = (
+    "a COCO json with its images, a YOLO folder (data.yaml, or images/ and labels/), a Pascal VOC folder "
+    "(Annotations/ and JPEGImages/), or a JSON export of Label Studio"
+)
+
+
+def load(
+    data: str | Path, *, images: Path | None = None, classes: Sequence[str] | None = None, split: str | None = None
+) -> DataSet:
+    """Read annotated images.
+
+    Every image is decoded once, so that a damaged one is found now. What is left out or mended is told in the data
+    set's ``problems``; no file outside the folder of the data, or ``images``, is read.
+
+    Args:
+        data: a COCO json, a folder with one, a YOLO folder or its yaml file, a Pascal VOC folder, or a JSON export of
+            Label Studio.
+        images: folder of the images, where they are elsewhere; for Label Studio its document root will do.
+        classes: names by class id; objects of others are disregarded. None: as the format orders them.
+        split: only this part (train, val, test) of a YOLO or VOC folder; all of them if None.
+
+    Raises:
+        DataSetError: nothing of these formats is there, it is damaged, or no image is left.
+    """
+    path = Path(data)
+    kind, place = recognise(path)
+    found = kind.read(place, images, split)
+    limits = Settings()
+    names = tuple(classes) if classes is not None else found.classes
+    if not names:
+        raise DataSetError(
+            "there is not a single class", where=str(path), got=f"{len(found.images)} images without objects"
+        )
+    assembly = Assembly(names, found.tally, narrowed=classes is not None)
+    for sketch, image in found.images:
+        try:
+            photo = photo_of(image, max_pixels=limits.max_pixels, max_bytes=limits.max_image_bytes)
+        except (ImageError, MediaError, OSError) as error:
+            found.tally.add(left_out_image(error), sketch.name)
+            continue
+        assembly.add(sketch, photo)
+    dataset = assembly.dataset()
+    if not dataset.examples:
+        raise DataSetError(
+            "no annotated image is left",
+            where=str(path),
+            got="; ".join(dataset.problems) or f"a {kind.name} data set without images",
+            hint="mend what is named, or give other data",
+        )
+    return dataset
+
+
+def recognise(path: Path) -> tuple[Reader, Path]:
+    """Which format is at ``path``, and what of it is to be read.
+
+    Raises:
+        DataSetError: none of those that are known.
+    """
+    if path.is_file():
+        return _file(path), path
+    if not path.is_dir():
+        raise DataSetError("there is no such file or folder", where=str(path), expected=_EXPECTED)
+    if annotation_files(path):
+        return Voc(), path
+    if is_yolo(path) or (path / "classes.txt").is_file():
+        return Yolo(), path
+    found = [each for each in sorted(path.glob("*.json")) if _is_data_set(each)]
+    if len(found) == 1:
+        return _file(found[0]), found[0]
+    if found:
+        raise DataSetError(
+            "there are several data sets in the folder",
+            where=str(path),
+            got=", ".join(each.name for each in found[:10]),
+            hint="give one of these files",
+        )
+    there = sorted(each.name + ("/" if each.is_dir() else "") for each in path.iterdir())
+    raise DataSetError(
+        "there is no data set in the folder",
+        where=str(path),
+        expected=_EXPECTED,
+        got=", ".join(there[:8]) + (" …" if len(there) > 8 else "") if there else "an empty folder",
+    )
+
+
+def _file(path: Path) -> Reader:
+    if path.suffix.lower() in (".yaml", ".yml"):
+        return Yolo()
+    if path.suffix.lower() != ".json":
+        raise DataSetError(
+            "this is no data set", where=str(path), expected=_EXPECTED, got=f"a file {path.suffix or 'without suffix'}"
+        )
+    found = _json_format(path)
+    if found is not None:
+        return found
+    body = read_json(path)
+    if isinstance(body, list) and body and isinstance(body[0], dict) and "annotation_id" in body[0]:
+        got, hint = "Label Studio's JSON_MIN", "export the project as JSON instead"
+    elif isinstance(body, list) and not body:
+        got, hint = "an empty list", "submit annotations and export again"
+    else:
+        got = f"an object with {', '.join(sorted(body)[:8])}" if isinstance(body, dict) else f"a {type(body).__name__}"
+        hint = None
+    raise DataSetError("this JSON is no data set", where=str(path), expected=_EXPECTED, got=got, hint=hint)
+
+
+def _is_data_set(path: Path) -> bool:
+    try:
+        return _json_format(path) is not None
+    except DataSetError:  # some other tool's file, or a damaged one beside the one that is meant
+        return False
+
+
+def _json_format(path: Path) -> Reader | None:
+    body = read_json(path)
+    if is_coco(body):
+        return Coco()
+    return LabelStudioJson() if is_label_studio(body) else None

@@ -1,0 +1,251 @@
+"""The images that are never trained on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from annotated_images import example, photograph
+from spica.errors import DataSetError, StorageError
+from spica.evaluation.truth import Truth
+from spica.images import digest_of
+from spica.training.dataset import DataSet, Example
+from spica.training.holdout import Frozen, path_of, read, split, target, write
+
+TRUTH = Truth(np.zeros((0, 4), np.float32), np.zeros((0,), np.int64), 64, 48)
+
+
+def image(number: int, name: str | None = None, group: str | None = None) -> Example:
+    """An example whose path ends in its number; no file is behind it."""
+    digest = digest_of(str(number).encode())
+    return Example(Path(f"{number}"), digest, TRUTH, name or f"img{number:05}.jpg", group=group)
+
+
+def hash_of(path: Path) -> int:
+    """A perceptual hash that is far from that of any other number."""
+    return random.Random(path.name).getrandbits(63)  # noqa: S311 - no secret
+
+
+def divide(
+    examples: Sequence[Example], frozen: Frozen | None = None, *, share: float = 0.2, minimum: int = 10
+) -> tuple[set[str], set[str], Frozen]:
+    """Digests of both sides, and the record."""
+    dataset = DataSet(("spike",), tuple(examples))
+    train, holdout, after = split(dataset, frozen or Frozen(), share=share, minimum=minimum, fingerprint=hash_of)
+    return {each.digest for each in train.examples}, {each.digest for each in holdout.examples}, after
+
+
+@pytest.mark.parametrize(
+    ("count", "wanted"),
+    [(0, 0), (1, 0), (2, 1), (3, 1), (10, 5), (19, 9), (20, 10), (50, 10), (52, 10), (53, 11), (100, 20)],
+)
+def test_target(count: int, wanted: int) -> None:
+    """A fifth is held out, at least 10, and never more than half."""
+    assert target(count, share=0.2, minimum=10) == wanted
+    assert len(divide([image(number) for number in range(count)])[1]) == wanted
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    steps=st.lists(st.lists(st.integers(0, 120), max_size=40), min_size=1, max_size=5),
+    share=st.floats(0.05, 0.6),
+    minimum=st.integers(1, 12),
+)
+def test_growing(steps: list[list[int]], share: float, minimum: int) -> None:
+    """However images come: sides are disjoint and complete, nobody changes sides, and the proportion is kept."""
+    frozen, present = Frozen(), set[int]()
+    trained, held = set[str](), set[str]()
+    for step in steps:
+        present |= set(step)
+        train, holdout, frozen = divide(
+            [image(number) for number in sorted(present)], frozen, share=share, minimum=minimum
+        )
+        assert not train & holdout
+        assert train | holdout == {image(number).digest for number in present}
+        assert trained <= train
+        assert held <= holdout
+        trained, held = train, holdout
+        assert len(holdout) == target(len(present), share=share, minimum=minimum)
+
+
+@settings(deadline=None, max_examples=60)
+@given(names=st.lists(st.tuples(st.integers(0, 8), st.booleans()), min_size=2, max_size=40), seed=st.integers(0, 1000))
+def test_what_is_alike_stays_together(names: list[tuple[int, bool]], seed: int) -> None:
+    """Tiles of one photo, and members of a group, are on one side, whatever the order in which they are listed."""
+    examples = [
+        image(number, f"photo{photo}_{number}_0.jpg") if tile else image(number, group=f"g{photo}")
+        for number, (photo, tile) in enumerate(names)
+    ]
+    train, holdout, _ = divide(examples, minimum=2)
+    random.Random(seed).shuffle(examples)  # noqa: S311 - no secret
+    assert divide(examples, minimum=2)[:2] == (train, holdout)
+    sets = {str(each.group or each.name.split("_")[0]) for each in examples}
+    if len(sets) == 1:
+        return  # nothing could be held out otherwise
+    for key in sets:
+        same = [each.digest for each in examples if str(each.group or each.name.split("_")[0]) == key]
+        assert set(same) <= train or set(same) <= holdout
+    assert train
+    assert holdout
+    largest = max(sum(str(each.group or each.name.split("_")[0]) == key for each in examples) for key in sets)
+    assert abs(len(holdout) - target(len(examples), share=0.2, minimum=2)) <= largest
+
+
+def test_the_same_on_every_machine() -> None:
+    """Which images are held out is decided by their bytes for good: another release must not draw others."""
+    examples = [image(number) for number in range(20)]
+    held = divide(examples)[1]
+    assert [number for number, each in enumerate(examples) if each.digest in held] == [
+        1,
+        3,
+        5,
+        6,
+        8,
+        10,
+        13,
+        14,
+        16,
+        18,
+    ]
+
+
+def test_a_new_image_joins_those_it_is_like() -> None:
+    """A tile of a held-out photo is held out, one of a trained photo is trained on; the old ones stay."""
+    old = [image(number, f"photo{number}_0_0.jpg") for number in range(20)]
+    train, holdout, frozen = divide(old)
+    new = [image(100 + number, f"photo{number}_512_0.jpg") for number in range(20)]
+    now_train, now_holdout, _ = divide([*old, *new], frozen)
+    for before, after in zip(old, new, strict=True):
+        assert (after.digest in now_holdout) == (before.digest in holdout)
+    assert train <= now_train
+    assert holdout <= now_holdout
+
+
+def test_an_image_like_both_sides_is_set_aside() -> None:
+    """What is like a trained and a held-out image is on neither side, now and later; those two stay where they were."""
+    old = [image(number, f"photo{number}_0_0.jpg") for number in range(20)]
+    train, holdout, frozen = divide(old)
+    trained = next(each for each in old if each.digest in train)
+    held = next(each for each in old if each.digest in holdout)
+    bridge = image(200, trained.name.replace("_0_0", "_512_512"))
+
+    def near(path: Path) -> int:
+        return hash_of(held.path) ^ 0b111 if path == bridge.path else hash_of(path)
+
+    dataset = DataSet(("spike",), (*old, bridge))
+    now_train, now_holdout, after = split(dataset, frozen, fingerprint=near)
+    assert {each.digest for each in now_train.examples} == train
+    assert {each.digest for each in now_holdout.examples} == holdout
+    assert any("set aside" in sentence for sentence in now_holdout.problems)
+    again_train, again_holdout, _ = split(dataset, after, fingerprint=hash_of)
+    assert bridge.digest not in {each.digest for each in (*again_train.examples, *again_holdout.examples)}
+
+
+@pytest.mark.parametrize(("distance", "together"), [(8, True), (9, False)])
+def test_near_duplicates(distance: int, together: bool) -> None:
+    """Images at a distance of 8 bits are on one side, at 9 they are told apart."""
+    pairs = [image(number) for number in range(400)]
+
+    def paired(path: Path) -> int:
+        number = int(path.name)
+        bits = hash_of(Path(str(number // 2)))
+        return bits ^ ((1 << distance) - 1) if number % 2 else bits
+
+    _, holdout, _ = split(DataSet(("spike",), tuple(pairs)), Frozen(), fingerprint=paired)
+    held = {each.digest for each in holdout.examples}
+    agree = [(one.digest in held) == (two.digest in held) for one, two in zip(pairs[::2], pairs[1::2], strict=True)]
+    assert all(agree) == together
+
+
+def test_all_alike() -> None:
+    """Where all images are alike, some are held out none the less, and it is told."""
+    examples = [image(number, f"photo_{number}_0.jpg", group="one") for number in range(10)]
+    _, holdout, _ = split(DataSet(("spike",), tuple(examples)), Frozen(), fingerprint=hash_of)
+    assert len(holdout.examples) == 5
+    assert any("not independent" in sentence for sentence in holdout.problems)
+
+
+def test_a_name_that_all_share_says_nothing() -> None:
+    """A stem that nearly all images share does not bind them together."""
+    examples = [image(number, f"img_{number}_{number}.jpg") for number in range(50)]
+    assert len(divide(examples)[1]) == 10
+
+
+def test_real_copies_stay_together(tmp_path: Path) -> None:
+    """A photograph and its copy at another quality and size are on one side, judged by their pixels alone."""
+    import io
+
+    from PIL import Image as PILImage
+
+    examples = []
+    for number in range(20):
+        data = photograph(number, (160, 120))
+        copy = io.BytesIO()
+        PILImage.open(io.BytesIO(data)).resize((96, 72)).save(copy, "JPEG", quality=60)
+        examples += [
+            example(tmp_path, f"img{number:03}.jpg", data),
+            example(tmp_path, f"copy{number:03}.jpg", copy.getvalue()),
+        ]
+    train, holdout, _ = split(DataSet(("spike",), tuple(examples)), Frozen())
+    held = {each.digest for each in holdout.examples}
+    assert len(train.examples) == 30
+    for one, two in zip(examples[::2], examples[1::2], strict=True):
+        assert (one.digest in held) == (two.digest in held)
+
+
+def test_written_and_read(tmp_path: Path) -> None:
+    """The record comes back from disk as it was, also for a project without one."""
+    path = path_of(tmp_path, 7)
+    assert read(path) == Frozen()
+    examples = [image(number, f"畑{number}_0_0.jpg", group="g" if number % 3 else None) for number in range(12)]
+    frozen = divide(examples)[2]
+    write(path, frozen)
+    assert read(path) == frozen
+    assert [each.name for each in path.parent.iterdir()] == ["7.json"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"format": 2, "images": {}}',
+        '{"format": 1}',
+        '{"format": 1, "images": {"abc": {"side": "train"}}}',
+        '{"format": 1, "images": {"%s": {"side": "both"}}}' % ("a" * 64),
+        '{"format": 1, "images": {"%s": {"side": "train", "hash": "xyz"}}}' % ("a" * 64),
+        '{"format": 1, "images": {"%s": {"side": "train", "stem": 3}}}' % ("a" * 64),
+    ],
+)
+def test_a_damaged_record_is_an_error(tmp_path: Path, text: str) -> None:
+    """A damaged record is refused and left as it is: other images are never drawn silently."""
+    path = path_of(tmp_path, 1)
+    path.parent.mkdir()
+    path.write_text(text, "utf-8")
+    with pytest.raises(DataSetError, match="damaged"):
+        read(path)
+    assert path.read_text("utf-8") == text
+
+
+def test_a_record_that_cannot_be_written(tmp_path: Path) -> None:
+    """What can't be written is an error that names the file."""
+    (tmp_path / "holdout").write_text("a file", "utf-8")
+    with pytest.raises(StorageError):
+        write(path_of(tmp_path, 1), Frozen())
+
+
+def test_classes_that_are_not_judged_are_told() -> None:
+    """A class that no held-out image shows is named."""
+    shown = replace(TRUTH, boxes_xyxy=np.ones((1, 4), np.float32), class_ids=np.zeros(1, np.int64))
+    examples = tuple(replace(image(number), truth=shown) for number in range(6))
+    _, holdout, _ = split(DataSet(("spike", "weed"), examples), Frozen(), fingerprint=hash_of)
+    assert [sentence for sentence in holdout.problems if '"weed"' in sentence]
+    assert not [sentence for sentence in holdout.problems if '"spike"' in sentence]

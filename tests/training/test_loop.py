@@ -1,0 +1,257 @@
+"""Trainings of a few steps on images of a few pixels, and one that really learns."""
+
+import signal
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra spica[train]")
+pytest.importorskip("lightning", reason="needs the extra spica[train]")
+
+from safetensors.torch import load_file  # noqa: E402 - after the check for torch
+
+from spica.detectors.weights import inspect  # noqa: E402
+from spica.errors import DataSetError, TrainingError, UsageError  # noqa: E402
+from spica.evaluation.truth import Truth  # noqa: E402
+from spica.training import checkpoints, module, photographs  # noqa: E402
+from spica.training.dataset import DataSet  # noqa: E402
+from spica.training.loop import Trained, train  # noqa: E402
+from spica.training.module import StoppedError, learning_rate  # noqa: E402
+from spica.training.progress import Progress  # noqa: E402
+from spica.training.recipe import Recipe  # noqa: E402
+from training_data import example, wheat  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+TINY = Recipe(epochs=3, batch=2, min_size=64, max_size=96, threads=1)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+    """Three images of two sizes, one without objects."""
+    folder = tmp_path_factory.mktemp("data")
+    one, other = wheat(folder, [1000], width=96, height=64), wheat(folder, [1005], width=80, height=80)
+    empty = Truth(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), 50, 40)
+    nothing = example(folder / "empty.png", np.full((40, 50, 3), 90, np.uint8), empty)
+    return DataSet(("spike",), (*one.examples, *other.examples, nothing))
+
+
+@pytest.fixture(scope="module")
+def valid(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+    return wheat(tmp_path_factory.mktemp("valid"), [2000], width=96, height=64)
+
+
+@pytest.fixture(scope="module")
+def whole(data: DataSet, valid: DataSet, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trained, list[Progress]]:
+    """A training without a break, and what it told."""
+    told: list[Progress] = []
+    return train(data, valid, tmp_path_factory.mktemp("whole"), TINY, on_progress=told.append), told
+
+
+def _same(one: Trained, other: Trained) -> bool:
+    a, b = load_file(one.weights), load_file(other.weights)
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_what_comes_out(whole: tuple[Trained, list[Progress]], data: DataSet) -> None:
+    """Weights that are recognised with classes and input size, an epoch's losses and metrics each, and no notes."""
+    trained, told = whole
+    info = inspect(trained.weights)
+    assert (info.architecture, info.classes, info.norm) == (TINY.architecture, ("spike",), "frozen")
+    assert info.input_size == (64, 96)
+    assert [epoch.number for epoch in trained.history] == [1, 2, 3]
+    assert all(epoch.losses["loss"] > 0 and epoch.metrics is not None for epoch in trained.history)
+    assert not trained.resumed
+    assert trained.notes == ()
+    assert trained.metrics == trained.history[trained.best_epoch - 1].metrics
+    steps = [(each.epoch, each.step) for each in told if each.step and not each.judging]
+    assert steps == [(epoch, step) for epoch in (1, 2, 3) for step in (1, 2)]
+    assert told[-1].eta_s == 0
+    assert len(told[-1].history) == 3
+
+
+def test_same_seed_same_weights(
+    whole: tuple[Trained, list[Progress]], data: DataSet, valid: DataSet, tmp_path: Path
+) -> None:
+    """The same seed gives the same weights bit for bit, whatever torch's own random numbers; another seed others."""
+    torch.manual_seed(99)
+    before = torch.get_rng_state()
+    assert _same(whole[0], train(data, valid, tmp_path / "a", TINY))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not _same(whole[0], train(data, valid, tmp_path / "b", replace(TINY, seed=1)))
+
+
+@pytest.mark.parametrize("step", [1, 2], ids=["in the middle of an epoch", "at its end"])
+def test_a_resumed_run_equals_an_unbroken_one(
+    whole: tuple[Trained, list[Progress]], data: DataSet, valid: DataSet, tmp_path: Path, step: int
+) -> None:
+    """Stopped in the second epoch and called again, the weights and the losses are those of a run without a break."""
+    stop = threading.Event()
+
+    def tell(progress: Progress) -> None:
+        if (progress.epoch, progress.step) == (2, step):
+            stop.set()
+
+    with pytest.raises(StoppedError):
+        train(data, valid, tmp_path, TINY, stop=stop, on_progress=tell)
+    resumed = train(data, valid, tmp_path, TINY)
+    assert resumed.resumed
+    assert _same(whole[0], resumed)
+    assert [epoch.losses for epoch in resumed.history] == [epoch.losses for epoch in whole[0].history]
+    told: list[Progress] = []
+    assert _same(resumed, train(data, valid, tmp_path, TINY, on_progress=told.append))
+    assert told == []  # it was over: nothing is learned again
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Lightning does not listen to SIGTERM on Windows")
+def test_the_systems_wish_to_end_keeps_what_was_learned(
+    whole: tuple[Trained, list[Progress]], data: DataSet, valid: DataSet, tmp_path: Path
+) -> None:
+    """SIGTERM ends the training as a stop does, not the process, and it goes on to the same weights."""
+
+    def tell(progress: Progress) -> None:
+        if (progress.epoch, progress.step) == (1, 2):
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(StoppedError):
+        train(data, valid, tmp_path, TINY, on_progress=tell)
+    assert _same(whole[0], train(data, valid, tmp_path, TINY))
+
+
+def test_another_training_begins_anew(data: DataSet, valid: DataSet, tmp_path: Path) -> None:
+    """With other data or another recipe, what lies in the folder is not gone on with."""
+    short = replace(TINY, epochs=1)
+    train(data, valid, tmp_path, short)
+    assert not train(data, valid, tmp_path, replace(short, lr=1e-4)).resumed
+    assert not train(replace(data, examples=data.examples[:2]), valid, tmp_path, replace(short, lr=1e-4)).resumed
+
+
+def test_nan_is_a_sentence(data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loss that is no number ends the training, and the message says what to do."""
+    real = module.DetectorModule.training_step
+
+    def broken(self: Any, batch: Any, batch_idx: int) -> Any:
+        for parameter in self.network.parameters():
+            parameter.data.fill_(float("nan"))
+        images, targets = batch
+        self.network.forward = lambda *_: {"loss_classifier": torch.tensor(float("nan"))}
+        return real(self, (images, targets), batch_idx)
+
+    monkeypatch.setattr(module.DetectorModule, "training_step", broken)
+    with pytest.raises(TrainingError, match="diverged") as failure:
+        train(data, None, tmp_path, TINY)
+    assert "--lr" in (failure.value.hint or "")
+    assert not (tmp_path / checkpoints.LAST).exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: not enough memory")],
+    ids=["python", "torch"],
+)
+def test_too_little_memory_is_a_sentence(
+    data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Where memory ends, the message says so and names the batch."""
+
+    def broken(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(module.DetectorModule, "training_step", broken)
+    with pytest.raises(TrainingError, match="not enough memory") as failure:
+        train(data, None, tmp_path, TINY)
+    assert "--batch than 2" in (failure.value.hint or "")
+
+
+def test_bad_data_is_a_sentence(data: DataSet, valid: DataSet, tmp_path: Path) -> None:
+    """No images, an image that is gone, one of another size, other classes: each is told, and nothing is trained."""
+    with pytest.raises(DataSetError):
+        train(replace(data, examples=()), valid, tmp_path, TINY)
+    gone = replace(data, examples=(data.examples[0], replace(data.examples[1], path=tmp_path / "gone.png")))
+    with pytest.raises(DataSetError, match="can't be read"):
+        train(gone, None, tmp_path, TINY)
+    other = replace(data.examples[1], truth=data.examples[0].truth)
+    with pytest.raises(DataSetError, match="another size"):
+        train(replace(data, examples=(data.examples[0], other)), None, tmp_path, TINY)
+    with pytest.raises(TrainingError, match="other classes"):
+        train(data, replace(valid, classes=("leaf",)), tmp_path, TINY)
+
+
+def test_it_stops_when_it_gets_no_better(
+    data: DataSet, valid: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After as many judgements without a better one as the patience has, it ends with the best weights."""
+    scores = iter([0.5, 0.3, 0.4, 0.9])
+    kept: list[Any] = []
+
+    def judged(self: Any) -> dict[str, Any]:
+        kept.append({key: value.clone() for key, value in self.network.state_dict().items()})
+        return {"ap50": next(scores), "ap": 0.1}
+
+    monkeypatch.setattr(module.DetectorModule, "_judged", judged)
+    trained = train(data, valid, tmp_path, replace(TINY, epochs=4, patience=2))
+    assert len(trained.history) == 3
+    assert trained.best_epoch == 1
+    found = load_file(trained.weights)
+    assert all(torch.equal(found[key], kept[0][key]) for key in found)
+
+
+def test_time_is_up(data: DataSet, tmp_path: Path) -> None:
+    """With a limit of time it ends after the epoch in which that is over, with the last weights."""
+    trained = train(data, None, tmp_path, replace(TINY, max_minutes=1e-6))
+    assert len(trained.history) == 1
+    assert trained.best_epoch == 1
+    assert trained.metrics is None
+
+
+def test_each_image_once_an_epoch(data: DataSet) -> None:
+    """Every image is in one batch of an epoch, batches differ by at most one image, and epochs in their order."""
+    photos = photographs.Photographs(wheat_like(data, 11), min_size=64, max_size=96, max_pixels=10**6)
+    orders = [photographs.batches(photos, replace(TINY, batch=4), epoch) for epoch in (1, 2, 1)]
+    for order in orders:
+        assert sorted(index for batch in order for index in batch) == list(range(11))
+        assert sorted(map(len, order)) == [3, 4, 4]
+    assert orders[0] == orders[2] != orders[1]
+
+
+def wheat_like(data: DataSet, count: int) -> DataSet:
+    """The same image several times."""
+    return replace(data, examples=data.examples[:1] * count)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 1000])
+def test_the_learning_rate_rises_and_falls(steps: int) -> None:
+    """It is above 0 at the first step, at most 1 anywhere, and next to 0 at the last of many."""
+    rates = [learning_rate(step, steps) for step in range(steps)]
+    assert all(0 < rate <= 1 for rate in rates)
+    assert max(rates) == 1
+    assert rates[-1] < 0.01 or steps < 20
+
+
+def test_recipes_by_the_amount_of_data() -> None:
+    """More images, fewer epochs but more steps; where it goes on, fewer; what is given wins; nonsense is refused."""
+    few, many = (Recipe.for_data(n, cuda=False) for n in (20, 200))
+    assert few.epochs > many.epochs
+    assert few.epochs * 20 < many.epochs * 200
+    assert Recipe.for_data(20, cuda=False, continued=True).epochs < few.epochs
+    assert Recipe.for_data(20, cuda=False, epochs=3, lr=None).epochs == 3
+    assert Recipe.for_data(1, cuda=False).batch == 1
+    assert Recipe.for_data(20, "fasterrcnn_resnet50_fpn", cuda=False).frozen == 5
+    assert Recipe.for_data(20, cuda=True).architecture == "fasterrcnn_resnet50_fpn"
+    with pytest.raises(UsageError):
+        Recipe(epochs=0)
+
+
+@pytest.mark.slow
+def test_it_learns(tmp_path: Path) -> None:
+    """On sixteen rendered fields, AP50 on other fields rises from nearly nothing to 0.3 and more in 32 steps."""
+    data = wheat(tmp_path / "data", range(1000, 1016), width=320, height=240)
+    valid = wheat(tmp_path / "valid", range(2000, 2006), width=320, height=240)
+    recipe = Recipe(epochs=8, batch=4, lr=1e-3, min_size=240, max_size=320, threads=1)
+    history = train(data, valid, tmp_path / "training", recipe).history
+    assert (history[0].ap50 or 0) < 0.1
+    assert max(epoch.ap50 or 0 for epoch in history) > 0.3

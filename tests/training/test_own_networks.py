@@ -1,0 +1,84 @@
+import io
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra spica[train]")
+
+from spica.detectors import networks  # noqa: E402 - after the check for torch
+from spica.detectors.architecture import Recognised, recognise  # noqa: E402
+from spica.detectors.cleaning import cleaned  # noqa: E402
+from spica.detectors.own_networks import BUILDERS, FASTER_RCNN_LITE, load_backbone  # noqa: E402
+from spica.detectors.verification import compare, rendered_images  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+
+def test_it_is_recognised_by_its_shapes() -> None:
+    """Weights of Spica's own network are told from all others, with the number of classes and the kind of norm."""
+    for norm in ("frozen", "batch"):
+        with torch.device("meta"):
+            state = networks.build(FASTER_RCNN_LITE, 4, norm=norm).state_dict()
+        found = recognise({key: tuple(value.shape) for key, value in state.items()})
+        assert found == Recognised(FASTER_RCNN_LITE, 3, norm)
+
+
+def test_its_eps_is_its_own() -> None:
+    """The eps of the norm layers is the published one, whatever eps torchvision's networks are given."""
+    model = networks.build(FASTER_RCNN_LITE, 2, norm="frozen", norm_eps=0.0)
+    assert {layer.eps for layer in model.modules() if hasattr(layer, "eps")} == {1e-3}
+
+
+def test_the_published_backbone_fits() -> None:
+    """ImageNet's weights cover the whole body, and nothing else; other networks have none here."""
+    body = {key for key in networks.build(FASTER_RCNN_LITE, 2, norm="frozen").state_dict() if ".body." in key}
+    found = load_backbone(FASTER_RCNN_LITE, count_batches=False)
+    assert found is not None
+    assert found.keys() == body
+    assert load_backbone("fasterrcnn_resnet50_fpn", count_batches=False) is None
+
+
+def test_folded_norms_compute_the_same() -> None:
+    """The frozen norms, whose factors go into the convolutions, give what batch norm in evaluation gives."""
+    frozen, batch = (networks.build(FASTER_RCNN_LITE, 2, norm=norm).eval() for norm in ("frozen", "batch"))
+    for counts, model in ((False, frozen), (True, batch)):
+        backbone = load_backbone(FASTER_RCNN_LITE, count_batches=counts) or {}
+        model.load_state_dict({**model.state_dict(), **backbone})
+    image = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        one, other = (model.get_submodule("backbone.body")(image) for model in (frozen, batch))
+    for level in one:
+        scale = float(other[level].abs().max())
+        assert float((one[level] - other[level]).abs().max()) < 1e-4 * scale
+
+
+def test_the_exported_graph_gives_its_answers() -> None:
+    """As an ONNX graph in OpenVINO the network finds the boxes that it finds in torch."""
+    import openvino
+
+    from spica.detectors.torchvision_export import export_onnx
+
+    torch.manual_seed(0)
+    model = networks.build(FASTER_RCNN_LITE, 3, norm="frozen", min_size=192, max_size=256)
+    state = {**model.state_dict(), **(load_backbone(FASTER_RCNN_LITE, count_batches=False) or {})}
+    state["roi_heads.box_predictor.cls_score.weight"] *= 20  # else all scores are the same
+    model.load_state_dict(state)
+    core = openvino.Core()
+    graph = core.read_model(io.BytesIO(export_onnx(model.eval())))
+    served = core.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    image = next(rendered_images())
+    height, width = image.shape[:2]
+    pixels = torch.from_numpy(image).permute(2, 0, 1).to(torch.float32) / 255
+    with torch.inference_mode():
+        (answer,) = model([pixels])
+    got = served(pixels.numpy())
+    names = ("boxes", "labels", "scores")
+    expected = cleaned(*(answer[name].numpy() for name in names), width=width, height=height)
+    converted = cleaned(*(np.array(got[name]) for name in names), width=width, height=height)
+    assert len(expected) > 20
+    assert compare(expected, converted, floor=0.05, limit=1000).same
+
+
+def test_every_builder_is_offered() -> None:
+    """What is built here can be asked for by name among all networks."""
+    assert BUILDERS.keys() <= networks.builders().keys()

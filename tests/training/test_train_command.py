@@ -1,0 +1,164 @@
+"""`spica train` on images of a few pixels."""
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+pytest.importorskip("torch", reason="needs the extra spica[train]")
+pytest.importorskip("lightning", reason="needs the extra spica[train]")
+
+import torch
+
+from spica.cli.train import train
+from spica.errors import UsageError
+from spica.training import loop, report
+from spica.training.recipe import Recipe
+from training_data import wheat
+
+pytestmark = pytest.mark.torch
+
+FAST = ["--epochs", "2", "--batch", "2", "--size", "64", "--threads", "1"]
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Path:
+    """Four images as COCO."""
+    return _coco(tmp_path / "data", range(1000, 1004))
+
+
+def _coco(folder: Path, seeds: range) -> Path:
+    data = wheat(folder / "images", seeds, width=96, height=64)
+    boxes = [(image, box) for image, each in enumerate(data.examples) for box in each.truth.boxes_xyxy.tolist()]
+    told = {
+        "images": [{"id": n, "file_name": e.name, "width": 96, "height": 64} for n, e in enumerate(data.examples)],
+        "annotations": [
+            {"id": n, "image_id": image, "category_id": 1, "bbox": [x, y, right - x, bottom - y]}
+            for n, (image, (x, y, right, bottom)) in enumerate(boxes)
+        ],
+        "categories": [{"id": 1, "name": "spike"}],
+    }
+    path = folder / "annotations.json"
+    path.write_text(json.dumps(told), "utf-8")
+    return path
+
+
+def _run(*arguments: object) -> Any:
+    app = typer.Typer()
+    app.command()(train)
+    return CliRunner().invoke(app, [str(each) for each in arguments])
+
+
+def test_from_annotations_to_weights(coco: Path, tmp_path: Path) -> None:
+    """Weights, a card for people and one for programs, and two figures are written, and nothing else stays."""
+    out = tmp_path / "ears.pth"
+    result = _run(coco, "--out", out, *FAST)
+    assert result.exit_code == 0, result.output
+    for word in ("epoch 2/2", "mAP50", "mAR", "spica up", "--labels spike"):
+        assert word in result.output
+    assert {path.name for path in tmp_path.iterdir()} - {"data"} == {path.name for path in report.paths(out)}
+    state = torch.load(out, weights_only=True)
+    assert isinstance(state, dict)
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
+    card = json.loads((tmp_path / "ears.card.json").read_text("utf-8"))
+    assert card["classes"] == ["spike"]
+    assert card["training"]["images"] + card["validation"]["images"] == 4
+    assert "spike" in (tmp_path / "ears.card.md").read_text("utf-8")
+    for name in ("ears.curves.png", "ears.counts.png"):
+        assert np.asarray(Image.open(tmp_path / name)).std() > 1
+
+
+def test_nothing_is_overwritten(coco: Path, tmp_path: Path) -> None:
+    """What is there is left alone, unless --force is said; other mistakes are found before any work too."""
+    out = tmp_path / "ears.pth"
+    out.write_bytes(b"mine")
+    result = _run(coco, "--out", out, *FAST)
+    assert isinstance(result.exception, UsageError)
+    assert "--force" in (result.exception.hint or "")
+    assert out.read_bytes() == b"mine"
+    for arguments in (["--out", "ears.txt"], ["--out", tmp_path / "no" / "ears.pth"]):
+        assert isinstance(_run(coco, *arguments).exception, UsageError)
+    assert isinstance(_run("--out", tmp_path / "x.pth").exception, UsageError)
+    assert isinstance(_run(coco, "--project", 1, "--out", tmp_path / "x.pth").exception, UsageError)
+
+
+def test_without_torch_it_says_what_to_install(coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the packages are missing, the message has the command that installs them."""
+    monkeypatch.setitem(sys.modules, "lightning", None)
+    result = _run(coco, "--out", tmp_path / "x.pth")
+    assert isinstance(result.exception, UsageError)
+    assert result.exception.hint == 'pip install "spica[train]"'
+
+
+def test_stopped_by_hand_it_goes_on(coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C ends it in order and tells of --resume, with which it goes on after the last whole epoch."""
+    valid = _coco(tmp_path / "valid", range(2000, 2001))
+    out = tmp_path / "ears.safetensors"
+    real = loop.train
+    resumed: list[bool] = []
+
+    def interrupted(*arguments: Any, on_progress: Any, **options: Any) -> Any:
+        def tell(progress: Any) -> None:
+            on_progress(progress)
+            if not resumed and progress.epoch == 2 and progress.step == 1:
+                signal.raise_signal(signal.SIGINT)
+
+        trained = real(*arguments, on_progress=tell, **options)
+        resumed.append(trained.resumed)
+        return trained
+
+    monkeypatch.setattr(loop, "train", interrupted)
+    result = _run(coco, "--valid", valid, "--out", out, *FAST)
+    assert result.exit_code == 130
+    assert "--resume" in result.output
+    assert not out.exists()
+    resumed.append(False)  # from now on nobody interrupts
+    result = _run(coco, "--valid", valid, "--out", out, *FAST, "--resume")
+    assert result.exit_code == 0, result.output
+    assert resumed == [False, True]
+    assert out.is_file()
+
+
+@pytest.mark.slow
+def test_the_tutorials_code_reads_our_weights(tmp_path: Path) -> None:
+    """What is written for the tutorial's architecture loads strictly into its network, and answers."""
+    from torchvision.models.detection import fasterrcnn_resnet50_fpn
+
+    from weights_builder import write_tutorial_weights
+
+    data = wheat(tmp_path / "images", range(1000, 1002), width=96, height=64)
+    init = write_tutorial_weights(tmp_path / "init.pth", 2)
+    recipe = Recipe(
+        architecture="fasterrcnn_resnet50_fpn", epochs=1, batch=2, lr=1e-6, min_size=64, max_size=96, frozen=5
+    )
+    trained = loop.train(data, None, tmp_path / "work", recipe, init=init)
+    out = report.write(trained, tmp_path / "gwhd.pth", data=data, valid=None, counts=None)
+    model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=2, min_size=64, max_size=96)
+    model.load_state_dict(torch.load(out, map_location=torch.device("cpu")))
+    model.eval()
+    with torch.no_grad():
+        (answer,) = model([torch.rand(3, 64, 96)])
+    assert len(answer["boxes"]) > 0
+    assert not (tmp_path / "gwhd.counts.png").exists()
+
+
+def test_a_card_without_judgement(tmp_path: Path) -> None:
+    """Without validation images the card says nothing of metrics, and its text still reads well."""
+    data = wheat(tmp_path, range(1000, 1001), width=96, height=64)
+    from spica.training.progress import Epoch
+
+    trained = loop.Trained(
+        tmp_path / "w", "a", ("spike",), "frozen", (Epoch(1, {"loss": 1.0}, 0.1, 2.0),), 2.0, 1, False, "s", Recipe()
+    )
+    card = report.card(trained, data, None, None)
+    assert card["metrics"] is None
+    text = report.as_text(card, "w.pth")
+    assert "mAP" not in text
+    assert "1 images" in text
