@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import shutil
 from dataclasses import dataclass, field
 
@@ -155,6 +156,12 @@ class LabelStudioPages:
         """Click on a row of the table, counted from 0, and wait until the editor shows its task."""
         with self.page.expect_response(lambda answer: "/api/tasks/" in answer.url):
             self._rows.nth(row).click()
+
+    def label_next_task(self) -> int:
+        """Click on Label All Tasks; the number of the task that Label Studio gives: the next one without annotation."""
+        with self.page.expect_response(lambda answer: "id=next_task" in answer.url) as given:
+            self.page.get_by_role("button", name=re.compile("^Label .*Tasks?")).click()
+        return int(given.value.json()["id"])
 
     @property
     def _rows(self) -> Locator:

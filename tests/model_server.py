@@ -83,6 +83,7 @@ def make_server(tmp_path: Path) -> Iterator[Callable[..., ModelServer]]:
             basic_auth: str | None = None,
             load: Callable[[], ScriptedDetector] | None = None,
             label_studio_url: str = "http://127.0.0.1:9",
+            prepare: Callable[[Service], None] = lambda _: None,
         ) -> ModelServer:
             root = tmp_path / "写真"
             root.mkdir(exist_ok=True)
@@ -108,6 +109,7 @@ def make_server(tmp_path: Path) -> Iterator[Callable[..., ModelServer]]:
                 max_pixels=1_000_000,
             )
             service = Service(predictor, weights="gwhd.pth")
+            prepare(service)
             settings = Settings(
                 label_studio_url=label_studio_url,
                 data_dir=tmp_path,

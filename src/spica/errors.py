@@ -202,3 +202,16 @@ class StorageError(SpicaError):
     """A file could not be written: disk full, no permission."""
 
     code = "storage"
+
+
+class DataSetError(SpicaError):
+    """Annotations or images that nothing can be learned from, or judged by."""
+
+    code = "data_set"
+    status = 422
+
+
+class TrainingError(SpicaError):
+    """A training that could not be begun or did not come to its end; what is served is untouched by it."""
+
+    code = "training"

@@ -170,6 +170,11 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def name(self) -> str:
+        """The model's name, as given."""
+        return self._name
+
     def start(self) -> None:
         """Begin to load the model; returns at once."""
         self._thread.start()

@@ -7,11 +7,13 @@ The names that Label Studio's own ecosystem uses (``LABEL_STUDIO_…``) are kept
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import platformdirs
 from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+Precision = Literal["auto", "f32", "bf16", "int8"]
 
 
 def default_label_studio_data_dir() -> Path:
@@ -99,6 +101,73 @@ class Settings(BaseSettings):
         lt=1,
         validation_alias=_env("SPICA_NORM_EPS"),
         description="eps of the frozen batch norm: 0 as in the training notebook, 1e-5 as in the tutorial's script.",
+    )
+
+    architecture: str | None = Field(
+        default=None,
+        validation_alias=_env("SPICA_ARCHITECTURE"),
+        description="The network of a state_dict, where the file alone does not tell: "
+        "fasterrcnn_mobilenet_v3_large_320_fpn has the same tensors as fasterrcnn_mobilenet_v3_large_fpn.",
+    )
+
+    # How it is computed; changing one of these changes the version too
+    precision: Precision = Field(
+        default="auto",
+        validation_alias=_env("SPICA_PRECISION"),
+        description="Arithmetic of the network: f32 gives torch's own boxes; auto takes the fastest that this machine "
+        "has and that has passed its check.",
+    )
+    tile: str = Field(
+        default="off",
+        pattern=r"^(off|auto|[0-9]{2,5})$",
+        validation_alias=_env("SPICA_TILE"),
+        description="Look at large photographs in tiles of so many pixels; auto does so above a size, off never.",
+    )
+    overlap: float = Field(
+        default=0.2,
+        ge=0,
+        le=0.5,
+        validation_alias=_env("SPICA_OVERLAP"),
+        description="Share of a tile that its neighbour sees too.",
+    )
+
+    # Learning
+    train_after: int = Field(
+        default=20,
+        ge=1,
+        validation_alias=_env("SPICA_TRAIN_AFTER"),
+        description="Train after so many new submissions, where Label Studio's switch is on.",
+    )
+    holdout_share: float = Field(
+        default=0.2,
+        gt=0,
+        lt=1,
+        validation_alias=_env("SPICA_HOLDOUT_SHARE"),
+        description="Share of the annotated images that is never trained on, to judge new versions by.",
+    )
+    holdout_min: int = Field(
+        default=10,
+        ge=1,
+        validation_alias=_env("SPICA_HOLDOUT_MIN"),
+        description="At least so many images are held out.",
+    )
+    train_threads: int = Field(
+        default=0,
+        ge=0,
+        validation_alias=_env("SPICA_TRAIN_THREADS"),
+        description="Threads of a training; 0 for half of the processors.",
+    )
+    train_memory_bytes: int = Field(
+        default=8 * 2**30,
+        ge=2**30,
+        validation_alias=_env("SPICA_TRAIN_MEMORY_BYTES"),
+        description="A training that needs more memory is ended.",
+    )
+    models_bytes: int = Field(
+        default=20 * 2**30,
+        ge=0,
+        validation_alias=_env("SPICA_MODELS_BYTES"),
+        description="Disk space for model versions; the oldest go first, never an active or pinned one, or a parent.",
     )
 
     # Limits

@@ -167,7 +167,8 @@ def test_every_event_is_taken(server: ModelServer, action: str) -> None:
     """Label Studio gets its 200 whatever it tells."""
     answer = server.client.post("/webhook", json={"action": action, "project": {"id": 1, "title": "x"}})
     assert answer.status_code == 200
-    assert answer.json() == {"status": "ok", "action": action}
+    told = answer.json()
+    assert (told["status"], told["action"]) == ("ok", action)
 
 
 def test_with_a_password_only_the_webhook_and_the_forwarded_action_are_open(

@@ -27,6 +27,8 @@ from spica.server.border import LastResortMiddleware, error_response
 from spica.server.events import stream
 from spica.server.forward import Forwarder
 from spica.server.jobs import Jobs, PrelabelRequest, failures_after
+from spica.server.learning import Learning
+from spica.server.learning_routes import TrainingRequest, add_learning, learning_state
 from spica.server.limits import BasicAuthMiddleware, label_studio_token, read_body, refuse_foreign
 from spica.server.metrics import Metrics
 from spica.server.page import render_page, render_status
@@ -45,6 +47,7 @@ def create_app(
     *,
     forwarder: Forwarder,
     jobs: Jobs,
+    learning: Learning,
     max_request_bytes: int,
     max_tasks: int,
     basic_auth: str | None = None,
@@ -55,15 +58,19 @@ def create_app(
         service: answers; closed by the caller.
         forwarder: passes the one forwarded action to Label Studio.
         jobs: the bulk jobs; closed when the application ends.
+        learning: the trainings; begins and ends with the application.
         max_request_bytes: larger bodies are refused.
         max_tasks: requests with more tasks are refused.
         basic_auth: ``user:password`` to ask for, or None for no question.
     """
-    metrics = Metrics(service.predictor.engine)
+    metrics = Metrics(service.pool)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.pool.start()
+        learning.start()
         yield
+        await asyncio.to_thread(learning.close)
         await asyncio.to_thread(jobs.close)
         service.close()
 
@@ -76,6 +83,7 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.jobs = jobs
+    app.state.learning = learning
     app.state.is_stopping = lambda: False  # whoever runs the server says when
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
     _add_error_handlers(app)
@@ -99,7 +107,7 @@ def create_app(
         state = service.setup(await body_of(request, SetupRequest))
         return {
             "model_version": state.version,
-            "classes": list(service.predictor.classes),
+            "classes": list(service.pool.predictor(state.project).classes),
             "problems": list(state.problems),
         }
 
@@ -126,10 +134,14 @@ def create_app(
 
     @app.post("/webhook", openapi_extra=_body_schema(WebhookRequest))
     async def webhook(request: Request) -> dict[str, Any]:
-        """Take note of an event of Label Studio's; answers at once."""
+        """Take note of an event of Label Studio's; answers at once, from memory.
+
+        What is new is counted in Label Studio afterwards. `job` is the training under way, if the event asks for one.
+        """
         event = await body_of(request, WebhookRequest)
-        logger.info("project %s: event %s", event.project_id, event.action[:60])
-        return {"status": "ok", "action": event.action[:60]}
+        answer = learning.hear(event)
+        logger.info("project %s: event %s, %s", event.project_id, event.action[:60], answer["heard"])
+        return answer
 
     @app.get("/versions")
     async def versions() -> dict[str, list[str]]:
@@ -159,13 +171,15 @@ def create_app(
     @app.get("/", response_class=HTMLResponse)
     async def page() -> str:
         """A page that says what is served, and in what state."""
-        return render_page(service, jobs)
+        return await asyncio.to_thread(render_page, service, jobs, learning)
 
     @app.get("/status", response_class=HTMLResponse, include_in_schema=False)
     async def status() -> str:
-        return render_status(service, jobs)
+        return await asyncio.to_thread(render_status, service, jobs, learning)
 
     _add_jobs(app, service, jobs, body_of)
+    add_learning(app, service, learning, body_of, _body_schema(TrainingRequest))
+    _add_state(app, service, jobs, learning)
     return app
 
 
@@ -221,26 +235,31 @@ def _add_jobs(
         found.stop()
         return found.as_json()
 
+
+def _add_state(app: FastAPI, service: Service, jobs: Jobs, learning: Learning) -> None:
+    """The state as a whole, and its changes."""
+
     @app.get("/state")
     async def state() -> dict[str, Any]:
-        """Health, jobs and the last failed tasks, from memory."""
-        return _state(service, jobs)
+        """Health, jobs, trainings and the last failed tasks."""
+        return await asyncio.to_thread(_state, service, jobs, learning)
 
     @app.get("/events")
     async def events() -> Response:
         """The state and the page's changing part, sent when they change (server-sent events)."""
         return stream(
             {
-                "state": lambda: json.dumps(_state(service, jobs)),
-                "page": lambda: json.dumps(render_status(service, jobs)),
+                "state": lambda: json.dumps(_state(service, jobs, learning)),
+                "page": lambda: json.dumps(render_status(service, jobs, learning)),
             },
             is_stopping=lambda: bool(app.state.is_stopping()),
         )
 
 
-def _state(service: Service, jobs: Jobs) -> dict[str, Any]:
+def _state(service: Service, jobs: Jobs, learning: Learning) -> dict[str, Any]:
     return {
         **service.health(),
+        "learning": learning_state(service, learning),
         "label_studio": jobs.label_studio_url,
         "jobs": [job.as_json() for job in jobs.all],
         "failures": [

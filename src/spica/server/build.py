@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 
 import httpx
 import numpy as np
 
+from spica.detectors.card import Card
 from spica.detectors.contract import Detector
 from spica.detectors.load import load_detector
+from spica.detectors.weights import WeightsInfo
+from spica.errors import UsageError
 from spica.inference import Engine
 from spica.labelstudio.control_tags import EXAMPLE
 from spica.labelstudio.media import MediaReader
 from spica.labelstudio.regions import check_result
 from spica.labelstudio.tokens import LabelStudioAuth
-from spica.models import store
-from spica.models.version import ModelIdentity
-from spica.prediction import Predictor
+from spica.models import active, store
+from spica.models.folders import folder_of, open_version, peek
+from spica.models.locks import hold
+from spica.models.serving import Serving, choose, served_id
+from spica.models.version import ModelIdentity, ModelVersion
+from spica.prediction import Media, Predictor
+from spica.server.pool import ModelPool
 from spica.server.service import Service
 from spica.settings import Settings
 
@@ -27,43 +37,125 @@ logger = logging.getLogger(__name__)
 def build_engine(identity: ModelIdentity, settings: Settings) -> Engine:
     """The model, which loads in the background once the engine is started; converted first if that is still to be done.
 
-    Closing the engine gives a conversion under way up.
+    Closing the engine gives a conversion under way up. Its name is the id under which it is served, which is that of
+    the version with a suffix where the arithmetic changes the answers.
+
+    Raises:
+        UsageError: the settings ask for an arithmetic that the model does not have.
     """
-    abandoned = threading.Event()
+    stopped = threading.Event()
 
-    def load() -> Detector:
-        version = store.ensure(identity, data_dir=settings.data_dir, progress=logger.info, stop=abandoned)
-        detector = load_detector(version, threads=settings.threads)
-        warm_up(detector)
-        return detector
+    def version() -> ModelVersion:
+        return store.ensure(identity, data_dir=settings.data_dir, progress=logger.info, stop=stopped)
 
-    return Engine(
-        identity.id,
-        load,
-        queue_size=settings.queue_size,
-        memory_bytes=settings.memory_bytes,
-        abandon=abandoned.set,
-    )
+    return _engine(identity, choose(identity, settings), version, settings, stopped)
+
+
+def build_version(version: str, settings: Settings, *, media: Media) -> Predictor:
+    """What answers with a version of the store; it is loading when this returns. Reads the version's card alone.
+
+    Raises:
+        UsageError: there is no such version.
+        WeightsError: it is damaged, as far as that shows without reading all of it; the engine reads it all.
+    """
+    card = peek(settings.data_dir, version)
+    identity = _identity(folder_of(settings.data_dir, version), card)
+    try:
+        serving = choose(identity, settings)
+    except UsageError as error:  # int8 was asked for, which a version has once it was made for it
+        logger.warning("version %s is computed in f32: %s", version, error.one_line)
+        serving = Serving("f32", why=error.what)
+    engine = _engine(identity, serving, lambda: open_version(settings.data_dir, version), settings, threading.Event())
+    engine.start()
+    return _predictor(engine, card.classes, settings, media)
 
 
 def build_service(engine: Engine, identity: ModelIdentity, settings: Settings) -> Service:
-    """A service that answers with this model, for the Label Studio that the settings name."""
-    predictor = Predictor(
-        model_id=identity.id,
-        classes=identity.classes,
-        engine=engine,
-        media=_media(settings),
-        threshold=settings.threshold,
-        max_pixels=settings.max_pixels,
+    """A service for the Label Studio that the settings name.
+
+    It answers with this model, and projects that have a version of their own with that.
+    """
+    default = _predictor(engine, identity.classes, settings, _media(settings))
+    pool = ModelPool(
+        default,
+        base_id=identity.id,
+        resolve=lambda project: active.resolve(settings.data_dir, project, identity.id),
+        load=lambda version: build_version(version, settings, media=default.media),
     )
     named = identity.name if identity.weights.card is not None else identity.weights.path.name
-    return Service(predictor, weights=named)
+    path = identity.weights.path
+    return Service(
+        default,
+        weights=named,
+        pool=pool,
+        precision=choose(identity, settings).text,
+        folder=(path if path.is_dir() else path.parent) if identity.weights.card is not None else None,
+    )
 
 
 def warm_up(detector: Detector) -> None:
     """Pay now what the first request would pay: the network's first run, and the import of Label Studio's SDK."""
     detector.detect([np.zeros((64, 64, 3), np.uint8)])
     check_result(EXAMPLE, [])
+
+
+def _engine(
+    identity: ModelIdentity,
+    serving: Serving,
+    version: Callable[[], ModelVersion],
+    settings: Settings,
+    stopped: threading.Event,
+) -> Engine:
+    leases = ExitStack()
+
+    def load() -> Detector:
+        if not settings.data_dir.joinpath("models", identity.id).is_dir():  # a conversion comes first
+            version()
+        if settings.data_dir.joinpath("models", identity.id).is_dir():
+            leases.enter_context(hold(settings.data_dir, identity.id))  # nobody deletes what is served
+        detector = load_detector(version(), threads=settings.threads, serving=serving)
+        warm_up(detector)
+        return detector
+
+    def abandon() -> None:
+        stopped.set()
+        leases.close()
+
+    return Engine(
+        served_id(identity, serving),
+        load,
+        queue_size=settings.queue_size,
+        memory_bytes=settings.memory_bytes,
+        abandon=abandon,
+    )
+
+
+def _predictor(engine: Engine, classes: tuple[str, ...], settings: Settings, media: Media) -> Predictor:
+    return Predictor(
+        model_id=engine.name,
+        classes=classes,
+        engine=engine,
+        media=media,
+        threshold=settings.threshold,
+        max_pixels=settings.max_pixels,
+    )
+
+
+def _identity(folder: Path, card: Card) -> ModelIdentity:
+    """Of a version in the store, by its card alone; the files are checked when they are loaded."""
+    weights = WeightsInfo(
+        folder,
+        "",
+        "onnx" if card.graph == "model.onnx" else "openvino",
+        card.architecture,
+        card.classes,
+        None,
+        sum(entry.bytes for entry in card.files.values()),
+        card,
+    )
+    return ModelIdentity(
+        card.id, card.name, card.fingerprint, weights, card.score_floor, card.max_detections, card.norm_eps
+    )
 
 
 def _media(settings: Settings) -> MediaReader:

@@ -273,9 +273,15 @@ class Jobs:
             self._refuse_if_ending()
             with ExitStack() as stack:
                 client = stack.enter_context(self._client(request, token))
-                predictor = self._predictor(token, stack)
+                # The job keeps the model that it begins with: boxes and version must not come from two.
+                model = stack.enter_context(self._service.pool.lease(request.project))
+                predictor = self._predictor(model, token, stack)
                 work = prepare(
-                    client, request.project, self._plan_for(client, request), request.selection, empty=request.watch
+                    client,
+                    request.project,
+                    self._plan_for(client, request, model),
+                    request.selection,
+                    empty=request.watch,
                 )
                 job = RunningJob(request, work, self.label_studio_url)
                 claim = self._claim(request, work)
@@ -286,7 +292,7 @@ class Jobs:
                     predictor,
                     work,
                     selection=request.selection,
-                    plan_for=lambda config: self._service.plan(request.project, config),
+                    plan_for=lambda config: self._service.plan(request.project, config, model),
                     stop=job.stop_signal,
                     watch=request.watch,
                     claim=claim,
@@ -304,9 +310,9 @@ class Jobs:
         Raises:
             SpicaError: the project can't be predicted, and why.
         """
-        with self._client(request, token) as client:
+        with self._client(request, token) as client, self._service.pool.lease(request.project) as model:
             return prepare(
-                client, request.project, self._plan_for(client, request), request.selection, empty=request.watch
+                client, request.project, self._plan_for(client, request, model), request.selection, empty=request.watch
             )
 
     def close(self) -> None:
@@ -347,21 +353,21 @@ class Jobs:
             )
         return LabelStudioClient(url, own.get_secret_value())
 
-    def _predictor(self, token: SecretStr | None, stack: ExitStack) -> Predictor:
-        """The server's own; where it has no token, one that reads images with the caller's."""
+    def _predictor(self, model: Predictor, token: SecretStr | None, stack: ExitStack) -> Predictor:
+        """The model itself; where the server has no token, one that reads images with the caller's."""
         if token is None or self.has_token:
-            return self._service.predictor
+            return model
         auth = LabelStudioAuth(self.label_studio_url, token.get_secret_value())
-        return self._service.predictor.with_media(stack.enter_context(media_for(self._settings, auth)))
+        return model.with_media(stack.enter_context(media_for(self._settings, auth)))
 
-    def _plan_for(self, client: LabelStudioClient, request: PrelabelRequest) -> Callable[[str], Plan]:
+    def _plan_for(self, client: LabelStudioClient, request: PrelabelRequest, model: Predictor) -> Callable[[str], Plan]:
         if all(state.project != request.project for state in self._service.projects):
             # Listing a project's models makes Label Studio tell them its extra params again, which the version needs.
             try:
                 client.backends(request.project)
             except LabelStudioError as error:
                 logger.info("the models of project %d are not known: %s", request.project, error.one_line)
-        return lambda config: self._service.plan(request.project, config)
+        return lambda config: self._service.plan(request.project, config, model)
 
     def _claim(self, request: PrelabelRequest, work: Work) -> Claim:
         return Claim.take(

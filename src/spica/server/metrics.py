@@ -10,41 +10,60 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from spica.inference import Engine
 from spica.prediction import Outcome
+from spica.server.pool import ModelPool
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 100, 300)
 """Bucket limits in seconds; 100 s is where Label Studio gives a prediction up."""
 
 _ROUTES = frozenset(
-    {"/", "/health", "/setup", "/predict", "/webhook", "/versions", "/metrics", "/api/dm/actions", "/jobs/prelabel"}
+    {
+        "/",
+        "/health",
+        "/setup",
+        "/predict",
+        "/webhook",
+        "/versions",
+        "/metrics",
+        "/api/dm/actions",
+        "/jobs/prelabel",
+        "/training",
+    }
 )
 """Only these are label values: a client must not be able to make new series."""
 
 
 class _EngineCollector(Collector):
-    """The engine's own counters, read when asked."""
+    """The engines' own counters, of all models together, read when asked."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, pool: ModelPool) -> None:
+        self._pool = pool
 
     def collect(self) -> Iterator[Metric]:
-        status = self._engine.status
-        yield GaugeMetricFamily("spica_model_ready", "1 when the model is loaded.", value=status.state == "ready")
-        yield GaugeMetricFamily("spica_queue_tasks", "Tasks in requests under way.", value=status.admitted)
-        yield GaugeMetricFamily("spica_queue_images", "Images that wait for the network.", value=status.waiting)
-        yield CounterMetricFamily("spica_images", "Images that the network has computed.", value=status.images)
-        yield CounterMetricFamily("spica_images_remembered", "Answers given from memory.", value=status.remembered)
-        yield CounterMetricFamily("spica_image_failures", "Images the network failed on.", value=status.failures)
-        yield CounterMetricFamily("spica_network_seconds", "Seconds the network has computed.", value=status.seconds)
+        images, remembered, failures, seconds = self._pool.past
+        ready = self._pool.default.engine.status.state == "ready"
+        each = [predictor.engine.status for predictor in self._pool.predictors]
+        admitted, waiting = sum(one.admitted for one in each), sum(one.waiting for one in each)
+        images += sum(one.images for one in each)
+        remembered += sum(one.remembered for one in each)
+        failures += sum(one.failures for one in each)
+        seconds += sum(one.seconds for one in each)
+        yield GaugeMetricFamily("spica_model_ready", "1 when the model is loaded.", value=ready)
+        yield GaugeMetricFamily("spica_models", "Versions that are loaded.", value=len(each))
+        yield GaugeMetricFamily("spica_queue_tasks", "Tasks in requests under way.", value=admitted)
+        yield GaugeMetricFamily("spica_queue_images", "Images that wait for the network.", value=waiting)
+        yield CounterMetricFamily("spica_images", "Images that the network has computed.", value=images)
+        yield CounterMetricFamily("spica_images_remembered", "Answers given from memory.", value=remembered)
+        yield CounterMetricFamily("spica_image_failures", "Images the network failed on.", value=failures)
+        yield CounterMetricFamily("spica_network_seconds", "Seconds the network has computed.", value=seconds)
 
 
 class Metrics:
-    """Counters of requests and tasks, and the engine's own, in a registry of their own."""
+    """Counters of requests and tasks, and the engines' own, in a registry of their own."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, pool: ModelPool) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(_EngineCollector(engine))
+        self.registry.register(_EngineCollector(pool))
         self._requests = Counter(
             "spica_requests", "Requests by route and status.", ["route", "status"], registry=self.registry
         )

@@ -11,9 +11,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 
 from spica import __version__
 from spica.server.jobs import Jobs
+from spica.server.learning import Learning
 from spica.server.service import Failure, Service
 
 _TEMPLATES = Path(__file__).parent / "templates"
+
+_RUNS = 6
+"""So many trainings that are over are shown."""
 
 
 @functools.lru_cache(maxsize=1)
@@ -27,17 +31,17 @@ def _environment() -> Environment:
     )
 
 
-def render_page(service: Service, jobs: Jobs) -> str:
+def render_page(service: Service, jobs: Jobs, learning: Learning) -> str:
     """The whole page, HTML."""
-    return _environment().get_template("page.html").render(**_view(service, jobs))
+    return _environment().get_template("page.html").render(**_view(service, jobs, learning))
 
 
-def render_status(service: Service, jobs: Jobs) -> str:
+def render_status(service: Service, jobs: Jobs, learning: Learning) -> str:
     """The part of the page that changes, HTML; the page is sent it anew when it has changed."""
-    return _environment().get_template("status.html").render(**_view(service, jobs))
+    return _environment().get_template("status.html").render(**_view(service, jobs, learning))
 
 
-def _view(service: Service, jobs: Jobs) -> dict[str, Any]:
+def _view(service: Service, jobs: Jobs, learning: Learning) -> dict[str, Any]:
     engine = service.predictor.engine.status
     return {
         "version": __version__,
@@ -46,7 +50,13 @@ def _view(service: Service, jobs: Jobs) -> dict[str, Any]:
         "classes": [name or f"class {number}" for number, name in enumerate(service.predictor.classes, start=1)],
         "engine": engine,
         "seconds_per_image": engine.seconds / engine.images if engine.images else None,
+        "precision": service.precision,
         "projects": service.projects,
+        "served": {served.project: served for served in service.served},
+        "base_id": service.pool.base_id,
+        "running": learning.trainer.current,
+        "runs": [run for run in learning.runs if run.is_over][:_RUNS],
+        "standings": {standing.project: standing for standing in learning.standings},
         "failures": service.failures,
         "jobs": jobs.all,
         "has_token": jobs.has_token,
@@ -54,6 +64,7 @@ def _view(service: Service, jobs: Jobs) -> dict[str, Any]:
         "duration": _duration,
         "started": _clock(service.started),
         "clock": _clock,
+        "moment": lambda text: _clock(datetime.fromisoformat(text)),
         "now": _clock(datetime.now(UTC)),
     }
 

@@ -17,6 +17,7 @@ from spica.labelstudio.launch_env import is_local
 from spica.server.app import create_app
 from spica.server.forward import Forwarder
 from spica.server.jobs import Jobs
+from spica.server.learning import Learning
 from spica.server.service import Service
 from spica.settings import Settings
 
@@ -28,10 +29,12 @@ def build_app(service: Service, settings: Settings) -> FastAPI:
     secret = settings.basic_auth.get_secret_value() if settings.basic_auth is not None else None
     if secret is not None and (":" not in secret or secret.startswith(":")):
         raise UsageError("user and password can't be read", where="--basic-auth", expected="user:password")
+    jobs = Jobs(service, settings)
     return create_app(
         service,
         forwarder=Forwarder(settings.label_studio_url, backup_dir=settings.data_dir / "backups"),
-        jobs=Jobs(service, settings),
+        jobs=jobs,
+        learning=Learning(service, jobs, settings),
         max_request_bytes=settings.max_request_bytes,
         max_tasks=settings.max_tasks,
         basic_auth=secret,

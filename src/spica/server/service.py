@@ -8,17 +8,19 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from spica.errors import SpicaError
 from spica.inference import Priority
 from spica.labelstudio.label_config import ExtraParams, parse_extra_params
-from spica.labelstudio.protocol import PredictRequest, SetupRequest, Task, project_id
+from spica.labelstudio.protocol import PredictRequest, SetupRequest, project_id
 from spica.prediction import Outcome, Plan, Predictor
+from spica.server.pool import ModelPool, Served
 
 logger = logging.getLogger(__name__)
 
@@ -71,13 +73,26 @@ class Service:
     Work is done on two small pools, so that a request with many tasks can't hold up the image a person has opened.
 
     Args:
-        predictor: answers tasks.
+        predictor: answers the tasks of projects that have no version of their own.
         weights: the weights file's name, for people.
+        pool: all models that answer; only ``predictor`` if None.
+        precision: in which arithmetic the weights are computed, and why, for people; "" for nothing to say.
+        folder: of ``predictor``'s version, where that is not in the store.
     """
 
-    def __init__(self, predictor: Predictor, *, weights: str) -> None:
-        self.predictor = predictor
+    def __init__(
+        self,
+        predictor: Predictor,
+        *,
+        weights: str,
+        pool: ModelPool | None = None,
+        precision: str = "",
+        folder: Path | None = None,
+    ) -> None:
+        self.pool = pool or ModelPool(predictor)
         self.weights = weights
+        self.precision = precision
+        self._folder = folder
         self.started = datetime.now(UTC)
         self._projects: OrderedDict[int | None, ProjectState] = OrderedDict()
         self._failures: deque[Failure] = deque(maxlen=_FAILURES)
@@ -85,10 +100,23 @@ class Service:
         self.opened_pool = ThreadPoolExecutor(16, thread_name_prefix="spica-opened")
         self.batch_pool = ThreadPoolExecutor(4, thread_name_prefix="spica-batch")
 
+    @property
+    def predictor(self) -> Predictor:
+        """What answers projects that have no version of their own."""
+        return self.pool.default
+
+    def parent(self, project: int, data_dir: Path) -> tuple[str, Path | None]:
+        """Which version answers a project, and the folder with its files; None while they are not there."""
+        version = self.pool.served(project).version
+        stored = data_dir / "models" / version
+        folder = self._folder if version == self.pool.base_id and self._folder is not None else stored
+        return version, folder if folder.is_dir() else None
+
     def close(self) -> None:
         """End the pools; requests under way get their answers. May be called twice."""
         self.opened_pool.shutdown(wait=True, cancel_futures=True)
         self.batch_pool.shutdown(wait=True, cancel_futures=True)
+        self.pool.close()
 
     def setup(self, request: SetupRequest) -> ProjectState:
         """Note a project's configuration; from memory, never touching the network or the weights.
@@ -99,9 +127,10 @@ class Service:
         """
         extra_params, problems = parse_extra_params(request.extra_params)
         number = project_id(request.project)
-        version = self.predictor.model_id
+        predictor = self.pool.predictor(number)
+        version = predictor.model_id
         try:
-            plan = self.predictor.plan(request.label_config, extra_params)
+            plan = predictor.plan(request.label_config, extra_params)
         except SpicaError as error:
             problems = [*problems, error.one_line]
         else:
@@ -119,15 +148,21 @@ class Service:
                 logger.warning("project %s: %s", number, problem)
         return state
 
-    def plan(self, project: int | None, label_config: str) -> Plan:
+    def plan(self, project: int | None, label_config: str, predictor: Predictor | None = None) -> Plan:
         """How tasks of a project are answered, with the extra params that Label Studio sent for it last.
+
+        Args:
+            project: its number.
+            label_config: the XML.
+            predictor: by which model; by the one that answers the project now if None.
 
         Raises:
             LabelConfigError: nothing in the configuration that a detector could fill.
         """
         with self._lock:
             state = self._projects.get(project)
-        return self.predictor.plan(label_config, state.extra_params if state is not None else None)
+        answering = predictor or self.pool.predictor(project)
+        return answering.plan(label_config, state.extra_params if state is not None else None)
 
     def predict(self, request: PredictRequest) -> list[Outcome]:
         """One outcome per task, in order. Blocks: call it on one of the pools.
@@ -137,19 +172,25 @@ class Service:
             QueueFullError: too much waits already.
         """
         number = project_id(request.project)
-        plan = self.plan(number, request.label_config)
-        context = request.params.context
-        with self.predictor.engine.places(len(request.tasks)):
-            if context:
-                outcomes = [self.predictor.suggest(task, plan, context) for task in request.tasks]
-            else:
-                outcomes = self._predict(request.tasks, plan)
+        with self.pool.lease(number) as predictor:
+            outcomes = self._outcomes(request, number, predictor)
+        failed = any(each.error is not None for each in outcomes) and predictor.engine.status.state == "failed"
+        if failed and self.pool.predictor(number) is not predictor:
+            # Its active version was put in front before it was loaded, as at the start, and turned out to be damaged.
+            with self.pool.lease(number) as predictor:
+                outcomes = self._outcomes(request, number, predictor)
         self.note_failures(number, [(each.task_id, each.error) for each in outcomes if each.error is not None])
         return outcomes
 
-    def _predict(self, tasks: Sequence[Task], plan: Plan) -> list[Outcome]:
-        priority = Priority.OPENED if len(tasks) == 1 else Priority.BATCH
-        return list(self.predictor.predict(tasks, plan, priority))
+    def _outcomes(self, request: PredictRequest, project: int | None, predictor: Predictor) -> list[Outcome]:
+        """All by one model: the boxes and the version that they are stored under never come from two."""
+        plan = self.plan(project, request.label_config, predictor)
+        context = request.params.context
+        with predictor.engine.places(len(request.tasks)):
+            if context:
+                return [predictor.suggest(task, plan, context) for task in request.tasks]
+            priority = Priority.OPENED if len(request.tasks) == 1 else Priority.BATCH
+            return list(predictor.predict(request.tasks, plan, priority))
 
     def note_failures(self, project: int | None, failures: Iterable[tuple[int | None, SpicaError]]) -> None:
         """Keep failed tasks, number and reason, for the page."""
@@ -162,6 +203,12 @@ class Service:
         """The projects that have asked since the start, the latest first."""
         with self._lock:
             return list(reversed(self._projects.values()))
+
+    @property
+    def served(self) -> list[Served]:
+        """What each project that has asked is answered with, and why; by number."""
+        numbers = {state.project for state in self.projects if state.project is not None} | self.pool.projects
+        return [self.pool.served(number) for number in sorted(numbers)]
 
     @property
     def failures(self) -> list[Failure]:
@@ -181,6 +228,7 @@ class Service:
         ``status`` is "UP" as soon as requests are taken; ``model.state`` says whether the model is loaded.
         """
         status = self.predictor.engine.status
+        all_of = [predictor.engine.status for predictor in self.pool.predictors]
         return {
             "status": "UP",
             "model_class": "Spica",
@@ -188,8 +236,9 @@ class Service:
                 "id": self.predictor.model_id,
                 "weights": self.weights,
                 "classes": list(self.predictor.classes),
+                "precision": self.precision,
                 "state": status.state,
                 "error": status.error.as_json()["error"] if status.error is not None else None,
             },
-            "queue": {"tasks": status.admitted, "images": status.waiting},
+            "queue": {"tasks": sum(each.admitted for each in all_of), "images": sum(each.waiting for each in all_of)},
         }

@@ -57,9 +57,21 @@ form.addEventListener("submit", async (event) => {
   } catch (error) { output.textContent = error.message; }
 });
 
+const train = document.getElementById("train");
+if (train) train.addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const output = train.querySelector("output");
+  output.textContent = "Counting what is new …";
+  try {
+    await send("training", { project: Number(new FormData(train).get("project")) });
+    output.textContent = "";
+    refresh();
+  } catch (error) { output.textContent = error.message; }
+});
+
 status.addEventListener("click", async (event) => {
-  const job = event.target.dataset.stop;
-  if (!job) return;
+  const { stop, cancel } = event.target.dataset;
+  if (!stop && !cancel) return;
   event.target.disabled = true;
-  try { await send(`jobs/${job}/stop`, {}); } catch { lost(); }
+  try { await send(stop ? `jobs/${stop}/stop` : `training/${cancel}/cancel`, {}); } catch { lost(); }
 });

@@ -1,0 +1,78 @@
+"""The routes of the learning: what it does, start now, cancel."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import FastAPI, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from spica.server.learning import Learning
+from spica.server.limits import refuse_foreign
+from spica.server.service import Service
+
+
+class TrainingRequest(BaseModel):
+    """``POST /training``.
+
+    Attributes:
+        project: its number.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    project: int = Field(ge=1)
+
+
+def add_learning(
+    app: FastAPI,
+    service: Service,
+    learning: Learning,
+    body_of: Callable[[Request, type[TrainingRequest]], Awaitable[TrainingRequest]],
+    schema: dict[str, Any],
+) -> None:
+    """Add the routes to an application."""
+
+    @app.get("/training")
+    async def show_training() -> dict[str, Any]:
+        """The training under way, the last ones with the gate's verdicts, and what is new in each project."""
+        return await asyncio.to_thread(learning_state, service, learning)
+
+    @app.post("/training", status_code=202, openapi_extra=schema)
+    async def start_training(request: Request) -> dict[str, Any]:
+        """Train a project now, with the server's own access to Label Studio; refused if there is nothing to learn."""
+        refuse_foreign(request)
+        body = await body_of(request, TrainingRequest)
+        run = await asyncio.get_running_loop().run_in_executor(service.batch_pool, learning.ask, body.project)
+        return run.as_json()
+
+    @app.post("/training/{project}/cancel", status_code=202)
+    async def cancel_training(request: Request, project: int) -> dict[str, Any]:
+        """End the training of a project; what is served is untouched."""
+        refuse_foreign(request)
+        run = await asyncio.to_thread(learning.cancel, project)
+        return run.as_json()
+
+
+def learning_state(service: Service, learning: Learning) -> dict[str, Any]:
+    """What is shown of the learning, for programs."""
+    current = learning.trainer.current
+    return {
+        "token": learning.has_token,
+        "running": current.as_json() if current is not None else None,
+        "runs": [run.as_json() for run in learning.runs if run.is_over],
+        "projects": [standing.as_json() for standing in learning.standings],
+        "served": [
+            {
+                "project": served.project,
+                "version": served.version,
+                "model_id": service.pool.predictor(served.project).model_id,
+                "why": served.why,
+                "wanted": served.wanted,
+                "problem": served.problem.as_json()["error"] if served.problem is not None else None,
+            }
+            for served in service.served
+        ],
+    }

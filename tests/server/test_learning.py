@@ -1,0 +1,368 @@
+"""When a training starts and what becomes of it: a scripted Label Studio, a scripted process that trains."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+from pydantic import SecretStr
+
+from model_server import ANSWER
+from scripted_detector import WAIT_S, ScriptedDetector
+from spica.errors import AuthenticationError, NotFoundError, TrainingError
+from spica.inference import Engine
+from spica.labelstudio.protocol import WebhookRequest
+from spica.prediction import Predictor
+from spica.server.jobs import Jobs
+from spica.server.learning import Learning, NothingToLearnError
+from spica.server.service import Service
+from spica.server.trainer import TrainingRunningError
+from spica.server.triggers import Triggers
+from spica.settings import Settings
+from spica.training.process import CancelledError, Request
+from spica.training.runs import Run, Runs
+
+REPORT = {
+    "images": 20,
+    "boxes": 40,
+    "version": "trained-00000001",
+    "learned": {str(number): "2026-11-23T00:00:00Z" for number in range(20)},
+    "verdict": {"accepted": False, "sentence": "it is worse"},
+}
+
+
+class ScriptedWorker:
+    """Trains when it may, and ends as it is told."""
+
+    def __init__(self, request: Request, outcome: Any) -> None:
+        self.request = request
+        self.outcome = outcome
+        self.go = threading.Event()
+        self.ended: str | None = None
+
+    def run(self, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        """Progress, then the outcome."""
+        tell({"stage": "training", "epoch": 1, "epochs": 3, "losses": {"loss": 0.5}, "eta_s": 9.0, "images": 20})
+        assert self.go.wait(WAIT_S)
+        if self.ended is not None:
+            raise CancelledError("the training was ended", got=self.ended)
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return dict(self.outcome)
+
+    def end(self, why: str = "") -> None:
+        """Ends it."""
+        self.ended = why
+        self.go.set()
+
+
+class Studio:
+    """What is asked of Label Studio: a project, its switch, and how many annotations it has."""
+
+    def __init__(self) -> None:
+        self.every = 1
+        self.annotations = 0
+        self.workers: list[ScriptedWorker] = []
+        self.outcome: Any = REPORT
+        self.counted = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def call(self, _method: str, path: str, **_: Any) -> Any:
+        """Projects."""
+        body = {"id": 1, "title": "field", "min_annotations_to_start_training": self.every}
+        return {"results": [body], "next": None} if path == "/api/projects/" else body
+
+    def backends(self, _project: int) -> list[Any]:
+        """None; nobody is asked."""
+        return []
+
+    def count(self, learned: Mapping[int, str]) -> Any:
+        """As `spica.training.annotations.count_new`."""
+        from spica.training.annotations import News
+
+        self.counted += 1
+        return News(self.annotations - len(learned), 0)
+
+    def worker(self, request: Request) -> ScriptedWorker:
+        """The next process."""
+        self.workers.append(ScriptedWorker(request, self.outcome))
+        return self.workers[-1]
+
+
+Make = Callable[..., Learning]
+
+
+@pytest.fixture
+def studio(monkeypatch: pytest.MonkeyPatch) -> Studio:
+    """In place of Label Studio."""
+    found = Studio()
+    monkeypatch.setattr("spica.server.learning.LabelStudioClient", lambda *_: found)
+    monkeypatch.setattr("spica.training.annotations.count_new", lambda _client, _project, learned: found.count(learned))
+    return found
+
+
+@pytest.fixture
+def make_learning(studio: Studio, tmp_path: Path) -> Iterator[Make]:
+    """Learnings of a server that is not there; each ends with the test."""
+    with ExitStack() as stack:
+
+        def make(*, token: str | None = "secret", train_after: int = 20, start: bool = True) -> Learning:  # noqa: S107
+            settings = Settings(
+                label_studio_url="http://127.0.0.1:9",
+                label_studio_api_key=SecretStr(token) if token else None,
+                data_dir=tmp_path,
+                train_after=train_after,
+            )
+            engine = stack.enter_context(
+                Engine("base-0001", lambda: ScriptedDetector(ANSWER), queue_size=10, memory_bytes=1000)
+            )
+            model = Predictor(
+                model_id="base-0001",
+                classes=("spike",),
+                engine=engine,
+                media=None,  # type: ignore[arg-type]  # nothing is read
+                threshold=0.6,
+                max_pixels=1000,
+            )
+            service = Service(model, weights="x")
+            stack.callback(service.close)
+            learning = Learning(
+                service,
+                Jobs(service, settings),
+                settings,
+                triggers=Triggers(quiet_s=0),
+                worker=studio.worker,
+                every_s=1e9,
+            )
+            stack.callback(learning.close)
+            if start:
+                learning.start()
+            return learning
+
+        yield make
+
+
+def until(condition: Callable[[], Any]) -> Any:
+    """Wait for what another thread does."""
+    deadline = time.monotonic() + WAIT_S
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.005)
+    return found
+
+
+def event(action: str, *, every: int, total: int) -> WebhookRequest:
+    """From Label Studio."""
+    project = {
+        "id": 1,
+        "min_annotations_to_start_training": every,
+        "total_annotations_number": total,
+        "skipped_annotations_number": 0,
+    }
+    annotation = None if action == "START_TRAINING" else {"id": total, "updated_at": f"{action} {total}"}
+    return WebhookRequest.model_validate({"action": action, "project": project, "annotation": annotation})
+
+
+def hear(learning: Learning, studio: Studio, action: str, total: int) -> None:
+    """Let it hear an event, and wait until it has looked."""
+    counted = studio.counted
+    studio.annotations = total
+    learning.hear(event(action, every=studio.every, total=total))
+    until(lambda: studio.counted > counted)
+
+
+@pytest.mark.parametrize(
+    ("every", "action", "new", "starts"),
+    [
+        pytest.param(1, "ANNOTATION_CREATED", 19, False, id="the switch, one too few"),
+        pytest.param(1, "ANNOTATION_CREATED", 20, True, id="the switch, enough"),
+        pytest.param(5, "ANNOTATION_UPDATED", 25, True, id="the switch by API"),
+        pytest.param(0, "ANNOTATION_CREATED", 100, False, id="no switch"),
+        pytest.param(0, "START_TRAINING", 1, True, id="the button, no switch"),
+        pytest.param(1, "START_TRAINING", 1, True, id="the button beside the switch"),
+        pytest.param(0, "START_TRAINING", 0, False, id="the button, nothing to learn"),
+    ],
+)
+def test_when_a_training_starts(
+    studio: Studio, make_learning: Make, every: int, action: str, new: int, starts: bool
+) -> None:
+    """The switch starts a training after enough new submissions, the button at once, and neither without any."""
+    learning = make_learning()
+    studio.every = every
+    hear(learning, studio, action, new)
+    standing = until(lambda: learning.standings and learning.standings[0])
+    assert (standing.new, standing.switch) == (new, every > 0)
+    if starts:
+        until(lambda: studio.workers)
+        assert learning.trainer.current is not None
+        studio.workers[0].end()
+    else:
+        learning.close()  # whatever it has begun is over then
+        assert studio.workers == []
+
+
+def test_what_was_refused_is_not_learned_at_once_again(studio: Studio, make_learning: Make) -> None:
+    """After a refused training the switch counts from there; the button may try the same submissions again."""
+    learning = make_learning()
+    hear(learning, studio, "ANNOTATION_CREATED", 20)
+    until(lambda: studio.workers)
+    studio.workers[0].go.set()
+    run = until(lambda: next((run for run in learning.runs if run.is_over), None))
+    assert (run.state, run.why, run.version) == ("refused", "it is worse", "trained-00000001")
+    hear(learning, studio, "ANNOTATION_CREATED", 39)
+    assert until(lambda: learning.standings[0].new == 19)
+    assert len(studio.workers) == 1
+    studio.every = 0
+    hear(learning, studio, "START_TRAINING", 39)
+    until(lambda: len(studio.workers) == 2)
+    studio.workers[1].end()
+
+
+@pytest.mark.parametrize("outcome", [TrainingError("it broke"), ValueError("a bug")], ids=["told", "a bug"])
+def test_after_a_failure_the_next_submission_starts_anew(
+    studio: Studio, make_learning: Make, outcome: Exception
+) -> None:
+    """The reason is kept and shown, nothing is tried again by itself, and the next event begins a new training."""
+    studio.outcome = outcome
+    learning = make_learning()
+    hear(learning, studio, "ANNOTATION_CREATED", 20)
+    until(lambda: studio.workers)
+    studio.workers[0].go.set()
+    run = until(lambda: next((run for run in learning.runs if run.is_over), None))
+    assert run.state == "failed"
+    assert "it broke" in run.why or "a bug" in run.why
+    until(lambda: studio.counted == 2)  # it has counted again after the end
+    assert len(studio.workers) == 1
+    studio.outcome = REPORT
+    hear(learning, studio, "ANNOTATION_CREATED", 21)
+    until(lambda: len(studio.workers) == 2)
+    studio.workers[1].end()
+
+
+def test_cancel(studio: Studio, make_learning: Make) -> None:
+    """A training that is cancelled ends as such; where there is none, that is said."""
+    learning = make_learning(train_after=1)
+    with pytest.raises(NotFoundError):
+        learning.cancel(1)
+    studio.annotations = 3
+    run = learning.ask(1)
+    with pytest.raises(TrainingRunningError):
+        learning.ask(1)
+    learning.cancel(1)
+    ended = until(lambda: next((each for each in learning.runs if each.is_over), None))
+    assert (ended.id, ended.state) == (run.id, "cancelled")
+    assert learning.trainer.current is None
+
+
+def test_progress_is_shown_and_written(studio: Studio, make_learning: Make, tmp_path: Path) -> None:
+    """What the process tells is what the page shows and what stands on the disk."""
+    learning = make_learning()
+    studio.annotations = 3
+    run = learning.ask(1)
+    folder = Runs(tmp_path).folder(run)
+    until(lambda: (Run.read(folder) or run).epoch == 1)
+    for told in (Run.read(folder), learning.trainer.current):
+        assert told is not None
+        assert (told.stage, told.epochs, told.losses, told.eta_s) == ("training", 3, {"loss": 0.5}, 9.0)
+        assert told.parent == "base-0001"
+    assert "secret" not in (Runs(tmp_path).folder(run) / "run.json").read_text("utf-8")
+    studio.workers[0].end()
+
+
+def test_a_restart_takes_the_training_up(studio: Studio, make_learning: Make) -> None:
+    """A server that stops leaves its training unfinished; the next one goes on in the same folder."""
+    first = make_learning()
+    studio.annotations = 3
+    run = first.ask(1)
+    until(lambda: studio.workers)
+    first.close()
+    assert next(first.trainer.runs.unfinished()).id == run.id
+    second = make_learning()
+    until(lambda: len(studio.workers) == 2)
+    assert [worker.request.run for worker in studio.workers] == [run.id, run.id]
+    assert second.trainer.current is not None
+    assert second.trainer.current.attempts == 2
+    studio.workers[1].go.set()
+    ended = until(lambda: next((each for each in second.runs if each.is_over), None))
+    assert (ended.id, ended.state) == (run.id, "refused")
+
+
+@pytest.mark.parametrize(
+    ("attempts", "token", "why"),
+    [pytest.param(3, "secret", "3 times", id="too often"), pytest.param(1, None, "no access token", id="no token")],
+)
+def test_a_training_that_cannot_be_taken_up_is_cleared(
+    studio: Studio, make_learning: Make, tmp_path: Path, attempts: int, token: str | None, why: str
+) -> None:
+    """It is marked as failed, with the reason, and its files are removed."""
+    from dataclasses import replace
+
+    runs = Runs(tmp_path)
+    run = replace(runs.begin(1, title="field", cause="x", new=3, parent=None), attempts=attempts)
+    runs.write(run)
+    (runs.folder(run) / "checkpoints").mkdir()
+    learning = make_learning(token=token)
+    ended = until(lambda: next((each for each in learning.runs if each.is_over), None))
+    assert ended.state == "failed"
+    assert why in ended.why
+    assert sorted(path.name for path in runs.folder(run).iterdir()) == ["run.json"]
+    assert studio.workers == []
+
+
+def test_two_servers_on_one_folder(studio: Studio, make_learning: Make) -> None:
+    """One training a project at a time, whichever server began it; the other one does not take it up."""
+    first, second = make_learning(), make_learning()
+    studio.annotations = 3
+    first.ask(1)
+    with pytest.raises(TrainingRunningError, match="another server"):
+        second.ask(1)
+    third = make_learning()
+    assert third.trainer.current is None
+    assert len(studio.workers) == 1
+    studio.workers[0].end()
+
+
+def test_without_a_token(studio: Studio, make_learning: Make) -> None:
+    """Events are taken, nothing is learned, and the reason is said where the event came and on the page."""
+    learning = make_learning(token=None)
+    answer = learning.hear(event("START_TRAINING", every=0, total=3))
+    assert answer["status"] == "ok"
+    assert "access token" in answer["note"]
+    assert "access token" in until(lambda: learning.standings and learning.standings[0].note)
+    with pytest.raises(AuthenticationError):
+        learning.ask(1)
+
+
+def test_nothing_to_learn_is_said(studio: Studio, make_learning: Make) -> None:
+    """Asked for on the page, it is an error with a reason."""
+    learning = make_learning()
+    with pytest.raises(NothingToLearnError, match="nothing new"):
+        learning.ask(1)
+    assert "nothing new" in (learning.standings[0].note or "")
+
+
+def test_the_webhook_never_waits(studio: Studio, make_learning: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events are answered while Label Studio itself does not answer."""
+    go, asked = threading.Event(), threading.Event()
+
+    def hanging(*_: Any, **__: Any) -> Any:
+        asked.set()
+        assert go.wait(WAIT_S)
+        raise TrainingError("gone")
+
+    learning = make_learning()
+    monkeypatch.setattr(studio, "call", hanging)
+    learning.hear(event("START_TRAINING", every=0, total=1))
+    assert asked.wait(WAIT_S)
+    assert [learning.hear(event("ANNOTATION_CREATED", every=0, total=n))["heard"] for n in range(3)] == ["noted"] * 3
+    go.set()
