@@ -1,0 +1,163 @@
+"""Networks that have learned nothing, but answer with as many boxes as trained ones: enough to measure their speed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from spica.detectors.architecture import FASTER_RCNN, Norm
+from spica.detectors.verification import rendered_images
+
+if TYPE_CHECKING:
+    import torch
+
+
+def state_dict_for(architecture: str, outputs: int = 2, *, seed: int = 0) -> dict[str, torch.Tensor]:
+    """The state_dict of a network whose norm layers are ``BatchNorm2d``, with spread scores.
+
+    Args:
+        architecture: one of :func:`spica.detectors.networks.builders`.
+        outputs: classes and the background.
+        seed: of all random numbers.
+    """
+    if architecture != FASTER_RCNN:
+        return spread_state_dict(architecture, outputs, seed=seed)
+    import torch
+
+    from spica.detectors.networks import build
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        state_dict = build(architecture, outputs).state_dict()
+        spread_faster_rcnn(state_dict)
+    return state_dict
+
+
+def spread_faster_rcnn(state_dict: dict[str, torch.Tensor]) -> None:
+    """Change fresh weights of ``fasterrcnn_resnet50_fpn`` so that a photograph gives a few hundred boxes.
+
+    ResNet-50 is too deep to be settled by one image: rounding would decide its answers. These constants, found by
+    trial, keep each layer's variance.
+    """
+    for key, value in state_dict.items():
+        if key.endswith("running_var"):
+            value.uniform_(0.5, 1.5)
+        elif key.endswith("running_mean"):
+            value.normal_(0, 0.1)
+        elif ".bn3." in key and key.endswith("weight"):
+            value.fill_(0.3)  # else each block doubles the variance
+    state_dict["rpn.head.conv.0.0.weight"].mul_(4)
+    state_dict["rpn.head.cls_logits.weight"].mul_(8)
+    state_dict["rpn.head.bbox_pred.weight"].mul_(3)
+    scores = state_dict["roi_heads.box_predictor.cls_score.weight"]
+    scores.sub_(scores.mean(dim=1, keepdim=True)).mul_(40)
+    state_dict["roi_heads.box_predictor.cls_score.bias"][0] = 2.5  # the background wins here and there
+    state_dict["roi_heads.box_predictor.bbox_pred.weight"].mul_(4)
+
+
+def spread_state_dict(
+    architecture: str,
+    num_classes: int = 2,
+    norm: Norm = "batch",
+    seed: int = 0,
+    input_size: tuple[int, int] | None = None,
+) -> dict[str, torch.Tensor]:
+    """The state_dict of any network, with scores that are spread.
+
+    The batch norm takes its statistics from rendered images, and each of the last layers is scaled while the network
+    runs on them for the first time.
+
+    Args:
+        architecture: one of :func:`spica.detectors.networks.builders`.
+        num_classes: with the background, as torchvision counts.
+        norm: ``frozen`` leaves the counters of batches out.
+        seed: of all random numbers.
+        input_size: of the network; small ones save time.
+    """
+    import torch
+
+    from spica.detectors.networks import build
+
+    min_size, max_size = input_size or (None, None)
+    height, width = _SEEN_PX
+    image = np.ascontiguousarray(next(rendered_images())[:height, :width])
+    pixels = torch.from_numpy(image).permute(2, 0, 1).to(torch.float32) / 255  # (3, H, W)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        model = build(architecture, num_classes, min_size=min_size, max_size=max_size)
+        model.eval()
+        few_proposals(model)
+        images = [pixels, 1 - pixels.flip(2)]  # two: the smallest maps have one pixel an image
+        _settle_norms(model, images)
+        hooks = list(_spread_when_run(model, num_classes))
+        model(images)
+        for hook in hooks:
+            hook.remove()
+    state_dict: dict[str, torch.Tensor] = model.state_dict()
+    return {key: value for key, value in state_dict.items() if norm == "batch" or "num_batches_tracked" not in key}
+
+
+def few_proposals(model: torch.nn.Module) -> None:
+    """Have a Faster R-CNN look at 200 proposals an image instead of 1000, to save time."""
+    detector: Any = model
+    if hasattr(detector, "rpn"):
+        detector.rpn._post_nms_top_n["testing"] = 200
+
+
+_SEEN_PX = (240, 320)
+
+_LAST_LAYERS = (
+    ("rpn.head.cls_logits", 0.0, 2.0, 0.0),
+    ("box_predictor.cls_score", 0.0, 2.0, 3.0),
+    ("classification_head.module_list", 0.0, 2.0, 5.0),  # SSD's, several; the very last of each part has a bias
+    ("classification_head.cls_logits", -4.0, 1.5, 0.0),
+    ("bbox_ctrness", 0.0, 1.0, 0.0),
+    ("bbox_", 0.0, 0.5, 0.0),
+    ("regression_head.module_list", 0.0, 1.0, 0.0),
+)
+"""Parts of the last layers' names, mean and standard deviation that they are given, and what the background is lifted
+by, where there is one among the outputs."""
+
+
+def _settle_norms(model: torch.nn.Module, images: list[torch.Tensor]) -> None:
+    """Have the batch norm take its statistics from the images; channels that hardly vary are not blown up."""
+    import torch
+
+    norms = [layer for layer in model.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    for layer in norms:
+        layer.momentum = 1.0
+        layer.train()
+    if norms:
+        model(images)
+    for layer in norms:
+        variance: Any = layer.running_var
+        variance.clamp_(min=0.3 * float(variance.mean()))
+        layer.eval()
+
+
+def _spread_when_run(model: torch.nn.Module, num_classes: int) -> Iterator[Any]:
+    """Have each of the last layers scale itself when it is run for the first time."""
+    import torch
+
+    def scaling(mean: float, deviation: float, lift: float) -> Callable[[Any, Any, torch.Tensor], torch.Tensor]:
+        seen: list[Any] = []
+
+        def scale(layer: Any, _: Any, answer: torch.Tensor) -> torch.Tensor:
+            if seen:  # on the next level, the same layer
+                return answer
+            seen.append(layer)
+            factor = deviation / answer.std()
+            layer.bias.sub_(answer.mean()).mul_(factor).add_(mean)
+            layer.weight.mul_(factor)
+            layer.bias[::num_classes] += lift
+            rerun: torch.Tensor = torch.nn.Module.__call__(layer, _[0])
+            return rerun
+
+        return scale
+
+    for name, layer in model.named_modules():
+        found = next((numbers for part, *numbers in _LAST_LAYERS if part in name), None)
+        if found is not None and isinstance(layer, torch.nn.Conv2d | torch.nn.Linear) and layer.bias is not None:
+            yield layer.register_forward_hook(scaling(*found))
