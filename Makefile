@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo setup test lint bench-bulk bench-courtesy browser wheel clean help
+.PHONY: demo setup test lint bench bench-loop bench-bulk bench-courtesy browser wheel clean help
 
 help:  ## This list.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/demo.stamp  ## Set up and run the demonstration: Label Studio, 24 photographs, boxes.
 	$(BIN)/spica demo
@@ -27,6 +27,12 @@ lint: setup  ## Style, types, and the arrows of the design.
 
 wheel: setup  ## Build the wheel and try it in an environment of its own, without development tools.
 	$(BIN)/python scripts/check_wheel.py
+
+bench: setup  ## Measure the speed of every way and architecture, and accuracy; one to two hours, the training included.
+	$(BIN)/python -m benchmarks.speed --results benchmarks/RESULTS.md $(BENCH)
+
+bench-loop: setup  ## Measure what learning from corrections saves; about an hour.
+	$(BIN)/python -m benchmarks.loop --results benchmarks/RESULTS-loop.md $(BENCH)
 
 bench-bulk: setup  ## Measure the bulk job at scale, with a real network, and its courtesy; about half an hour.
 	$(BIN)/python -m benchmarks.bulk --results benchmarks/RESULTS-bulk.md $(BENCH)

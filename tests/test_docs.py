@@ -15,7 +15,9 @@ from spica.cli import app
 from spica.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ["README.md", "README.ja.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/reference.md"]
+PAIRS = [(f"{name}.md", f"{name}.ja.md") for name in ("README", "docs/speed", "docs/learning")]
+GUIDES = [document for pair in PAIRS for document in pair]
+DOCUMENTS = [*GUIDES, "CONTRIBUTING.md", "CHANGELOG.md", "docs/reference.md"]
 
 
 def commands(command: Any, name: str = "spica") -> dict[str, Any]:
@@ -61,10 +63,20 @@ def test_both_readmes_tell_every_command(document: str, name: str) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_between_files_lead_somewhere(document: str) -> None:
-    """Every relative link and picture exists."""
+    """Every relative link and picture exists, and so does the heading that it names."""
     path = ROOT / document
-    targets = re.findall(r"\]\((?!https?://|#)([^)#]+)", path.read_text("utf-8"))
-    assert [target for target in targets if not (path.parent / target).exists()] == []
+    lost = []
+    for target, heading in re.findall(r"\]\((?!https?://)([^)#]*)(?:#([^)]+))?\)", path.read_text("utf-8")):
+        there = path.parent / target if target else path
+        if not there.exists() or (heading and heading not in anchors(there)):
+            lost.append(f"{target}#{heading}")
+    assert lost == []
+
+
+def anchors(path: Path) -> set[str]:
+    """Of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_every_setting_has_a_help_text_and_an_environment_variable() -> None:
@@ -74,12 +86,48 @@ def test_every_setting_has_a_help_text_and_an_environment_variable() -> None:
         assert field.validation_alias is not None, name
 
 
-def test_both_readmes_show_the_same_commands() -> None:
+def typed(document: str) -> list[str]:
+    """What a page's blocks tell people to type."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", (ROOT / document).read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+@pytest.mark.parametrize(("english", "japanese"), PAIRS, ids=[english for english, _ in PAIRS])
+def test_both_languages_show_the_same_commands(english: str, japanese: str) -> None:
     """What is typed is the same in both languages."""
+    assert typed(english) == typed(japanese)
 
-    def typed(document: str) -> list[str]:
-        blocks = re.findall(r"^```\w*\n(.*?)^```", (ROOT / document).read_text("utf-8"), re.MULTILINE | re.DOTALL)
-        lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
-        return [line for line in lines if line]
 
-    assert typed("README.md") == typed("README.ja.md")
+@pytest.mark.parametrize(("english", "japanese"), PAIRS, ids=[english for english, _ in PAIRS])
+def test_both_languages_name_the_same_options(english: str, japanese: str) -> None:
+    """Commands, options and settings in the text are the same in both languages, so that neither falls behind."""
+    texts = [(ROOT / document).read_text("utf-8") for document in (english, japanese)]
+    first, second = (set(re.findall(r"SPICA_[A-Z_]+|--[a-z][a-z-]+|spica [a-z]+", text)) for text in texts)
+    assert first == second
+
+
+LINES = sorted({re.sub(r"^(\w+=\S+ )+", "", line) for document in GUIDES for line in typed(document)})
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if line.startswith("spica ")])
+def test_every_line_that_is_shown_is_accepted(line: str) -> None:
+    """The command, its options and its arguments exist."""
+    words = line.split()
+    name = max((name for name in COMMANDS if f"{line} ".startswith(f"{name} ")), key=len, default=line)
+    COMMANDS[name].make_context(name, words[len(name.split()) :])
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_command_and_setting_in_the_text_exists(document: str) -> None:
+    """No page names a command or a setting that is not there."""
+    text = (ROOT / document).read_text("utf-8")
+    first = {name.split()[1] for name in COMMANDS}
+    settings = {choice for field in Settings.model_fields.values() for choice in names_of(field.validation_alias)}
+    assert {word for word in re.findall(r"`spica ([a-z]+)", text) if word not in first} == set()
+    assert {word for word in re.findall(r"SPICA_[A-Z_]+", text) if word not in settings} == set()
+
+
+def names_of(alias: Any) -> list[str]:
+    """Of a setting's environment variables."""
+    return [str(choice) for choice in alias.choices]

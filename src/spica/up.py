@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from spica.errors import LabelConfigError, LabelStudioError, StorageError, UsageError
+from spica.inference import Engine
 from spica.labelstudio.api.backends import same_url
 from spica.labelstudio.api.records import Project
 from spica.labelstudio.api.transport import is_loopback
@@ -23,6 +24,8 @@ from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.known import LABEL_STUDIO_FOLDER, remember
 from spica.labelstudio.launch import LabelStudioProcess
 from spica.labelstudio.launch_env import is_local, large_project_switches
+from spica.models.first_check import FirstCheck
+from spica.models.serving import wants_check
 from spica.models.version import ModelIdentity
 from spica.prediction import Plan
 from spica.prelabel.progress import Progress
@@ -182,8 +185,8 @@ def running(
     if request.model_port:
         ensure_port_free(request.host, request.model_port, option="--model-port")
     with contextlib.ExitStack() as stack:
-        # The model loads, and is converted the first time, while Label Studio starts.
-        engine = stack.enter_context(build_engine(request.identity, settings.model_copy(update={"data_dir": data_dir})))
+        # The model loads, and is converted and checked the first time, while Label Studio starts.
+        loading = stack.enter_context(_loading(request, settings.model_copy(update={"data_dir": data_dir})))
         say(
             "Starting Label Studio"
             + ("" if (data_dir / LABEL_STUDIO_FOLDER).exists() else " (the first time takes longer)")
@@ -210,6 +213,7 @@ def running(
             }
         )
         say(f"Loading the model {request.identity.id}")
+        engine = loading()
         service = build_service(engine, request.identity, settings)
         server = stack.enter_context(ModelServer(service, settings, host=request.host, port=request.model_port))
         engine.wait_ready()
@@ -223,6 +227,27 @@ def running(
             note(problem)
         progress = _prelabel(server, project, note, on_progress)
         yield _ready(client, project, plan, label_studio, server, progress, request.host)
+
+
+@contextlib.contextmanager
+def _loading(request: Request, settings: Settings) -> Iterator[Callable[[], Engine]]:
+    """Begin to load the model; calling what is given waits for what decides the arithmetic, and gives the engine."""
+    with contextlib.ExitStack() as stack:
+
+        def started() -> Engine:
+            return stack.enter_context(build_engine(request.identity, settings))
+
+        if not wants_check(request.identity, settings):
+            engine = started()
+            yield lambda: engine
+            return
+        check = stack.enter_context(FirstCheck(request.identity, find_images(request.images), settings))
+
+        def checked() -> Engine:
+            check.wait()
+            return started()
+
+        yield checked
 
 
 def _prelabel(

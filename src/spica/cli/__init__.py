@@ -11,11 +11,16 @@ import typer
 from rich.markup import escape
 
 from spica import __version__
+from spica.cli.bench import bench
 from spica.cli.console import err, out
+from spica.cli.evaluate import evaluate
+from spica.cli.export import export
+from spica.cli.models import models_app
 from spica.cli.predictions import predictions_app
 from spica.cli.prelabel import prelabel
 from spica.cli.server import connect, doctor, serve
 from spica.cli.status import status
+from spica.cli.train import train
 from spica.cli.up import demo, up
 from spica.errors import SpicaError
 
@@ -28,9 +33,10 @@ app = typer.Typer(
     help="A detector proposes boxes, you correct them in Label Studio.\n\n"
     "[bold]Example[/bold]: spica up photos --weights gwhd.pth --labels spike",
 )
-for command in (demo, up, serve, connect, prelabel, status, doctor):
+for command in (demo, up, serve, connect, prelabel, status, doctor, train, evaluate, export, bench):
     app.command()(command)
 app.add_typer(predictions_app, name="predictions")
+app.add_typer(models_app, name="models")
 
 
 def _version(value: bool) -> None:

@@ -60,6 +60,7 @@ def identify(weights: Path, settings: Settings) -> ModelIdentity:
         score_floor=settings.score_floor,
         max_detections=settings.max_detections,
         norm_eps=settings.norm_eps,
+        architecture=settings.architecture,
         data_dir=settings.data_dir,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from spica.settings import Settings
 
 if TYPE_CHECKING:
     from spica.labelstudio.client import LabelStudioClient
+    from spica.models.version import ModelIdentity
     from spica.prediction import Plan
     from spica.prelabel.failures import FailureFile
     from spica.prelabel.progress import Progress
@@ -206,7 +208,7 @@ class _Here:
     settings: Settings
 
 
-def _prepare_here(order: Order, stack: ExitStack, *, load: bool) -> _Here:
+def _prepare_here(order: Order, stack: ExitStack, *, load: bool, interrupt: Interrupt | None = None) -> _Here:
     from spica.labelstudio.label_config import parse_extra_params
     from spica.prelabel.selection import prepare
     from spica.server.build import build_engine, build_service
@@ -220,6 +222,8 @@ def _prepare_here(order: Order, stack: ExitStack, *, load: bool) -> _Here:
     for problem in problems:
         err.print(f"[yellow]Note:[/yellow] {escape(problem)}")
     identity = identify(_weights(order), settings)
+    if load:
+        _check_bf16(client, order.project, identity, settings, interrupt)
     engine = build_engine(identity, settings)
     if load:
         stack.enter_context(engine)
@@ -231,6 +235,34 @@ def _prepare_here(order: Order, stack: ExitStack, *, load: bool) -> _Here:
 
     work = prepare(client, order.project, plan_for, order.selection, empty=order.watch)
     return _Here(client, service, work, plan_for, settings)
+
+
+def _check_bf16(
+    client: LabelStudioClient, project: int, identity: ModelIdentity, settings: Settings, interrupt: Interrupt | None
+) -> None:
+    """Once for a version: see on some of the project's photographs whether bf16 shows the boxes of f32."""
+    from spica.models.serving import wants_check
+
+    if not wants_check(identity, settings):
+        return
+    from spica.labelstudio.tokens import LabelStudioAuth
+    from spica.models.checks import UP_IMAGES
+    from spica.models.first_check import FirstCheck
+    from spica.prelabel.sample import sample
+    from spica.server.build import media_for
+
+    key = settings.label_studio_api_key  # which the client was made with
+    auth = LabelStudioAuth(settings.label_studio_url, key.get_secret_value()) if key is not None else None
+    with (
+        tempfile.TemporaryDirectory(prefix="spica-check-", ignore_cleanup_errors=True) as folder,
+        media_for(settings, auth) as media,
+    ):
+        photographs = sample(client, project, media, Path(folder), count=UP_IMAGES)
+        if not photographs:
+            return
+        err.print("Checking once, on a few of the photographs, whether bf16, which is faster, shows the same boxes")
+        with FirstCheck(identity, photographs, settings) as check:
+            check.wait(None if interrupt is None else interrupt.asked)
 
 
 def _weights(order: Order) -> Path:
@@ -259,7 +291,7 @@ def _run_here(order: Order, report: FailureFile | None, interrupt: Interrupt, st
     from spica.prelabel.claim import Claim, JobRunningError, claims_folder
     from spica.prelabel.job import BulkJob
 
-    here = _prepare_here(order, stack, load=True)
+    here = _prepare_here(order, stack, load=True, interrupt=interrupt)
     for problem in here.work.plan.problems:
         err.print(f"[yellow]Note:[/yellow] {escape(problem)}")
     try:

@@ -7,21 +7,30 @@ from typing import Annotated
 
 import typer
 
-from spica.settings import help_for
+from spica.settings import Precision, help_for
 
 Weights = Annotated[
     Path,
     typer.Option(
         "--weights",
         "--weight",
-        help="Weights file: a state_dict of torchvision's fasterrcnn_resnet50_fpn (.pth, .safetensors), "
-        "or what Spica wrote (.onnx, .xml, a version's folder).",
+        help="Weights file: a state_dict of a detection network of torchvision's or Spica's (.pth, .safetensors), an "
+        "ONNX export of YOLO, RT-DETR, D-FINE or RF-DETR, or what Spica wrote (.onnx, .xml, a version's folder).",
         show_default=False,
     ),
 ]
 Threshold = Annotated[float | None, typer.Option(min=0, max=1, help=help_for("threshold"), show_default="0.6")]
 Eps = Annotated[float | None, typer.Option("--norm-eps", min=0, help=help_for("norm_eps"), show_default="0")]
 MaxDetections = Annotated[int | None, typer.Option(min=1, help=help_for("max_detections"), show_default="1000")]
+ChosenPrecision = Annotated[
+    Precision | None, typer.Option("--precision", help=help_for("precision"), show_default="auto")
+]
+Tile = Annotated[
+    str | None, typer.Option("--tile", metavar="off|auto|PIXELS", help=help_for("tile"), show_default="off")
+]
+Overlap = Annotated[
+    float | None, typer.Option("--overlap", min=0, max=0.5, help=help_for("overlap"), show_default="0.2")
+]
 Host = Annotated[str | None, typer.Option(help=help_for("host"), show_default="127.0.0.1")]
 Expose = Annotated[bool, typer.Option("--expose", help="Allow a --host that other machines can reach.")]
 Port = Annotated[int | None, typer.Option(min=0, max=65535, help=help_for("port"), show_default="8080")]

@@ -11,15 +11,18 @@ from rich.markup import escape
 from spica.cli.console import out
 from spica.cli.jobs import Order, look, run_job, sum_up
 from spica.cli.options import (
+    ChosenPrecision,
     Eps,
     JobWeights,
     LabelStudioDataDir,
     MaxDetections,
     ModelUrl,
+    Overlap,
     ProjectNumber,
     Report,
     ServerAuth,
     Threshold,
+    Tile,
     Token,
     Url,
 )
@@ -54,6 +57,9 @@ def prelabel(
     threshold: Threshold = None,
     norm_eps: Eps = None,
     max_detections: MaxDetections = None,
+    precision: ChosenPrecision = None,
+    tile: Tile = None,
+    overlap: Overlap = None,
 ) -> None:
     """Predict every task of a project that has no prediction of the model's version, and store the predictions.
 
@@ -82,6 +88,9 @@ def prelabel(
             "threshold": threshold,
             "norm_eps": norm_eps,
             "max_detections": max_detections,
+            "precision": precision,
+            "tile": tile,
+            "overlap": overlap,
             "basic_auth": basic_auth,
         },
     )

@@ -22,13 +22,16 @@ from spica.cli.console import (
 )
 from spica.cli.options import (
     BasicAuth,
+    ChosenPrecision,
     Eps,
     Expose,
     Host,
     LabelStudioDataDir,
     MaxDetections,
+    Overlap,
     ProjectNumber,
     Threshold,
+    Tile,
     Token,
     Url,
     Weights,
@@ -49,6 +52,9 @@ def serve(
     threshold: Threshold = None,
     norm_eps: Eps = None,
     max_detections: MaxDetections = None,
+    precision: ChosenPrecision = None,
+    tile: Tile = None,
+    overlap: Overlap = None,
     basic_auth: BasicAuth = None,
 ) -> None:
     """The model server alone, for a Label Studio that runs already.
@@ -68,6 +74,9 @@ def serve(
         threshold=threshold,
         norm_eps=norm_eps,
         max_detections=max_detections,
+        precision=precision,
+        tile=tile,
+        overlap=overlap,
         basic_auth=basic_auth,
     )
     refuse_exposed(settings.host, expose=expose)
@@ -76,7 +85,7 @@ def serve(
     ensure_port_free(settings.host, settings.model_port, option="--port")
     terminate_like_ctrl_c()
     with build_engine(identity, settings) as engine:
-        logger.info("serving %s on http://%s:%d, stop with Ctrl-C", identity.id, settings.host, settings.model_port)
+        logger.info("serving %s on http://%s:%d, stop with Ctrl-C", engine.name, settings.host, settings.model_port)
         service = build_service(engine, identity, settings)
         serve_forever(service, settings, host=settings.host, port=settings.model_port)
 

@@ -16,14 +16,17 @@ from rich.markup import escape
 from spica.cli.console import err, identify, log_to_file, out, read_text, settings_with, terminate_like_ctrl_c
 from spica.cli.options import (
     Check,
+    ChosenPrecision,
     Eps,
     Expose,
     Host,
     MaxDetections,
     ModelPort,
     NoBrowser,
+    Overlap,
     Port,
     Threshold,
+    Tile,
     Weights,
 )
 from spica.errors import LaunchError, UsageError
@@ -98,6 +101,9 @@ def up(
     threshold: Threshold = None,
     norm_eps: Eps = None,
     max_detections: MaxDetections = None,
+    precision: ChosenPrecision = None,
+    tile: Tile = None,
+    overlap: Overlap = None,
     no_browser: NoBrowser = False,
     check: Check = False,
 ) -> None:
@@ -117,6 +123,9 @@ def up(
         threshold=threshold,
         norm_eps=norm_eps,
         max_detections=max_detections,
+        precision=precision,
+        tile=tile,
+        overlap=overlap,
     )
     if (labels is None) == (label_config is None):
         raise UsageError(

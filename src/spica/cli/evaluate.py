@@ -1,0 +1,276 @@
+"""`spica evaluate`: how good a model is on annotated images."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from spica.cli.console import err, identify, label_studio, settings_with
+from spica.cli.evaluation_tables import show, tell
+from spica.cli.optimise import find_weights
+from spica.cli.options import (
+    ChosenPrecision,
+    Eps,
+    LabelStudioDataDir,
+    MaxDetections,
+    Overlap,
+    Threshold,
+    Tile,
+    Token,
+    Url,
+)
+from spica.errors import DataSetError, UsageError
+
+if TYPE_CHECKING:
+    from spica.detectors.contract import Detector
+    from spica.evaluation.answering import Answered
+    from spica.evaluation.naming import Naming
+    from spica.evaluation.report import Effort, Model, Report
+    from spica.settings import Settings
+    from spica.training.dataset import DataSet
+
+SOME_FAILED = 3
+"""Exit status if some images could not be judged."""
+
+
+def evaluate(
+    weights: Annotated[
+        str,
+        typer.Argument(help="Weights file, folder of a model version, or id of one in the store.", show_default=False),
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A COCO json, a YOLO or Pascal VOC folder, or a JSON export of Label Studio.", show_default=False
+        ),
+    ] = None,
+    project: Annotated[
+        int | None,
+        typer.Option(min=1, help="The submitted annotations of this project of Label Studio.", show_default=False),
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Of a project all images, not only those held out of training.")
+    ] = False,
+    images: Annotated[
+        Path | None, typer.Option(help="Where the images of DATA are, if not beside it.", show_default=False)
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Only this part (train, val, test) of a YOLO or VOC folder.", show_default="all")
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="What the model's classes are called in the data, in their order, separated by commas.",
+            show_default="the weights' own names",
+        ),
+    ] = None,
+    json_file: Annotated[
+        str | None,
+        typer.Option("--json", metavar="FILE|-", help="Write all figures for programs.", show_default=False),
+    ] = None,
+    html_file: Annotated[
+        Path | None, typer.Option("--html", help="Write a page that needs nothing else.", show_default=False)
+    ] = None,
+    threshold: Threshold = None,
+    norm_eps: Eps = None,
+    max_detections: MaxDetections = None,
+    precision: ChosenPrecision = None,
+    tile: Tile = None,
+    overlap: Overlap = None,
+    url: Url = None,
+    token: Token = None,
+    data_dir: LabelStudioDataDir = None,
+) -> None:
+    """Judge a model by annotated images: COCO's metrics, counts, and what is left for a person to correct.
+
+    AP and AR take all boxes; --threshold tells which are shown and counted. Of a project that Spica trains on, only the
+    images that are held out of training are judged by.
+
+    [bold]Example[/bold]: spica evaluate gwhd.pth annotations.json --html gwhd.html
+
+    [bold]Exit status[/bold]: 0 all images judged, 3 some could not be, 2 wrong usage, 1 other errors.
+    """
+    if (data is None) == (project is None):
+        raise UsageError(
+            "tell what to judge by",
+            expected="either DATA or --project",
+            got="both" if data is not None else "neither",
+        )
+    _require_packages(figures=html_file is not None)
+    given = {
+        "threshold": threshold,
+        "norm_eps": norm_eps,
+        "max_detections": max_detections,
+        "precision": precision,
+        "tile": tile,
+        "overlap": overlap,
+    }
+    if project is None:
+        settings = settings_with(data_dir=data_dir, **given)
+    else:
+        settings = label_studio(url, token, data_dir, **given)
+        settings = settings if data_dir is None else settings.model_copy(update={"data_dir": data_dir})
+    path = find_weights(weights, settings)
+    identify(path, settings)  # a mistake in the first argument is told before the images are read
+    notes: list[str] = []
+    if data is not None:
+        dataset, source = _read(data, images, split), str(data)
+    else:
+        dataset, source = _of_project(project or 0, settings, notes, everything=everything)
+    detector, model = _load(path, settings, labels)
+    report = _judge(detector, model, dataset, source, settings, notes)
+    _write(report, json_file, html_file)
+    if json_file != "-":
+        show(report)
+    tell(report)
+    written = [str(each) for each in (json_file, html_file) if each not in (None, "-")]
+    if written:
+        err.print(f"Wrote {escape(' and '.join(written))}")
+    if report.failures:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _require_packages(*, figures: bool) -> None:
+    wanted = {"faster_coco_eval": "faster-coco-eval", **({"matplotlib": "matplotlib"} if figures else {})}
+    missing = [name for module, name in wanted.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise UsageError(
+            "packages that this command needs are not installed",
+            expected=", ".join(missing),
+            hint='pip install "spica[train]"',
+        )
+
+
+def _read(data: Path, images: Path | None, split: str | None) -> DataSet:
+    from spica.training.sources import load
+
+    with err.status(f"Reading {escape(str(data))} …"):
+        return load(data, images=images, split=split)
+
+
+def _of_project(project: int, settings: Settings, notes: list[str], *, everything: bool) -> tuple[DataSet, str]:
+    """The hold-out if there is one, and what it is called."""
+    from spica.cli.export import fetch_project
+    from spica.training import holdout
+
+    dataset = fetch_project(project, settings)
+    path = holdout.path_of(settings.data_dir, project)
+    if not path.exists():
+        return dataset, f"project {project}"
+    if everything:
+        notes.append("Versions that were trained on this project have seen most of these images: the metrics flatter.")
+        return dataset, f"project {project}"
+    _, held, _ = holdout.split(dataset, holdout.read(path), share=settings.holdout_share, minimum=settings.holdout_min)
+    if not held.examples:
+        raise DataSetError(
+            "no image of the project is held out of training",
+            where=f"project {project}",
+            hint="annotate more images, or judge by all with --all",
+        )
+    notes += dataset.problems  # the hold-out has problems of its own
+    return held, f"the hold-out of project {project}"
+
+
+def _load(path: Path, settings: Settings, labels: str | None) -> tuple[Detector, Model]:
+    from spica.detectors.load import load_detector
+    from spica.evaluation.report import Model
+    from spica.models import store
+    from spica.models.serving import choose, served_id
+
+    identity = identify(path, settings)
+    names = identity.classes if labels is None else tuple(label.strip() for label in labels.split(","))
+    if len(names) != len(identity.classes):
+        raise UsageError(
+            "there are not as many labels as the model has classes",
+            where=f"--labels {labels}",
+            expected=f"{len(identity.classes)} names, separated by commas",
+            got=str(len(names)),
+        )
+    with err.status("Loading the model …") as status:
+        version = store.ensure(identity, data_dir=settings.data_dir, progress=lambda text: status.update(escape(text)))
+        serving = choose(identity, settings)
+        detector = load_detector(version, threads=settings.threads, serving=serving)
+    return detector, Model(served_id(identity, serving), identity.architecture, names, serving.precision)
+
+
+def _judge(
+    detector: Detector, model: Model, dataset: DataSet, source: str, settings: Settings, notes: list[str]
+) -> Report:
+    from spica.evaluation.coco import evaluate as coco
+    from spica.evaluation.counting import count
+    from spica.evaluation.matching import match_all
+    from spica.evaluation.naming import align
+    from spica.evaluation.report import Data, Report, ap50_interval
+
+    naming = align(model.classes, dataset.classes, where=f"{model.id} and {source}")
+    asked = _ask(detector, dataset, naming, settings)
+    if not asked.photographs:
+        raise DataSetError(
+            "no image could be judged",
+            where=source,
+            got="; ".join(f"{name}: {reason}" for name, reason in asked.failures[:3]) or "no images",
+        )
+    most = settings.max_detections
+    matches = match_all(asked.truths, asked.answers, len(dataset.classes), max_detections=most)
+    return Report(
+        model=model,
+        data=Data(source, dataset.classes, dataset.fingerprint),
+        metrics=coco(asked.truths, asked.answers, dataset.classes, max_detections=most),
+        ap50=ap50_interval(matches, [photograph.group for photograph in asked.photographs]),
+        matches=matches,
+        counting=count(asked.truths, asked.answers, settings.threshold),
+        effort=_effort(asked, settings.threshold),
+        failures=asked.failures,
+        notes=(*notes, *naming.notes, *dataset.problems),
+        seconds_per_image=statistics.median(asked.seconds),
+    )
+
+
+def _ask(detector: Detector, dataset: DataSet, naming: Naming, settings: Settings) -> Answered:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from spica.evaluation.answering import Photograph, answer
+
+    photographs = [Photograph(example.name, example.path, example.truth, example.group) for example in dataset.examples]
+    columns = (TextColumn("Looking at images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        row = bar.add_task("", total=len(photographs))
+        return answer(
+            detector,
+            photographs,
+            naming,
+            max_pixels=settings.max_pixels,
+            progress=lambda: bar.advance(row),
+        )
+
+
+def _effort(asked: Answered, threshold: float) -> Effort:
+    from spica.assistance.edits import Edits, cost_s, edits
+    from spica.boxes import Detections
+    from spica.evaluation.report import Effort
+
+    total = by_hand = Edits()
+    for found, truth in zip(asked.answers, asked.truths, strict=True):
+        total += edits(found.where(found.scores >= threshold), truth)
+        by_hand += edits(Detections.empty(), truth)
+    images = len(asked.answers)
+    return Effort(cost_s(total) / images, cost_s(by_hand) / images, total.as_json())
+
+
+def _write(report: Report, json_file: str | None, html_file: Path | None) -> None:
+    from spica.models.atomic import write_text
+
+    if json_file is not None:
+        text = json.dumps(report.as_json(), ensure_ascii=False, indent=2)
+        if json_file == "-":
+            print(text)
+        else:
+            write_text(Path(json_file), text + "\n")
+    if html_file is not None:
+        write_text(html_file, report.as_html())

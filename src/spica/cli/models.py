@@ -1,0 +1,314 @@
+"""`spica models`: the versions, which of them is active, and the way back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from spica.cli.console import err, identify, out, settings_with
+from spica.cli.moving import Place, move
+from spica.cli.optimise import optimise
+from spica.cli.options import Eps, MaxDetections, ModelUrl, ProjectNumber, ServerAuth, Token, Url
+
+if TYPE_CHECKING:
+    from spica.models.active import Pointer
+
+models_app = typer.Typer(
+    no_args_is_help=True,
+    help="Model versions: list, compare, activate, go back, export, import, delete.\n\n"
+    "[bold]Example[/bold]: spica models list",
+)
+models_app.command()(optimise)
+
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        help="Folder with the models, as given to `spica serve`; that of `spica up` is named in its frame. "
+        "(SPICA_DATA_DIR)",
+        show_default="the user's",
+    ),
+]
+VersionId = Annotated[
+    str, typer.Argument(help="Id of a version, its beginning, or the digits at its end.", show_default=False)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+Refresh = Annotated[
+    bool, typer.Option("--refresh", help="Predict the unlabelled tasks anew at once, and delete the older predictions.")
+]
+
+
+@models_app.command("list")
+def list_models(
+    project: Annotated[
+        int | None, typer.Option("--project", min=1, help="Only what this project uses.", show_default=False)
+    ] = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """The versions, the newest first: parent, what they learned from, hold-out, the gate's verdict, active or not.
+
+    [bold]Example[/bold]: spica models list
+    """
+    from spica.cli.model_tables import pointers_of, print_list
+    from spica.models import versions
+
+    folder = _data_dir(data_dir)
+    found = versions.all(folder)
+    pointers = pointers_of(folder)
+    if project is not None:
+        found = [each for each in found if any(use.project == project for use in each.active)]
+        pointers = [each for each in pointers if each["project"] == project]
+    if as_json:
+        print(json.dumps({"versions": [each.as_json() for each in found], "active": pointers}, ensure_ascii=False))
+        return
+    print_list(folder, found, pointers)
+
+
+@models_app.command("show")
+def show_model(version: VersionId, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Everything about a version, after checking every file of it.
+
+    [bold]Example[/bold]: spica models show gwhd-1a2b3c4d
+    """
+    from spica.cli.model_tables import print_card
+    from spica.models import versions
+
+    folder = _data_dir(data_dir)
+    opened = versions.open(folder, versions.find(folder, version))
+    listed = next(each for each in versions.all(folder) if each.id == opened.id)
+    if as_json:
+        card = json.loads(opened.card.as_json())
+        print(json.dumps({**listed.as_json(), "folder": str(opened.folder), "card": card}, ensure_ascii=False))
+        return
+    print_card(opened, listed)
+
+
+@models_app.command("diff")
+def diff_models(
+    version: VersionId,
+    other: Annotated[str, typer.Argument(help="Id of another.", show_default=False)],
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Two versions side by side: architecture, classes, what they learned from, metrics, the gate's figures.
+
+    [bold]Example[/bold]: spica models diff gwhd-1a2b3c4d gwhd-5e6f7a8b
+    """
+    from spica.cli.model_tables import compare, print_comparison
+    from spica.models import versions
+
+    folder = _data_dir(data_dir)
+    first, second = (versions.open(folder, versions.find(folder, each)) for each in (version, other))
+    rows = compare(first.card, second.card)
+    if as_json:
+        told = {name: {"a": a, "b": b} for name, a, b in rows}
+        print(json.dumps({"a": first.id, "b": second.id, "differ": told}, ensure_ascii=False))
+        return
+    print_comparison(first.id, second.id, rows)
+
+
+@models_app.command("activate")
+def activate_model(
+    version: VersionId,
+    project: ProjectNumber,
+    why: Annotated[str, typer.Option(help="Kept with it, for people.")] = "activated by hand",
+    any_weights: Annotated[
+        bool, typer.Option("--any-weights", help="Serve it whatever --weights the server was started with.")
+    ] = False,
+    refresh: Refresh = False,
+    model_url: ModelUrl = None,
+    url: Url = None,
+    token: Token = None,
+    data_dir: DataDir = None,
+    basic_auth: ServerAuth = None,
+) -> None:
+    """Serve a project with a version from now on; also one that the gate has refused.
+
+    The model server takes it up within seconds, without a restart; then title and version in Label Studio are moved
+    together. Without either the choice is kept, and they begin with it.
+
+    [bold]Example[/bold]: spica models activate gwhd-1a2b3c4d --project 1
+    """
+    from spica.models import active, versions
+    from spica.models.folders import base_of
+
+    folder = _data_dir(data_dir)
+    wanted = versions.find(folder, version)
+    before = _before(folder, project)
+    base = None if any_weights else base_of(folder, wanted)
+    now = active.activate(folder, project, wanted, base=base, why=why, by="spica models activate")
+    was = before.version if before is not None else None
+    if before == now:
+        out.print(f"Project {project} is served with {escape(wanted)} already.")
+    else:
+        out.print(f"Project {project} is served with {escape(wanted)} from now on, before with {escape(_named(was))}.")
+    if now.base is not None:
+        out.print(f"This holds where the server's --weights are {escape(now.base)}.")
+    place = Place(folder if data_dir is not None else None, url, token, model_url, basic_auth)
+    _follow(project, wanted, was, place, refresh=refresh)
+
+
+@models_app.command("rollback")
+def rollback_model(
+    project: ProjectNumber,
+    refresh: Refresh = False,
+    model_url: ModelUrl = None,
+    url: Url = None,
+    token: Token = None,
+    data_dir: DataDir = None,
+    basic_auth: ServerAuth = None,
+) -> None:
+    """Back to what was active in a project before; again, and it goes one step further back.
+
+    [bold]Example[/bold]: spica models rollback --project 1
+    """
+    from spica.models import active
+
+    folder = _data_dir(data_dir)
+    before = _before(folder, project)
+    now = active.rollback(folder, project, by="spica models rollback")
+    was = before.version if before is not None else None
+    out.print(
+        f"Project {project} is served with {escape(_named(now.version))} again, before with {escape(_named(was))}."
+    )
+    if was is not None:
+        out.print(f"To undo this: spica models activate {escape(was)} --project {project}")
+    place = Place(folder if data_dir is not None else None, url, token, model_url, basic_auth)
+    _follow(project, now.version, was, place, refresh=refresh)
+
+
+@models_app.command("export")
+def export_model(
+    version: VersionId,
+    to: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            help="weights.pth (a plain state_dict), weights.safetensors, version.zip, or a folder.",
+            show_default=False,
+        ),
+    ],
+    data_dir: DataDir = None,
+) -> None:
+    """Write a version, or its weights alone, to a file; after checking every file of it.
+
+    [bold]Example[/bold]: spica models export gwhd-1a2b3c4d --out gwhd.pth
+    """
+    from spica.models import versions
+    from spica.models.transfer import export
+
+    folder = _data_dir(data_dir)
+    opened = versions.open(folder, versions.find(folder, version))
+    out.print(f"Wrote {escape(str(export(opened, to)))}.")
+
+
+@models_app.command("import")
+def import_model(
+    source: Annotated[
+        Path, typer.Argument(help="Version's folder or .zip, or a weights file.", show_default=False, metavar="FILE")
+    ],
+    data_dir: DataDir = None,
+    norm_eps: Eps = None,
+    max_detections: MaxDetections = None,
+) -> None:
+    """Put a version that was exported elsewhere, or a weights file, into the store. Nothing in it is run.
+
+    [bold]Example[/bold]: spica models import gwhd.zip
+    """
+    from spica.models import store
+    from spica.models.transfer import bring_in, is_archive
+
+    folder = _data_dir(data_dir)
+    if source.is_dir() or source.suffix.lower() == ".zip" or is_archive(source):
+        version, is_new = bring_in(source, folder)
+    else:
+        settings = settings_with(data_dir=folder, norm_eps=norm_eps, max_detections=max_detections)
+        identity = identify(source, settings)
+        is_new = not (folder / "models" / identity.id).exists()
+        with err.status("") as status:
+            version = store.ensure(identity, data_dir=folder, progress=lambda line: status.update(escape(line)))
+    out.print(f"Imported {escape(version.id)}." if is_new else f"{escape(version.id)} is in the store already.")
+    out.print(f"To serve a project with it: spica models activate {escape(version.id)} --project N")
+
+
+@models_app.command("delete")
+def delete_model(version: VersionId, data_dir: DataDir = None) -> None:
+    """Delete a version and its caches; not an active one, its parent, a pinned one, or one that a server has loaded.
+
+    [bold]Example[/bold]: spica models delete gwhd-1a2b3c4d
+    """
+    from spica.models import space, versions
+
+    folder = _data_dir(data_dir)
+    gone = space.delete(folder, versions.find(folder, version))
+    out.print(f"Deleted {escape(gone.id)}, {gone.bytes / 2**20:.1f} MB.")
+
+
+@models_app.command("pin")
+def pin_model(version: VersionId, data_dir: DataDir = None) -> None:
+    """Keep a version, however little space there is.
+
+    [bold]Example[/bold]: spica models pin gwhd-1a2b3c4d
+    """
+    from spica.models import pins, versions
+
+    folder = _data_dir(data_dir)
+    found = versions.find(folder, version)
+    pins.pin(folder, found)
+    out.print(f"{escape(found)} is pinned.")
+
+
+@models_app.command("unpin")
+def unpin_model(version: VersionId, data_dir: DataDir = None) -> None:
+    """Let a pinned version go: it may be deleted when space is needed.
+
+    [bold]Example[/bold]: spica models unpin gwhd-1a2b3c4d
+    """
+    from spica.models import pins, versions
+
+    folder = _data_dir(data_dir)
+    found = versions.find(folder, version)
+    was = pins.unpin(folder, found)
+    out.print(f"{escape(found)} is not pinned any more." if was else f"{escape(found)} was not pinned.")
+
+
+def _data_dir(given: Path | None) -> Path:
+    return settings_with(data_dir=given).data_dir
+
+
+def _named(version: str | None) -> str:
+    return version or "the weights that the server was started with"
+
+
+def _before(folder: Path, project: int) -> Pointer | None:
+    from spica.errors import StorageError
+    from spica.models import active
+
+    try:
+        return active.read(folder, project)
+    except StorageError as error:
+        err.print(f"[yellow]Note:[/yellow] {escape(error.one_line)}")
+        return None
+
+
+def _follow(project: int, version: str | None, before: str | None, place: Place, *, refresh: bool) -> None:
+    shown = move(project, version, before, place, lambda line: out.print(escape(line)))
+    if not refresh:
+        when = "" if shown else " once the model server answers with it"
+        out.print(f"New boxes for its tasks{when}: spica prelabel --project {project}")
+        return
+    from spica.cli.predictions import refresh_predictions
+
+    refresh_predictions(
+        project,
+        model_url=place.model_url,
+        url=place.url,
+        token=place.token,
+        data_dir=place.label_studio_dir,
+        basic_auth=place.basic_auth,
+    )

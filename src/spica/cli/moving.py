@@ -1,0 +1,159 @@
+"""After another version was made active: the model server takes it up, and Label Studio shows it.
+
+The pointer in the store is all that counts; what happens here only saves people from waiting or doing it by hand, so
+what can't be done is said, and is no failure.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from spica.cli.console import label_studio
+from spica.errors import SpicaError, UsageError
+from spica.settings import Settings
+
+if TYPE_CHECKING:
+    from spica.labelstudio.api.records import Backend
+    from spica.labelstudio.client import LabelStudioClient
+
+_PATIENCE_S = 90.0
+"""The model server looks for changes once a second; then it loads the version, and converts nothing."""
+
+_PAUSE_S = 0.2
+_SUFFIX = re.compile(r"(-bf16|-int8-[0-9a-f]{4})?(-t(a|[0-9]+)o[0-9]+)?(\.[0-9a-f]+)?")
+"""What the name under which predictions are stored adds to a version's id: arithmetic, tiles, recipe."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where to look for Label Studio and the model server; None for what was not said.
+
+    Attributes:
+        data_dir: with the store, and maybe with the Label Studio of ``spica up``.
+        url: of Label Studio.
+        token: of Label Studio.
+        model_url: of the model server.
+        basic_auth: ``user:password`` that the model server asks for.
+    """
+
+    data_dir: Path | None = None
+    url: str | None = None
+    token: str | None = None
+    model_url: str | None = None
+    basic_auth: str | None = None
+
+    @property
+    def label_studio_dir(self) -> Path | None:
+        """The data folder, if it holds a Label Studio of ``spica up``."""
+        from spica.labelstudio.known import own_folder
+
+        if self.data_dir is None:
+            return None
+        try:
+            own_folder(self.data_dir)
+        except UsageError:
+            return None
+        return self.data_dir
+
+    def settings(self) -> Settings:
+        """With address and token of Label Studio, as far as they are known."""
+        return label_studio(self.url, self.token, self.label_studio_dir, basic_auth=self.basic_auth)
+
+
+def move(project: int, version: str | None, before: str | None, place: Place, say: Callable[[str], None]) -> bool:
+    """Wait until the model server answers with a version, and move title and version in Label Studio with it.
+
+    Args:
+        project: its number.
+        version: that is active now; None for the weights that the server was started with.
+        before: that was active.
+        place: where things are.
+        say: told what was done, or why it was not, a line each.
+
+    Returns:
+        Whether Label Studio shows the version.
+    """
+    from spica.connect import connect
+    from spica.labelstudio.client import LabelStudioClient
+
+    settings = place.settings()
+    later = f"`spica connect --project {project}` tells Label Studio later"
+    if settings.label_studio_api_key is None:
+        say(f"Label Studio was not told, for want of a token (--token, or --data-dir of `spica up`); {later}.")
+        return False
+    auth = settings.basic_auth.get_secret_value() if settings.basic_auth is not None else None
+    token = settings.label_studio_api_key.get_secret_value()
+    try:
+        with LabelStudioClient(settings.label_studio_url, token) as client:
+            config = client.project(project).label_config
+            backend = _backend(client, project, place.model_url)
+            url = place.model_url or (backend.url if backend is not None else None)
+            if url is None:
+                say(f"No model is connected with project {project}; {later}, once the model server runs.")
+                return False
+            answered = _wait(url, {"project": str(project), "schema": config}, auth, version, before)
+            if answered is not None:
+                say(f"{answered}; {later}.")
+                return False
+            done = connect(
+                client,
+                project,
+                model_url=url,
+                basic_auth=auth,
+                interactive=backend.is_interactive if backend is not None else True,
+            )
+    except SpicaError as error:
+        say(f"Label Studio was not told: {error.one_line}; {later}.")
+        return False
+    say(f"Label Studio shows project {project} with {done.version}.")
+    for problem in done.problems:
+        say(f"Note: {problem}")
+    return True
+
+
+def answers_with(told: str, version: str) -> bool:
+    """Whether the name of a project's predictions is that of a version, in whatever arithmetic."""
+    return told.startswith(version) and _SUFFIX.fullmatch(told[len(version) :]) is not None
+
+
+def _backend(client: LabelStudioClient, project: int, model_url: str | None) -> Backend | None:
+    """The connected model: the one at the address, else the one that Label Studio asks, which is the first."""
+    from spica.labelstudio.api.backends import same_url
+
+    found = client.backends(project)
+    return next((each for each in found if model_url is None or same_url(each.url, model_url)), None)
+
+
+def _wait(url: str, setup: dict[str, Any], auth: str | None, version: str | None, before: str | None) -> str | None:
+    """None as soon as the server answers with the version; else why it does not."""
+    until = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            told = _version_at(url, setup, auth)
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+            return f"The model server at {url} does not answer ({type(error).__name__}); it will begin with the version"
+        if told is None:
+            return f"What answers at {url} is not Spica's model server"
+        if answers_with(told, version) if version is not None else before is None or not answers_with(told, before):
+            return None
+        if time.monotonic() >= until:
+            return f"The model server at {url} still answers with {told}; its page says why"
+        time.sleep(_PAUSE_S)
+
+
+def _version_at(url: str, setup: dict[str, Any], auth: str | None) -> str | None:
+    user, _, password = (auth or "").partition(":")
+    answer = httpx.post(
+        f"{url.rstrip('/')}/setup", json=setup, auth=(user, password) if auth is not None else None, timeout=10
+    )
+    body = answer.json() if answer.is_success else None
+    if not isinstance(body, dict) or "classes" not in body:
+        return None
+    return str(body.get("model_version"))

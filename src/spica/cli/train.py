@@ -1,0 +1,365 @@
+"""`spica train`: from annotated images to weights."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+import typer
+from rich.markup import escape
+
+from spica.cli.console import err, label_studio, out, settings_with
+from spica.cli.options import LabelStudioDataDir, Token, Url
+from spica.errors import UsageError
+
+if TYPE_CHECKING:
+    from spica.evaluation.counting import Counting
+    from spica.training.dataset import DataSet
+    from spica.training.loop import Trained
+    from spica.training.progress import Epoch, Progress
+    from spica.training.recipe import Recipe
+
+_SUFFIXES = (".pth", ".pt", ".safetensors")
+_WORK = ".training"
+"""Suffix of the folder with the checkpoints, beside the weights."""
+
+
+def train(
+    target: Annotated[
+        Path, typer.Option("--out", help="The weights to write: .pth, or .safetensors, which knows its classes.")
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A COCO json, a YOLO or Pascal VOC folder, or a JSON export of Label Studio.", show_default=False
+        ),
+    ] = None,
+    project: Annotated[
+        int | None,
+        typer.Option(min=1, help="The submitted annotations of this project of Label Studio.", show_default=False),
+    ] = None,
+    valid: Annotated[
+        Path | None,
+        typer.Option(help="Annotated images to judge by.", show_default="a fifth of DATA, chosen by content"),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Where the images of DATA are, if not beside it.", show_default=False)
+    ] = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(
+            help="Architecture, as fasterrcnn_resnet50_fpn.",
+            show_default="that of --init, else fasterrcnn_efficientnet_lite0_fpn, with a GPU fasterrcnn_resnet50_fpn",
+        ),
+    ] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(help="Begin with these weights, or this model version.", show_default="published weights"),
+    ] = None,
+    init_labels: Annotated[
+        str | None,
+        typer.Option(
+            "--init-labels", help="The classes of --init in order, for a file without names.", show_default=False
+        ),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="At most so many.", show_default="by the data")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images a step.", show_default="by the network")] = None,
+    lr: Annotated[float | None, typer.Option(help="Highest learning rate.", show_default="by the network")] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(min=0, help="Stop after so many epochs without a better one; 0 never.", show_default="6"),
+    ] = None,
+    max_minutes: Annotated[
+        float | None, typer.Option("--max-minutes", help="Stop after the epoch in which they are over.")
+    ] = None,
+    frozen: Annotated[
+        int | None,
+        typer.Option(min=0, max=5, help="Stages of the backbone that do not learn.", show_default="by the data"),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(min=64, max=4096, help="Pixels of an image's shorter side.", show_default="the network's"),
+    ] = None,
+    flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Mirror images from left to right.")] = True,
+    flip_vertical: Annotated[
+        bool, typer.Option("--flip-vertical/--no-flip-vertical", help="And upside down: photographs from above.")
+    ] = False,
+    zoom: Annotated[bool, typer.Option("--zoom/--no-zoom", help="Nearer and farther.")] = True,
+    colour: Annotated[bool, typer.Option("--colour/--no-colour", help="In another light.")] = True,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained/--from-scratch", help="Without --init: published weights, or random numbers.")
+    ] = True,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same weights.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="At most so many; 0 for all.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace --out if it exists.")] = False,
+    url: Url = None,
+    token: Token = None,
+    data_dir: LabelStudioDataDir = None,
+) -> None:
+    """Train a detector on annotated images.
+
+    Beside the weights are written: a card (.card.json, .card.md), loss and mAP by epoch (.curves.png), and predicted
+    against true numbers of objects (.counts.png). Ctrl-C keeps what was learned; --resume goes on from there.
+
+    [bold]Example[/bold]: spica train annotations.json --out gwhd.pth
+    """
+    if (data is None) == (project is None):
+        raise UsageError(
+            "tell what to learn from",
+            expected="either DATA or --project",
+            got="both" if data is not None else "neither",
+        )
+    _check_target(target, force=force)
+    from spica.training.loop import require_packages
+
+    require_packages()
+    dataset = _read(data, images) if data is not None else _fetch(project or 0, url, token, data_dir)
+    learned, judged = _parts(dataset, valid)
+    recipe = _recipe(
+        len(learned.examples),
+        _architecture(arch, init),
+        init,
+        epochs=epochs,
+        batch=batch,
+        lr=lr,
+        patience=patience,
+        max_minutes=max_minutes,
+        frozen=frozen,
+        min_size=size,
+        flip=flip,
+        flip_vertical=flip_vertical,
+        zoom=zoom,
+        colour=colour,
+        pretrained=pretrained,
+        seed=seed,
+        threads=threads,
+    )
+    names = [name.strip() for name in init_labels.split(",")] if init_labels is not None else None
+    trained = _train(learned, judged, target, recipe, init, names, resume=resume)
+    _finish(trained, target, learned, judged)
+
+
+def _check_target(target: Path, *, force: bool) -> None:
+    from spica.training.report import paths
+
+    if target.suffix.lower() not in _SUFFIXES:
+        raise UsageError(
+            "weights can't be written under this name",
+            where=f"--out {target}",
+            expected=f"a name that ends with {', '.join(_SUFFIXES)}",
+        )
+    if not target.absolute().parent.is_dir():
+        raise UsageError("there is no such folder", where=str(target.absolute().parent), hint="make it first")
+    there = [path.name for path in paths(target) if path.exists()]
+    if there and not force:
+        raise UsageError(
+            "the weights are there already, and nothing is overwritten",
+            where=str(target),
+            got=", ".join(there),
+            hint="choose another --out, or say --force",
+        )
+
+
+def _read(data: Path, images: Path | None, classes: tuple[str, ...] | None = None) -> DataSet:
+    from spica.training.sources import load
+
+    with err.status(f"Reading {escape(str(data))} …"):
+        found = load(data, images=images, classes=classes)
+    _tell_problems(found)
+    return found
+
+
+def _fetch(project: int, url: str | None, token: str | None, data_dir: Path | None) -> DataSet:
+    from spica.cli.export import fetch_project  # what is exported is what is learned from
+
+    found = fetch_project(project, label_studio(url, token, data_dir))
+    _tell_problems(found)
+    return found
+
+
+def _tell_problems(dataset: DataSet) -> None:
+    for problem in dataset.problems:
+        err.print(f"[yellow]Note:[/yellow] {escape(problem)}")
+
+
+def _parts(dataset: DataSet, valid: Path | None) -> tuple[DataSet, DataSet | None]:
+    """What is learned from, and what is judged by."""
+    from spica.training.holdout import Frozen, split
+
+    if valid is not None:
+        judged = _read(valid, None, dataset.classes)
+        seen = {example.digest for example in dataset.examples}
+        double = sum(example.digest in seen for example in judged.examples)
+        if double:
+            err.print(f"[yellow]Note:[/yellow] {double} validation images are learned from too: the metrics flatter.")
+        return dataset, judged
+    settings = settings_with()
+    learned, judged, _ = split(dataset, Frozen(), share=settings.holdout_share, minimum=settings.holdout_min)
+    _tell_problems(judged)
+    return learned, judged if judged.examples else None
+
+
+def _architecture(arch: str | None, init: Path | None) -> str | None:
+    if arch is not None or init is None:
+        return arch
+    from spica.detectors.weights import inspect
+
+    return inspect(init).architecture
+
+
+def _recipe(n_images: int, arch: str | None, init: Path | None, **chosen: Any) -> Recipe:
+    from spica.training.recipe import Recipe
+
+    return Recipe.for_data(max(1, n_images), arch, continued=init is not None, **chosen)
+
+
+def _train(
+    learned: DataSet,
+    judged: DataSet | None,
+    target: Path,
+    recipe: Recipe,
+    init: Path | None,
+    init_classes: list[str] | None,
+    *,
+    resume: bool,
+) -> Trained:
+    """Train with bars; Ctrl-C ends it after the step that it is in."""
+    from spica.training import checkpoints
+    from spica.training.loop import train as run
+    from spica.training.module import StoppedError
+
+    work = target.with_name(target.name + _WORK)
+    if not resume and work.is_dir():
+        checkpoints.clear(work)
+    boxes = f"{len(learned.examples)} images with {learned.boxes} boxes"
+    judging = f", judged by {len(judged.examples)} others" if judged is not None else ""
+    out.print(f"Training {recipe.architecture} on {boxes}{judging}: {', '.join(map(escape, learned.classes))}")
+    stop = threading.Event()
+    try:
+        with _interruptible(stop), _Bars(recipe) as bars:
+            return run(
+                learned,
+                judged,
+                work,
+                recipe,
+                init=init,
+                init_classes=init_classes,
+                on_progress=bars.show,
+                stop=stop,
+            )
+    except StoppedError as error:
+        out.print(f"Stopped after {escape(error.got or '')}. The same command with --resume goes on from there.")
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def _interruptible(stop: threading.Event) -> Iterator[None]:
+    """Ctrl-C and the system's wish to end set ``stop``; a second one ends at once."""
+
+    def wish(number: int, _: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        err.print("Stopping after this step …")
+
+    before = {}
+    for name in ("SIGINT", "SIGTERM", "SIGBREAK", "SIGHUP"):
+        if hasattr(signal, name):
+            number = getattr(signal, name)
+            before[number] = signal.signal(number, wish)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Bars:
+    """A bar of all steps, and a line for each epoch that is over."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}/" + str(recipe.epochs)),
+            BarColumn(),
+            TextColumn("{task.fields[told]}"),
+            console=err,
+            transient=True,
+        )
+        self._row = self._bar.add_task("", total=None, epoch=1, told="loading")
+        self._epochs = 0
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def show(self, progress: Progress) -> None:
+        """One step further."""
+        for epoch in progress.history[self._epochs :]:
+            out.print(_line(epoch, progress.epochs, best=epoch.number == progress.best_epoch))
+        self._epochs = len(progress.history)
+        told = "judging" if progress.judging else f"loss {progress.losses.get('loss', 0.0):.3f}"
+        if progress.eta_s is not None:
+            told += f", {_minutes(progress.eta_s)} to go"
+        done = len(progress.history) * progress.steps + progress.step
+        self._bar.update(
+            self._row, total=progress.epochs * progress.steps, completed=done, epoch=progress.epoch, told=told
+        )
+
+
+def _line(epoch: Epoch, epochs: int, *, best: bool) -> str:
+    parts = [f"epoch {epoch.number:>{len(str(epochs))}}/{epochs}", f"loss {epoch.losses['loss']:.3f}"]
+    if epoch.metrics is not None:
+        for key, name in (("ap", "mAP"), ("ap50", "mAP50"), ("ar", "mAR")):
+            value = epoch.metrics.get(key)
+            parts.append(f"{name} {'–' if value is None else f'{value:.3f}'}")
+    parts.append(f"{epoch.seconds:.0f} s")
+    return "  ".join(parts) + ("  best" if best else "")
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def _finish(trained: Trained, target: Path, learned: DataSet, judged: DataSet | None) -> None:
+    import shutil
+
+    from spica.training.report import paths, write
+
+    counts = _counts(trained, judged) if judged is not None else None
+    write(trained, target, data=learned, valid=judged, counts=counts)
+    shutil.rmtree(target.with_name(target.name + _WORK), ignore_errors=True)
+    for note in trained.notes:
+        err.print(f"[yellow]Note:[/yellow] {escape(note)}")
+    metrics = trained.metrics or {}
+    shown = [f"{name} {metrics[key]:.3f}" for key, name in (("ap", "mAP"), ("ap50", "mAP50")) if metrics.get(key)]
+    if counts is not None and counts.r2 is not None:
+        shown.append(f"counting R² {counts.r2:.2f}, bias {counts.bias:+.1f} an image")
+    out.print(
+        f"Wrote {escape(str(target))}: epoch {trained.best_epoch} of {len(trained.history)}"
+        + (", " + ", ".join(shown) if shown else "")
+        + f"; {_minutes(trained.seconds)}."
+    )
+    beside = [path.name for path in paths(target)[1:] if path.exists()]
+    out.print(f"Beside it: {escape(', '.join(beside))}")
+    labels = "" if target.suffix.lower() == ".safetensors" else f" --labels {escape(','.join(trained.classes))}"
+    out.print(f"Use it: spica up PHOTOS --weights {escape(str(target))}{labels}")
+
+
+def _counts(trained: Trained, judged: DataSet) -> Counting:
+    """Objects an image as the weights see them."""
+    from spica.evaluation.counting import count
+    from spica.training.answers import answer_with
+
+    with err.status("Counting objects …"):
+        found = answer_with(trained.weights, judged)
+    return count([example.truth for example in judged.examples], found, settings_with().threshold)

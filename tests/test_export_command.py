@@ -1,0 +1,79 @@
+"""`spica export` as it is typed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from annotated_images import small_set
+from spica.cli.export import export
+from spica.errors import UsageError
+from spica.labelstudio.api.records import Project
+from spica.labelstudio.client import LabelStudioClient
+from spica.labelstudio.launch import LabelStudioProcess
+from spica.training import export as exports
+from spica.training.sources import load
+
+app = typer.Typer()
+app.command()(export)
+
+
+def run(*arguments: object) -> str:
+    """The command's output; its errors are raised."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_from_one_format_to_another(tmp_path: Path) -> None:
+    """Any data set becomes any other; what was written is told."""
+    exports.export(small_set(tmp_path / "in"), "coco", tmp_path / "a")
+    assert "3 images with 3 boxes" in run(tmp_path / "a", "--format", "yolo", "--out", tmp_path / "b")
+    run(tmp_path / "b", "--format", "voc", "--out", tmp_path / "c")
+    assert load(tmp_path / "c").classes == ("spike", "weed")
+    run(tmp_path / "b", "--format", "coco", "--out", tmp_path / "c", "--force")
+    assert load(tmp_path / "c").fingerprint == load(tmp_path / "a").fingerprint
+
+
+@pytest.mark.parametrize("arguments", [[], ["data", "--project", "1"]], ids=["neither", "both"])
+def test_what_to_export(arguments: list[str]) -> None:
+    """Data or a project is named, not both."""
+    with pytest.raises(UsageError, match="tell what to export"):
+        run(*arguments)
+
+
+def test_the_folder_is_looked_at_first(tmp_path: Path) -> None:
+    """A folder with something in it is refused before anything is read."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years of work", "utf-8")
+    with pytest.raises(UsageError, match="not empty"):
+        run("missing data", "--out", tmp_path / "out")
+
+
+@pytest.mark.label_studio
+def test_a_project(
+    label_studio: LabelStudioProcess,
+    client: LabelStudioClient,
+    project: Project,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A project's submitted annotations are written with their images."""
+    dataset = small_set(tmp_path / "in")
+    tasks = client.upload_images(project.id, {each.name: each.path.read_bytes() for each in dataset.examples})
+    value = {"x": 25, "y": 50, "width": 50, "height": 25, "rotation": 0, "rectanglelabels": ["other"]}
+    item = {"id": "r", "from_name": "label", "to_name": "image", "type": "rectanglelabels", "value": value}
+    client.create_annotation(tasks[0], [{**item, "original_width": 64, "original_height": 48}])
+    client.create_annotation(tasks[1], [])
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", label_studio.credentials.token)
+    monkeypatch.setenv("SPICA_DATA_DIR", str(tmp_path / "spica"))
+    told = run("--project", project.id, "--url", label_studio.url, "--out", tmp_path / "out")
+    assert "2 images with 1 boxes" in told
+    body = json.loads((tmp_path / "out" / "annotations.json").read_text("utf-8"))
+    assert body["annotations"][0]["bbox"] == [16, 24, 32, 12]
+    assert body["annotations"][0]["category_id"] == 2
+    assert sorted(path.name for path in (tmp_path / "out" / "images").iterdir()) == ["a.jpg", "b.jpg"]
