@@ -17,18 +17,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from spica.bench.machine import load
+from spica.bench.material import untrained_weights
 from spica.demo import model_folder
 from spica.labelstudio.launch import LabelStudioProcess
 
 from . import courtesy, report
-from .machine import conditions, load
+from .machine import conditions
 from .place import (
     ROOT,
     Photographs,
     address,
     label_studio,
     make_project,
-    random_weights,
     run_worker,
 )
 
@@ -141,7 +142,7 @@ class Bench:
             found.append((DEMO, model_folder(), self.chosen.network_tasks))
         if self.chosen.heavy_tasks:
             if self._weights is None:
-                self._weights = random_weights(self.scratch / "random.pth")
+                self._weights = untrained_weights(self.scratch / "random.pth")
             found.append((HEAVY, self._weights, self.chosen.heavy_tasks))
         return found
 

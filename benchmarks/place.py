@@ -172,13 +172,3 @@ def clean_environment(**more: str) -> dict[str, str]:
     """The environment without settings of the person who runs this."""
     kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(_OURS)}
     return {**kept, "PYTHONUTF8": "1", **more}
-
-
-def random_weights(path: Path) -> Path:
-    """Weights of torchvision's ``fasterrcnn_resnet50_fpn`` with one class, untrained, but finding boxes."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    try:
-        from weights_builder import write_tutorial_weights
-    finally:
-        sys.path.pop(0)
-    return write_tutorial_weights(path)

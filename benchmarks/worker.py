@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from pydantic import SecretStr
 
+from spica.bench.machine import status_bytes
 from spica.boxes import Detections
 from spica.detectors.contract import Detector, RGBImage
 from spica.detectors.load import load_detector
@@ -33,8 +34,8 @@ from spica.prelabel import BulkJob, Selection, prepare
 from spica.prelabel.claim import Claim
 from spica.server.build import media_for, warm_up
 from spica.settings import Settings
+from spica.training.footprint import peak_memory_bytes
 
-from .machine import peak_resident_bytes, resident_bytes
 from .watch import Meter, WatchedTransport
 
 
@@ -171,7 +172,7 @@ def _measured(order: Order, predictor: Predictor, detector: TimedDetector) -> di
     detector.spans.clear()
     meter = Meter()
     selection = Selection()
-    before = resident_bytes()
+    before = status_bytes("VmRSS")
     cpu, began = time.process_time(), time.perf_counter()
     with LabelStudioClient(order.url, order.token, transport=WatchedTransport(meter)) as client:
         work = prepare(client, order.project, predictor.plan, selection)
@@ -193,7 +194,7 @@ def _measured(order: Order, predictor: Predictor, detector: TimedDetector) -> di
         "label_studio_seconds": meter.seconds,
         "processor_seconds": time.process_time() - cpu,
         "requests": {kind: asdict(requests) for kind, requests in sorted(meter.kinds.items())},
-        "memory": {"before": before, "peak": peak_resident_bytes()},
+        "memory": {"before": before, "peak": peak_memory_bytes() or None},
         "network": {
             "images": len(spans),
             "busy_s": sum(end - begin for begin, end in spans),
