@@ -222,3 +222,51 @@ def test_putting_the_same_twice_counts_its_bytes_once() -> None:
     memory.put("a", seen)
     memory.put("a", seen)
     assert memory.nbytes == seen.nbytes
+
+
+@pytest.mark.parametrize(("waiting", "expected"), [(False, [7, 100]), (True, [100])], ids=["nobody waits", "one waits"])
+def test_somebody_who_waits_already_is_not_kept_waiting_for_a_warm_up(waiting: bool, expected: list[int]) -> None:
+    """Warming up computes an image; whoever has asked before the model was loaded gets theirs at once instead."""
+    detector = ScriptedDetector()
+    loaded = threading.Event()
+
+    def load() -> Detector:
+        assert loaded.wait(WAIT_S)
+        return detector
+
+    def warm(given: Detector) -> None:
+        given.detect([an_image(7).pixels])
+
+    with Engine("test", load, queue_size=9, memory_bytes=10_000, warm=warm) as engine:
+        asked = engine.submit(an_image(100), Priority.OPENED) if waiting else None
+        loaded.set()
+        engine.wait_ready(WAIT_S)
+        (asked or engine.submit(an_image(100), Priority.OPENED)).result(WAIT_S)
+    assert detector.asked == expected
+
+
+def test_a_warm_up_that_fails_is_a_model_that_failed() -> None:
+    """The reason is told as if loading had failed."""
+    detector = ScriptedDetector()
+    with (
+        Engine(
+            "test", lambda: detector, queue_size=9, memory_bytes=9, warm=lambda it: it.detect([an_image(13).pixels])
+        ) as engine,
+        pytest.raises(ModelUnavailableError),
+    ):
+        engine.wait_ready(WAIT_S)
+
+
+def test_started_twice_is_started_once() -> None:
+    """The foreground server and a ``with`` block may both start an engine."""
+    loads: list[int] = []
+
+    def load() -> Detector:
+        loads.append(1)
+        return ScriptedDetector()
+
+    with Engine("test", load, queue_size=9, memory_bytes=9) as engine:
+        engine.start()
+        engine.wait_ready(WAIT_S)
+    engine.start()
+    assert loads == [1]

@@ -131,6 +131,8 @@ class Engine:
     Args:
         name: the model's name, for logs.
         load: makes the detector; called once, on the engine's own thread.
+        warm: run on the detector before the model counts as ready, unless somebody waits for it already: their image
+            does the same.
         queue_size: at most so many tasks are admitted at once (:meth:`places`).
         memory_bytes: bound of the memory of raw detections.
         on_failure: called on the engine's thread when loading failed.
@@ -144,11 +146,13 @@ class Engine:
         *,
         queue_size: int,
         memory_bytes: int,
+        warm: Callable[[Detector], None] | None = None,
         on_failure: Callable[[SpicaError], None] | None = None,
         abandon: Callable[[], None] | None = None,
     ) -> None:
         self._name = name
         self._load = load
+        self._warm = warm
         self._queue_size = queue_size
         self._on_failure = on_failure
         self._abandon = abandon
@@ -157,6 +161,7 @@ class Engine:
         self._pending: dict[str, _Job] = {}
         self._order = itertools.count()
         self._changed = threading.Condition()
+        self._started = False
         self._state: State = "loading"
         self._error: SpicaError | None = None
         self._images = self._remembered = self._failures = self._admitted = 0
@@ -176,7 +181,11 @@ class Engine:
         return self._name
 
     def start(self) -> None:
-        """Begin to load the model; returns at once."""
+        """Begin to load the model; returns at once. Twice is once."""
+        with self._changed:
+            if self._started or self._state == "closed":
+                return
+            self._started = True
         self._thread.start()
 
     def close(self) -> None:
@@ -286,6 +295,8 @@ class Engine:
     def _run(self) -> None:
         try:
             detector = self._load()
+            if self._warm is not None and not self._pending:
+                self._warm(detector)
         except Exception as error:  # noqa: BLE001 - a model that can't be loaded must be reported, whatever it raised
             self._fail_loading(error)
             return

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -36,7 +38,10 @@ from spica.cli.options import (
     Url,
     Weights,
 )
-from spica.settings import help_for
+from spica.settings import Settings, help_for
+
+if TYPE_CHECKING:
+    from spica.models.version import ModelIdentity
 
 logger = logging.getLogger(__name__)
 
@@ -63,10 +68,6 @@ def serve(
 
     [bold]Example[/bold]: spica serve --weights gwhd.pth
     """
-    from spica.server.build import build_engine, build_service
-    from spica.server.run import ensure_port_free, refuse_exposed
-    from spica.server.run import serve as serve_forever
-
     settings = settings_with(
         host=host,
         model_port=port,
@@ -79,15 +80,30 @@ def serve(
         overlap=overlap,
         basic_auth=basic_auth,
     )
-    refuse_exposed(settings.host, expose=expose)
     log_to_console()
-    identity = identify(weights, settings)
+    with ThreadPoolExecutor(1) as pool:  # reading the weights takes as long as importing the server
+        found = pool.submit(_identified, weights, settings)
+        from spica.server.build import build_engine, build_service
+        from spica.server.run import ensure_port_free, refuse_exposed
+        from spica.server.run import serve as serve_forever
+
+        refuse_exposed(settings.host, expose=expose)
+        identity = found.result()
     ensure_port_free(settings.host, settings.model_port, option="--port")
     terminate_like_ctrl_c()
-    with build_engine(identity, settings) as engine:
+    with contextlib.closing(build_engine(identity, settings)) as engine:
         logger.info("serving %s on http://%s:%d, stop with Ctrl-C", engine.name, settings.host, settings.model_port)
         service = build_service(engine, identity, settings)
         serve_forever(service, settings, host=settings.host, port=settings.model_port)
+
+
+def _identified(weights: Path, settings: Settings) -> ModelIdentity:
+    """What the weights are; what this machine can compute is found out on the way, which importing OpenVINO takes."""
+    from spica.models.serving import choose
+
+    identity = identify(weights, settings)
+    choose(identity, settings)
+    return identity
 
 
 def connect(

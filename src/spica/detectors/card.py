@@ -8,6 +8,7 @@ import json
 import re
 import uuid
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ GRAPHS = ("model.xml", "model.onnx")
 
 MAX_CARD_BYTES = 32 * 2**20
 """A card names every submission that its version has learned from: some 50 bytes each."""
+_READERS = 4
+"""Files that are hashed at the same time."""
+
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
@@ -169,12 +173,17 @@ def check_files(folder: Path, card: Card) -> None:
         WeightsError: a file is missing or differs.
     """
     own = [form.files for form in card.precisions.values()]
-    for name, entry in (pair for files in (card.files, *own) for pair in files.items()):
-        path = folder / name
+    found = [(folder / name, entry) for files in (card.files, *own) for name, entry in files.items()]
+    for path, entry in found:
         if not path.is_file():
             raise damaged(path, "missing")
-        if path.stat().st_size != entry.bytes or sha256_file(path) != entry.sha256:
+        if path.stat().st_size != entry.bytes:
             raise damaged(path, f"not the file that {CARD} describes")
+    with ThreadPoolExecutor(_READERS) as pool:  # hashing lets other threads run, and every start waits for it
+        digests = pool.map(sha256_file, (path for path, _ in found))
+        for (path, entry), digest in zip(found, digests, strict=True):
+            if digest != entry.sha256:
+                raise damaged(path, f"not the file that {CARD} describes")
 
 
 def describe_files(folder: Path, names: tuple[str, ...]) -> dict[str, FileEntry]:

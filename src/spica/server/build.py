@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
@@ -94,9 +95,14 @@ def build_service(engine: Engine, identity: ModelIdentity, settings: Settings) -
 
 
 def warm_up(detector: Detector) -> None:
-    """Pay now what the first request would pay: the network's first run, and the import of Label Studio's SDK."""
+    """Pay now what the first request would pay: the network's first run."""
     detector.detect([np.zeros((64, 64, 3), np.uint8)])
-    check_result(EXAMPLE, [])
+
+
+def _import_sdk() -> None:
+    """Import what checks every answer, Label Studio's SDK: half a second that passes while the model is read."""
+    with contextlib.suppress(Exception):  # the first answer that needs it says what is wrong
+        check_result(EXAMPLE, [])
 
 
 def _engine(
@@ -109,13 +115,12 @@ def _engine(
     leases = ExitStack()
 
     def load() -> Detector:
+        threading.Thread(target=_import_sdk, name="spica-sdk", daemon=True).start()
         if not settings.data_dir.joinpath("models", identity.id).is_dir():  # a conversion comes first
             version()
         if settings.data_dir.joinpath("models", identity.id).is_dir():
             leases.enter_context(hold(settings.data_dir, identity.id))  # nobody deletes what is served
-        detector = load_detector(version(), threads=settings.threads, serving=serving)
-        warm_up(detector)
-        return detector
+        return load_detector(version(), threads=settings.threads, serving=serving)
 
     def abandon() -> None:
         stopped.set()
@@ -126,6 +131,7 @@ def _engine(
         load,
         queue_size=settings.queue_size,
         memory_bytes=settings.memory_bytes,
+        warm=warm_up,
         abandon=abandon,
     )
 

@@ -134,7 +134,7 @@ class ModelServer:
 
 
 def serve(service: Service, settings: Settings, *, host: str, port: int) -> None:
-    """Serve in the foreground until Ctrl-C.
+    """Serve in the foreground until Ctrl-C; the model begins to load once requests can be taken.
 
     Raises:
         SpicaError: the port can't be used, or the model could not be loaded.
@@ -144,6 +144,7 @@ def serve(service: Service, settings: Settings, *, host: str, port: int) -> None
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
     app.state.is_stopping = lambda: server.should_exit
     failed: list[SpicaError] = []
+    service.predictor.engine.start()
 
     def watch() -> None:
         try:
