@@ -90,6 +90,7 @@ def _rounds(part: Mapping[str, Any]) -> list[str]:
         "round",
         "photographs so far",
         "edits, learning (kept, moved, relabelled, deleted, drawn)",
+        "changes by hand: learning / first version kept / from nothing",
         "s a photograph, learning",
         "first version kept",
         "from nothing",
@@ -105,6 +106,7 @@ def _rounds(part: Mapping[str, Any]) -> list[str]:
             str(each["number"]),
             str(each["annotated"]),
             ", ".join(str(each["learning"][edit]) for edit in _EDITS),
+            " / ".join(str(_changes(each, arm)) for arm in _ARMS),
             *(f"{_per_photograph(each, arm):.1f}" for arm in _ARMS),
             f"{each['train_s']:.0f}",
             f"{each['converted_s']:.0f}",
@@ -116,12 +118,14 @@ def _rounds(part: Mapping[str, Any]) -> list[str]:
         for each in rounds
     ]
     totals = {arm: sum(each[arm]["cost_s"] for each in rounds) for arm in _ARMS}
+    changes = {arm: sum(_changes(each, arm) for each in rounds) for arm in _ARMS}
     later = {arm: sum(each[arm]["cost_s"] for each in rounds[1:]) for arm in _ARMS}
     summary = (
         f"All {len(rounds)} rounds: {totals['learning'] / 60:.1f} minutes of correction with learning, "
         f"{totals['fixed'] / 60:.1f} with the first version kept, {totals['nothing'] / 60:.1f} from nothing; without "
         "the first round, in which there are no boxes yet: "
-        f"{later['learning'] / 60:.1f}, {later['fixed'] / 60:.1f}, {later['nothing'] / 60:.1f}. "
+        f"{later['learning'] / 60:.1f}, {later['fixed'] / 60:.1f}, {later['nothing'] / 60:.1f}. Boxes moved, "
+        f"relabelled, deleted or drawn: {changes['learning']}, {changes['fixed']}, {changes['nothing']}. "
         f"Begun {part['when'][:16].replace('T', ' at ')} UTC, busy processes at the end {part['load']}."
     )
     reasons = "\n".join(f"- Round {each['number']}: {each['reason']}" for each in rounds)
@@ -151,6 +155,11 @@ def _speed(part: Mapping[str, Any]) -> str:
 
 def _per_photograph(each: Mapping[str, Any], arm: str) -> float:
     return float(each[arm]["cost_s"]) / 20
+
+
+def _changes(each: Mapping[str, Any], arm: str) -> int:
+    """Edits that cost a hand's movement: all but the boxes that were right and kept."""
+    return sum(int(each[arm][edit]) for edit in _EDITS if edit != "kept")
 
 
 def _ap(value: float | None) -> str:
