@@ -15,7 +15,7 @@ demo: $(VENV)/demo.stamp  ## Set up and run the demonstration: Label Studio, 24 
 setup: $(VENV)/dev.stamp  ## Create .venv with everything: all extras and the development tools.
 
 test: setup browser lint  ## Set up everything, browser included, and run all checks and tests.
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 	$(MAKE) --no-print-directory wheel
 
 lint: setup  ## Style, types, and the arrows of the design.
