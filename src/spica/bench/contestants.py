@@ -11,6 +11,7 @@ import numpy as np
 from spica.boxes import Detections
 from spica.detectors.cleaning import cleaned
 from spica.detectors.load import load_detector
+from spica.detectors.weights import inspect
 from spica.errors import WeightsError
 from spica.images import decode
 from spica.models import store
@@ -49,6 +50,7 @@ class Start:
         max_detections: as in the settings.
         norm_eps: as in the settings.
         threads: as in the settings; 0 lets the runtime choose.
+        architecture: as in the settings.
     """
 
     way: Way
@@ -58,6 +60,7 @@ class Start:
     max_detections: int
     norm_eps: float
     threads: int
+    architecture: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """For the child."""
@@ -66,6 +69,11 @@ class Start:
 
 class Contestant(Protocol):
     """From a file to its boxes."""
+
+    @property
+    def threads(self) -> int | None:
+        """That the network is computed with; None where the runtime does not tell."""
+        ...
 
     def detect(self, path: Path) -> Detections:
         """Everything that is done for an image, reading the file included."""
@@ -86,6 +94,12 @@ class _Spica:
         serving = Serving(precision=start.way, why="measured")
         self._detector = load_detector(version, threads=start.threads, device="cpu", serving=serving)
 
+    @property
+    def threads(self) -> int | None:
+        """OpenVINO's."""
+        threads: int | None = getattr(self._detector, "threads", None)
+        return threads
+
     def detect(self, path: Path) -> Detections:
         image = decode(path.read_bytes(), where=str(path), max_pixels=_ANY_SIZE)
         (found,) = self._detector.detect([image.pixels])
@@ -99,6 +113,7 @@ def _version(start: Start) -> ModelVersion:
         score_floor=start.score_floor,
         max_detections=start.max_detections,
         norm_eps=start.norm_eps,
+        architecture=start.architecture,
     )
 
 
@@ -122,10 +137,19 @@ class _Tutorial:
             norm_eps=version.card.norm_eps,
             score_floor=_TUTORIAL_FLOOR,
             max_detections=TUTORIAL_LIMIT,
+            input_size=inspect(
+                version.source, version.card.architecture
+            ).input_size,  # of a network that was trained at another size
         )
         torch.set_grad_enabled(not self._inference_mode)
         if start.threads:
             torch.set_num_threads(start.threads)
+
+    @property
+    def threads(self) -> int | None:
+        """Torch's."""
+        threads: int = self._torch.get_num_threads()
+        return threads
 
     def detect(self, path: Path) -> Detections:
         from PIL import Image

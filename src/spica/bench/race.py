@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -24,6 +25,7 @@ from spica.errors import ModelUnavailableError, SpicaError, WeightsError
 Say = Callable[[str], None]
 
 _END_S = 10.0
+_TAIL_BYTES = 2000
 
 
 @dataclass(slots=True)
@@ -36,7 +38,9 @@ class Measured:
         first_s: from the process's start to the boxes of the first photograph.
         seconds: of each further look, in the order of the rounds.
         answers: by photograph.
-        memory_bytes: the most that the process has held; None where the system does not tell.
+        memory_bytes: the most that the process had held when it had answered for the first photograph, as that of
+            :class:`spica.bench.startup.Startup`; None where the system does not tell.
+        threads: of the network; None where the runtime does not tell.
     """
 
     way: Way
@@ -45,6 +49,7 @@ class Measured:
     seconds: list[float] = field(default_factory=list)
     answers: dict[Path, Detections] = field(default_factory=dict)
     memory_bytes: int | None = None
+    threads: int | None = None
 
     @property
     def title(self) -> str:
@@ -76,7 +81,7 @@ def race(starts: Sequence[Start], images: Sequence[Path], *, rounds: int, say: S
 
     Raises:
         WeightsError: a way can't run these weights.
-        ModelUnavailableError: a process died.
+        ModelUnavailableError: a process died; with the last line that it wrote.
     """
     with ExitStack() as stack:
         runners: list[_Runner] = []
@@ -101,12 +106,13 @@ class _Runner:
         self.measured = Measured(start.way)
         self._first = first
         environment = {**os.environ, "PYTHONUTF8": "1", "PYTHONWARNINGS": "ignore"}
+        self._told = tempfile.TemporaryFile()  # noqa: SIM115 - closed in _end; a pipe that nobody reads would fill
         self._began = time.perf_counter()
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "spica.bench.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._told,
             encoding="utf-8",
             env=environment,
         )
@@ -114,9 +120,9 @@ class _Runner:
 
     def __enter__(self) -> Self:
         try:
-            self._ask(self._start.as_json())
+            self.measured.threads = self._ask(self._start.as_json())["threads"]
             self.measured.load_s = time.perf_counter() - self._began
-            self.look(self._first, count=False)
+            self.measured.memory_bytes = self.look(self._first, count=False)
             self.measured.first_s = time.perf_counter() - self._began
         except BaseException:
             self._end()
@@ -128,7 +134,8 @@ class _Runner:
     ) -> None:
         self._end()
 
-    def look(self, image: Path, *, count: bool) -> None:
+    def look(self, image: Path, *, count: bool) -> int | None:
+        """Have a photograph looked at; the most memory that the process has held so far."""
         told = self._ask({"path": str(image)})
         if count:
             self.measured.seconds.append(float(told["seconds"]))
@@ -137,7 +144,8 @@ class _Runner:
             scores=np.array(told["scores"], np.float32),
             class_ids=np.array(told["classes"], np.int64),
         )
-        self.measured.memory_bytes = told["memory"]
+        memory: int | None = told["memory"]
+        return memory
 
     def _ask(self, line: dict[str, Any]) -> dict[str, Any]:
         stdin, stdout = self._process.stdin, self._process.stdout
@@ -146,14 +154,14 @@ class _Runner:
             try:
                 stdin.write(json.dumps(line) + "\n")
                 stdin.flush()
-            except BrokenPipeError:
+            except OSError:  # a broken pipe, or what Windows says instead
                 pass  # it has died, and says nothing below
             answer = stdout.readline()
         if not answer:
             raise ModelUnavailableError(
                 "the process of a measurement died",
                 where=self.measured.title,
-                got=f"exit status {self._process.wait(_END_S)}",
+                got=f"{self._ended()}{self._last_words()}",
                 hint="close other programs (it may be for want of memory), or leave this way out with --ways",
             )
         told: dict[str, Any] = json.loads(answer)
@@ -161,16 +169,29 @@ class _Runner:
             raise _rebuilt(told["error"], self.measured.title)
         return told
 
+    def _ended(self) -> str:
+        try:
+            return f"exit status {self._process.wait(_END_S)}"
+        except subprocess.TimeoutExpired:
+            return "an output that ended while the process went on"
+
+    def _last_words(self) -> str:
+        """The last line that the process wrote for people, after a semicolon; empty if there is none."""
+        self._told.seek(max(0, self._told.seek(0, os.SEEK_END) - _TAIL_BYTES))
+        lines = self._told.read().decode("utf-8", "replace").strip().splitlines()
+        return f"; {lines[-1].strip()[:300]}" if lines else ""
+
     def _end(self) -> None:
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
-                with suppress(BrokenPipeError):
+                with suppress(OSError):
                     stream.close()
         try:
             self._process.wait(_END_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._told.close()
 
 
 def _rebuilt(told: dict[str, Any], way: str) -> SpicaError:

@@ -7,10 +7,12 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
+from xml.sax.saxutils import quoteattr
 
 import httpx
 
@@ -40,18 +42,21 @@ class Startup:
     memory_bytes: int | None
 
 
-def measure(image: Path, options: list[str], *, classes: int) -> Startup:
+def measure(
+    image: Path, options: list[str], *, classes: Sequence[str], environment: dict[str, str] | None = None
+) -> Startup:
     """Start the server, ask for the boxes of one photograph, and stop it.
 
     Args:
         image: the photograph.
         options: of ``spica serve``, ``--weights`` and ``--data-dir`` among them.
-        classes: of the network; so many labels are asked for.
+        classes: of the network, empty strings where it has no names; what the labels are called.
+        environment: more variables.
 
     Raises:
         ModelUnavailableError: it ended or did not answer.
     """
-    with server(image.parent, options) as running:
+    with server(image.parent, options, environment) as running:
         running.wait_healthy()
         healthy = time.perf_counter() - running.began
         with httpx.Client(timeout=_PATIENCE_S) as client:
@@ -59,19 +64,24 @@ def measure(image: Path, options: list[str], *, classes: int) -> Startup:
         return Startup(healthy, time.perf_counter() - running.began, status_bytes("VmHWM", running.process.pid))
 
 
-def ask(client: httpx.Client, url: str, images: list[Path], root: Path, *, classes: int) -> list[dict[str, Any]]:
+def ask(
+    client: httpx.Client, url: str, images: list[Path], root: Path, *, classes: Sequence[str]
+) -> list[dict[str, Any]]:
     """The answers of ``/predict`` to photographs below ``root``, as Label Studio would ask.
 
     Raises:
         ModelUnavailableError: anything but an answer for each.
     """
-    labels = "".join(f'<Label value="{number}"/>' for number in range(classes))
+    labels = "".join(f"<Label value={quoteattr(name or str(number))}/>" for number, name in enumerate(classes))
     tasks = [
         {"id": number, "data": {"image": f"/data/local-files/?d={quote(image.relative_to(root).as_posix())}"}}
         for number, image in enumerate(images, 1)
     ]
     body = {"tasks": tasks, "project": "1.1", "label_config": _LABELS.format(labels=labels), "params": {}}
-    answer = client.post(f"{url}/predict", json=body)
+    try:
+        answer = client.post(f"{url}/predict", json=body)
+    except httpx.HTTPError as error:
+        raise ModelUnavailableError("the server did not answer", where=url, got=repr(error)) from error
     results = answer.json().get("results", []) if answer.status_code == httpx.codes.OK else []
     if len(results) != len(images) or any("result" not in each for each in results):
         raise ModelUnavailableError("the server did not answer with boxes", where=url, got=answer.text[:300])

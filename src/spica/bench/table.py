@@ -32,7 +32,8 @@ class Row:
 
     Attributes:
         measured: of the race.
-        startup: of the real server with a warm cache; None for torch's ways, which are scripts.
+        startup: of the real server with a warm cache; None where it was not started, and for torch's ways, which are
+            scripts.
         ratios: to the tutorial's way: how many times as fast, by medians and by shortest looks; None without it.
         plain_ratios: the same to inference mode.
         agreement: with torch's boxes; None without torch's ways.
@@ -60,7 +61,7 @@ class Row:
             str(shown),
             f"{100 * same.share:.1f} %" if same is not None else "–",
             f"{same.score:.4f}" if same is not None and same.score is not None else "–",
-            f"{memory / 2**20:.0f}" if memory is not None else "–",
+            f"{memory / 2**20:.0f}" if memory is not None else "not measured",
             f"{healthy:.2f}",
             f"{first:.2f}",
         )
@@ -79,6 +80,7 @@ class Row:
             "same_boxes": same.share if same is not None else None,
             "score_difference_median": same.score if same is not None else None,
             "worst_side_px": same.worst_px if same is not None else None,
+            "threads": found.threads,
             "memory_bytes": self.startup.memory_bytes if self.startup is not None else found.memory_bytes,
             "start_to_healthy_s": self.startup.healthy_s if self.startup is not None else None,
             "start_to_loaded_s": found.load_s,

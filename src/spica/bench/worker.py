@@ -1,8 +1,9 @@
 """The process of one contestant: lines of JSON in, lines of JSON out.
 
 The first line that comes is the contestant's :class:`spica.bench.contestants.Start`, each further one an image to look
-at, ``{"path": …}``. Answers are ``{"ready": true}``, then ``{"seconds", "boxes", "scores", "classes", "memory"}`` for
-each image, or ``{"error": …}``. When the input ends, the process ends.
+at, ``{"path": …}``. Answers are ``{"threads": …}`` when it is ready, then
+``{"seconds", "boxes", "scores", "classes", "memory"}`` for each image, or ``{"error": …}``. When the input ends, the
+process ends.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def main() -> int:
             missing = WeightsError("torch is not installed", got=str(error), hint='pip install "spica[train]"')
             _tell(out, missing.as_json())
             return 0
-        _tell(out, {"ready": True})
+        _tell(out, {"threads": contestant.threads})
         for line in sys.stdin:
             try:
                 _tell(out, _measured(contestant, Path(json.loads(line)["path"])))
@@ -51,7 +52,7 @@ def _measured(contestant: Contestant, path: Path) -> dict[str, Any]:
         "boxes": found.boxes_xyxy.tolist(),
         "scores": found.scores.tolist(),
         "classes": found.class_ids.tolist(),
-        "memory": peak_memory_bytes(),
+        "memory": peak_memory_bytes() or None,
     }
 
 

@@ -60,26 +60,27 @@ def bench(
     settings = settings_with(data_dir=data_dir, norm_eps=norm_eps, max_detections=max_detections)
     with tempfile.TemporaryDirectory(prefix="spica-bench-") as name:
         scratch = Path(name)
-        looked_at = photographs(images, scratch / "photographs", most=most)
+        seen = photographs(images, scratch / "photographs", most=most, max_pixels=settings.max_pixels)
         if weights is None:
             weights = untrained_weights(scratch / "untrained.pth")
             settings = settings.model_copy(update={"data_dir": scratch / "data"})
         with err.status("Preparing") as status:
             result = run(
                 weights,
-                looked_at,
+                seen.paths,
                 settings,
                 ways=cast("list[Way] | None", chosen),
                 rounds=rounds,
-                startups=not no_server,
+                startups=0 if no_server else 1,
                 say=lambda text: status.update(escape(text)),
             )
+    notes = [*seen.notes, *result.notes]
     if as_json:
         told = {
             "architecture": result.architecture,
             "conditions": dict(result.conditions),
             "ways": [row.as_json() for row in result.rows],
-            "notes": result.notes,
+            "notes": notes,
         }
         print(json.dumps(told, ensure_ascii=False, indent=2))
         return
@@ -92,6 +93,6 @@ def bench(
     for line in list(zip(*columns, strict=True))[1:]:
         table.add_row(*line)
     out.print(table)
-    for note in result.notes:
+    for note in notes:
         out.print(f"Note: {escape(note)}.")
     out.print("Seconds hold for this machine in this moment; compare ways within one table only.")

@@ -64,6 +64,7 @@ class ForeignDetector:
             model = _with_photo_input(model, network)
             made = runnable(core, model, graph, threads=threads, cache_dir=cache_dir, precision=precision)
             self._request = made.create_infer_request()
+            self._threads = int(made.get_property("INFERENCE_NUM_THREADS"))
         except RuntimeError as error:  # the one kind that OpenVINO raises
             raise WeightsError(
                 "OpenVINO can't run this network",
@@ -86,6 +87,11 @@ class ForeignDetector:
     def classes(self) -> tuple[str, ...]:
         """Names by class id; empty strings where the file carries no names."""
         return self._classes
+
+    @property
+    def threads(self) -> int:
+        """That the network is computed with."""
+        return self._threads
 
     @property
     def sees(self) -> int:

@@ -67,6 +67,7 @@ class OpenVINODetector:
             model = _with_photo_input(model)
             made = runnable(core, model, graph, threads=threads, cache_dir=cache_dir, precision=precision)
             self._request = made.create_infer_request()
+            self._threads = int(made.get_property("INFERENCE_NUM_THREADS"))
         except RuntimeError as error:  # the one kind that OpenVINO raises
             raise WeightsError(
                 "OpenVINO can't run this graph",
@@ -79,6 +80,11 @@ class OpenVINODetector:
     def classes(self) -> tuple[str, ...]:
         """Names by class id; empty strings where the weights carry no names."""
         return self._classes
+
+    @property
+    def threads(self) -> int:
+        """That the network is computed with."""
+        return self._threads
 
     def detect(self, images: Sequence[RGBImage]) -> list[Detections]:
         """One answer per image, in order. Images are computed one after the other: a batch is not faster."""
