@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from spica.errors import StorageError, UsageError, WeightsError
+from spica.errors import SpicaError, StorageError, UsageError, WeightsError
 from spica.models import active
 from spica.models.active import ActiveChangedError
 from spica.models.locks import writing
@@ -31,7 +31,9 @@ def test_nothing_is_active_at_first(tmp_path: Path) -> None:
     """Without a file nothing is active, reading makes none, and the server's own weights are served."""
     assert active.read(tmp_path, 1) is None
     assert active.all(tmp_path) == {}
-    assert active.resolve(tmp_path, 1, BASE) == (None, "no version was ever activated for project 1")
+    resolved = active.resolve(tmp_path, 1, BASE)
+    assert (resolved.version, resolved.absent) == (None, True)
+    assert resolved.reason == "no version was ever activated for project 1"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -124,8 +126,8 @@ def test_other_weights_make_the_pointer_not_apply(tmp_path: Path) -> None:
     """A server with other --weights serves those and says why; without a base the version is served by any."""
     version = tiny_version(tmp_path, "a")
     activate(tmp_path, version)
-    served, reason = active.resolve(tmp_path, 1, "other-99999999")
-    assert served is None
+    served, reason, problem, absent = active.resolve(tmp_path, 1, "other-99999999")
+    assert (served, problem, absent) == (None, None, False)
     assert BASE in reason
     assert "other-99999999" in reason
     assert "--any-weights" in reason
@@ -136,7 +138,7 @@ def test_other_weights_make_the_pointer_not_apply(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["missing", "half", "no card"])
 def test_a_version_damaged_since_is_not_served(tmp_path: Path, kind: str) -> None:
-    """A version that is no longer whole is not served, and the reason says so."""
+    """A version that is no longer whole is not served, the reason says so, and that it may pass."""
     version = tiny_version(tmp_path, "a")
     activate(tmp_path, version)
     folder = tmp_path / "models" / version
@@ -146,9 +148,58 @@ def test_a_version_damaged_since_is_not_served(tmp_path: Path, kind: str) -> Non
         (folder / "model.bin").write_bytes(b"half")
     else:
         (folder / "model.json").unlink()
-    served, reason = active.resolve(tmp_path, 1, BASE)
-    assert served is None
+    served, reason, problem, absent = active.resolve(tmp_path, 1, BASE)
+    assert (served, isinstance(problem, SpicaError), absent) == (None, True, False)
     assert version in reason
+
+
+def test_a_folder_that_cannot_be_read_is_a_doubt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the system refuses to say what is there, that is told, and nothing is raised."""
+    version = tiny_version(tmp_path, "a")
+    activate(tmp_path, version)
+
+    def refused(*_: object) -> bool:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "is_dir", refused)
+    resolved = active.resolve(tmp_path, 1, BASE)
+    assert resolved.version is None
+    assert isinstance(resolved.problem, StorageError)
+    assert "Input/output error" in resolved.reason
+
+
+def test_a_pointer_that_is_gone_is_answered_for_by_its_copy(tmp_path: Path) -> None:
+    """A lost file alone changes nothing; with its copy it is an absence, and with their folder a doubt besides."""
+    version = tiny_version(tmp_path, "a")
+    whole = activate(tmp_path, version)
+    active.pointer_path(tmp_path, 1).unlink()
+    assert active.read(tmp_path, 1) == whole
+    assert active.all(tmp_path) == {1: whole}
+    assert active.resolve(tmp_path, 1, BASE).version == version
+    active.pointer_path(tmp_path, 1).with_name("1.json.bak").unlink()
+    assert active.read(tmp_path, 1) is None
+    resolved = active.resolve(tmp_path, 1, BASE)
+    assert (resolved.version, resolved.problem, resolved.absent) == (None, None, True)
+    (tmp_path / "active").rename(tmp_path / "elsewhere")
+    resolved = active.resolve(tmp_path, 1, BASE)
+    assert (resolved.version, isinstance(resolved.problem, StorageError), resolved.absent) == (None, True, True)
+
+
+def test_a_pointer_that_is_gone_beside_a_damaged_copy_is_a_doubt(tmp_path: Path) -> None:
+    """Something was activated, and nobody can tell what."""
+    activate(tmp_path, tiny_version(tmp_path, "a"))
+    active.pointer_path(tmp_path, 1).unlink()
+    active.pointer_path(tmp_path, 1).with_name("1.json.bak").write_bytes(b"{")
+    resolved = active.resolve(tmp_path, 1, BASE)
+    assert (resolved.version, isinstance(resolved.problem, StorageError), resolved.absent) == (None, True, False)
+
+
+def test_the_chosen_weights_of_the_server_are_no_doubt(tmp_path: Path) -> None:
+    """What a person chooses is certain, so that a server follows at once."""
+    activate(tmp_path, tiny_version(tmp_path, "a"))
+    activate(tmp_path, None)
+    resolved = active.resolve(tmp_path, 1, BASE)
+    assert (resolved.version, resolved.problem, resolved.absent) == (None, None, False)
 
 
 DAMAGE = {
@@ -194,7 +245,7 @@ def test_a_damaged_pointer_is_answered_for_by_its_copy(
     assert caplog.text == ""
 
 
-def test_two_damaged_files_serve_the_servers_own_weights_until_somebody_activates(tmp_path: Path) -> None:
+def test_two_damaged_files_are_a_doubt_until_somebody_activates(tmp_path: Path) -> None:
     """With both files damaged nothing of them is believed, and activating by hand mends them."""
     version = tiny_version(tmp_path, "a")
     activate(tmp_path, version)
@@ -202,8 +253,8 @@ def test_two_damaged_files_serve_the_servers_own_weights_until_somebody_activate
         path.write_bytes(b"{")
     with pytest.raises(StorageError, match="damaged"):
         active.read(tmp_path, 1)
-    served, reason = active.resolve(tmp_path, 1, BASE)
-    assert served is None
+    served, reason, problem, absent = active.resolve(tmp_path, 1, BASE)
+    assert (served, isinstance(problem, StorageError), absent) == (None, True, False)
     assert "spica models activate" in reason
     assert activate(tmp_path, version).version == version
     assert active.resolve(tmp_path, 1, BASE).version == version

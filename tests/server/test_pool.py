@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -10,9 +11,11 @@ import pytest
 
 from model_server import ANSWER, CONFIG, ModelServer
 from scripted_detector import WAIT_S, ScriptedDetector, detections
-from spica.errors import WeightsError
+from spica.errors import StorageError, WeightsError
 from spica.inference import Engine
+from spica.models.active import Resolution
 from spica.prediction import Media, Predictor
+from spica.server import pool as module
 from spica.server.pool import ModelPool
 from spica.server.service import Service
 
@@ -26,16 +29,17 @@ class Store:
     def __init__(self, media: Media) -> None:
         self.media = media
         self.active: dict[int, str | None] = {}
+        self.doubt: Resolution | None = None
         self.go = threading.Event()
         self.go.set()
         self.damaged: set[str] = set()
         self.loaded: list[str] = []
         self.engines: dict[str, Engine] = {}
 
-    def resolve(self, project: int) -> tuple[str | None, str]:
+    def resolve(self, project: int) -> Resolution:
         """As `spica.models.active.resolve`."""
         version = self.active.get(project)
-        return version, "tried" if version else "nothing was ever activated"
+        return self.doubt or Resolution(version, "tried" if version else "the weights of the server")
 
     def load(self, version: str) -> Predictor:
         """As `spica.server.build.build_version`."""
@@ -72,7 +76,9 @@ def make_pool() -> Iterator[Callable[..., tuple[ModelPool, Store]]]:
     """Pools whose looks the test makes itself, with :meth:`ModelPool.refresh`."""
     with ExitStack() as stack:
 
-        def make(*, limit: int = 2, shown: int = 8) -> tuple[ModelPool, Store]:
+        def make(
+            *, limit: int = 2, shown: int = 8, clock: Callable[[], float] = time.monotonic
+        ) -> tuple[ModelPool, Store]:
             store = Store(NoMedia())
             engine = stack.enter_context(
                 Engine("base-0001", lambda: ScriptedDetector(ANSWER), queue_size=10, memory_bytes=1000)
@@ -83,6 +89,7 @@ def make_pool() -> Iterator[Callable[..., tuple[ModelPool, Store]]]:
                 load=store.load,
                 limit=limit,
                 shown=shown,
+                clock=clock,
             )
             stack.callback(pool.close)
             return pool, store
@@ -171,6 +178,95 @@ def test_a_damaged_version_at_the_start(make_pool: Callable[..., tuple[ModelPool
     assert pool.predictor(1) is pool.default
     served = pool.refresh(1)
     assert (served.version, served.problem is not None) == ("base-0001", True)
+
+
+UNREADABLE = StorageError("a part of the data folder can't be read")
+GONE = Resolution(None, "no version was ever activated", absent=True)
+
+
+@pytest.mark.parametrize(
+    "doubt",
+    [
+        pytest.param(Resolution(None, "damaged", UNREADABLE), id="the pointer or the card can't be read"),
+        pytest.param(Resolution(None, "no version", UNREADABLE, absent=True), id="the whole folder is gone"),
+        pytest.param(GONE, id="the pointer and its copy are gone"),
+    ],
+)
+def test_a_hiccup_of_the_folder_takes_nothing_back(
+    make_pool: Callable[..., tuple[ModelPool, Store]], doubt: Resolution
+) -> None:
+    """While it can't be told what is active, the version that works goes on, with the reason, and nobody is called."""
+    pool, store = make_pool()
+    told: list[int] = []
+    pool.on_exchange(told.append)
+    store.active[1] = "own-0002"
+    pool.refresh(1)
+    store.doubt = doubt
+    served = pool.refresh(1)
+    assert (served.version, served.problem is not None, told) == ("own-0002", True, [])
+    assert pool.predictor(1).model_id == "own-0002"
+    store.doubt = None
+    served = pool.refresh(1)
+    assert (served.version, served.problem, told) == ("own-0002", None, [])
+    store.active[1] = None
+    assert pool.refresh(1).version == "base-0001"
+    assert told == [1]
+
+
+def test_a_hiccup_while_a_version_loads(make_pool: Callable[..., tuple[ModelPool, Store]]) -> None:
+    """Also one that is not ready yet stays; where it turns out damaged, the weights answer and nobody is called."""
+    pool, store = make_pool()
+    told: list[int] = []
+    pool.on_exchange(told.append)
+    store.active[1] = "own-0002"
+    store.damaged.add("own-0002")
+    store.go.clear()
+    first = pool.predictor(1)
+    store.doubt = Resolution(None, "damaged", UNREADABLE)
+    assert pool.refresh(1).version == "own-0002"
+    store.go.set()
+    with pytest.raises(WeightsError):
+        first.engine.wait_ready(WAIT_S)
+    served = pool.refresh(1)
+    assert (served.version, served.problem, told) == ("base-0001", UNREADABLE, [])
+
+
+@pytest.mark.parametrize("folder", [True, False], ids=["its folder is there", "its folder is gone"])
+def test_a_pointer_that_stays_away(make_pool: Callable[..., tuple[ModelPool, Store]], folder: bool) -> None:
+    """A pointer is removed on purpose if it is away for a minute without a break, and its folder is not."""
+    now = [100.0]
+    pool, store = make_pool(clock=lambda: now[0])
+    store.active[1] = "own-0002"
+    pool.refresh(1)
+    for moment, doubt in [(100, GONE), (159, GONE), (160, None), (170, GONE), (229, GONE)]:
+        now[0], store.doubt = moment, doubt
+        assert pool.refresh(1).version == "own-0002"
+    now[0], store.doubt = 230, GONE if folder else GONE._replace(problem=UNREADABLE)
+    assert pool.refresh(1).version == ("base-0001" if folder else "own-0002")
+
+
+def test_at_the_start_a_doubt_is_told(make_pool: Callable[..., tuple[ModelPool, Store]]) -> None:
+    """Where no version works yet the weights answer, and say so if a version should; not if none was ever activated."""
+    pool, store = make_pool()
+    store.doubt = Resolution(None, "damaged", UNREADABLE)
+    pool.predictor(1)
+    assert (pool.served(1).version, pool.served(1).problem) == ("base-0001", UNREADABLE)
+    store.doubt = GONE._replace(problem=UNREADABLE)
+    assert pool.refresh(1).problem is None
+    assert pool.refresh(2).problem is None
+
+
+def test_strangers_are_forgotten(
+    make_pool: Callable[..., tuple[ModelPool, Store]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many numbers are asked with, the last ones are remembered, and none that has a version of its own."""
+    monkeypatch.setattr(module, "PROJECTS", 3)
+    pool, store = make_pool()
+    store.active[1] = "own-0002"
+    pool.refresh(1)
+    for project in range(2, 10):
+        pool.predictor(project)
+    assert pool.projects == {1, 7, 8, 9}
 
 
 def test_models_that_nobody_uses_are_closed(make_pool: Callable[..., tuple[ModelPool, Store]]) -> None:

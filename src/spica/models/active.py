@@ -3,12 +3,14 @@
 ``<data_dir>/active/<project>.json`` names the version, the weights that it descends from, when, why and by whom it was
 made active, and what was active before. Rules:
 
-* No file: the server's ``--weights`` are served.
+* Neither the file nor its copy: the server's ``--weights`` are served.
 * The file applies only to a server whose ``--weights`` are its ``base`` (or where ``base`` is null: to any).
-* Beside it lies ``<project>.json.bak``, written after it with the same content. A damaged file is answered for by this
-  copy, with a warning; if that is damaged too, the server's ``--weights`` are served, and nothing is deleted from the
-  store until somebody activates a version again.
-* A version that is missing or damaged is not served: the server's ``--weights`` are.
+* Beside it lies ``<project>.json.bak``, written after it with the same content. A missing or damaged file is answered
+  for by this copy, with a warning; if that can't be read either, nobody can tell what is wanted, and nothing is deleted
+  from the store until somebody activates a version again.
+* A version that is missing or damaged is not served.
+* While nobody can tell what is wanted, or it can't be read, a server goes on with what answers; where that is nothing
+  of the project's own yet, with its ``--weights``. See :class:`Resolution`.
 
 Many may read while one writes (:func:`spica.models.locks.writing`).
 """
@@ -37,6 +39,9 @@ HISTORY = 50
 
 FORMAT = 1
 """Number of this layout of the file."""
+
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, RecursionError)
+"""What reading a missing or damaged file ends with."""
 
 
 class ActiveChangedError(SpicaError):
@@ -101,10 +106,15 @@ class Resolution(NamedTuple):
     Attributes:
         version: id of the version; None for the server's own weights.
         reason: why, for people.
+        problem: why what is wanted can't be told or read now, which may pass: the folder may be shared, and gone for a
+            moment. ``version`` is None then, and no reason to drop a version that works. None if there is no doubt.
+        absent: whether nothing was ever activated, or the record of it is gone: nothing is there to tell the two apart.
     """
 
     version: str | None
     reason: str
+    problem: SpicaError | None = None
+    absent: bool = False
 
 
 def pointer_path(data_dir: Path, project: int) -> Path:
@@ -113,7 +123,7 @@ def pointer_path(data_dir: Path, project: int) -> Path:
 
 
 def read(data_dir: Path, project: int) -> Pointer | None:
-    """What is active in a project; None when nothing was ever activated.
+    """What is active in a project; None when nothing was ever activated: neither the file nor its copy is there.
 
     Raises:
         StorageError: the file and its copy are damaged or can't be read.
@@ -121,21 +131,21 @@ def read(data_dir: Path, project: int) -> Pointer | None:
     path = pointer_path(data_dir, project)
     try:
         return _read(path, project)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except _UNREADABLE as error:
         try:
             kept = _read(_copy_of(path), project)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except _UNREADABLE as other:
+            if isinstance(error, FileNotFoundError) and isinstance(other, FileNotFoundError):
+                return None
             raise StorageError(
                 "the record of the active model version is damaged, and so is its copy",
                 where=str(path),
                 expected="the file that `spica models activate` writes",
                 got=str(error) or type(error).__name__,
-                hint="the server's own weights are served meanwhile; "
+                hint="what answers the project goes on meanwhile; "
                 f"`spica models activate VERSION --project {project}` writes it anew",
             ) from None
-        logger.warning("%s is damaged (%s); its copy names %s", path, error, kept.version)
+        logger.warning("%s is missing or damaged (%s); its copy names %s", path, error, kept.version)
         return kept
 
 
@@ -154,7 +164,8 @@ def projects(data_dir: Path) -> list[int]:
     folder = data_dir / "active"
     if not folder.is_dir():
         return []
-    return sorted(int(path.stem) for path in folder.glob("*.json") if re.fullmatch(r"[0-9]{1,18}", path.stem))
+    names = [re.fullmatch(r"([0-9]{1,18})\.json(\.bak)?", path.name) for path in folder.glob("*.json*")]
+    return sorted({int(name[1]) for name in names if name is not None})
 
 
 def activate(
@@ -249,8 +260,7 @@ def rollback(data_dir: Path, project: int, *, by: str, why: str | None = None) -
 def resolve(data_dir: Path, project: int, base_id: str) -> Resolution:
     """What a server with these weights is to serve a project with. Never fails; reads small files alone.
 
-    Open the version with :func:`spica.models.versions.open` next, which checks every file, and serve the server's own
-    weights if that fails.
+    Open the version with :func:`spica.models.versions.open` next, which checks every file.
 
     Args:
         data_dir: the folder with the store.
@@ -260,9 +270,10 @@ def resolve(data_dir: Path, project: int, base_id: str) -> Resolution:
     try:
         pointer = read(data_dir, project)
     except StorageError as error:
-        return Resolution(None, error.one_line)
+        return Resolution(None, error.one_line, error)
     if pointer is None:
-        return Resolution(None, f"no version was ever activated for project {project}")
+        reason = f"no version was ever activated for project {project}"
+        return Resolution(None, reason, _missing(data_dir), absent=True)
     now = pointer.now
     if now.version is None:
         return Resolution(None, f"the weights of the server, since {now.when}: {now.why}")
@@ -275,9 +286,29 @@ def resolve(data_dir: Path, project: int, base_id: str) -> Resolution:
         )
     try:
         peek(data_dir, now.version)
-    except (WeightsError, UsageError) as error:
-        return Resolution(None, f"{now.version} is active, but can't be served: {error.one_line}")
+    except (SpicaError, OSError) as error:
+        problem = error if isinstance(error, SpicaError) else _unreadable(error, data_dir / "models" / now.version)
+        return Resolution(None, f"{now.version} is active, but can't be served: {problem.one_line}", problem)
     return Resolution(now.version, f"active since {now.when}, by {now.by}: {now.why}")
+
+
+def _missing(data_dir: Path) -> StorageError | None:
+    """What speaks against "nothing was ever activated": the whole folder is gone, as when a shared one is not there."""
+    folder = data_dir / "active"
+    try:
+        folder.stat()
+    except OSError as error:
+        return _unreadable(error, folder)
+    return None
+
+
+def _unreadable(error: OSError, path: Path) -> StorageError:
+    return StorageError(
+        "a part of the data folder can't be read",
+        where=str(path),
+        got=error.strerror or type(error).__name__,
+        hint="look whether the data folder is there, and can be read",
+    )
 
 
 def _before(data_dir: Path, project: int) -> Pointer | None:

@@ -3,7 +3,8 @@
 A project is answered by the weights that the server was started with, until a version of its own is active (a file,
 see :mod:`spica.models.active`). The file is looked at once a second, so it does not matter who has changed it. A new
 version is loaded and warmed beside the old one, which goes on answering; then the two are exchanged at one stroke. A
-version that can't be loaded is never exchanged for one that works.
+version that can't be loaded is never exchanged for one that works. Nor is one that works dropped because nobody can
+tell for a while what is wanted: the folder may be a shared one, and away for a moment.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from spica.errors import ModelUnavailableError, SpicaError
+from spica.errors import ModelUnavailableError, SpicaError, StorageError
 from spica.inference import EngineStatus
+from spica.models.active import Resolution
 from spica.prediction import Predictor
 
 logger = logging.getLogger(__name__)
@@ -32,8 +34,14 @@ _EVERY_S = 1.0
 _AGAIN_S = 60.0
 """A version that could not be loaded is tried again after so long: it may have been on its way to a shared folder."""
 
-Resolve = Callable[[int], tuple[str | None, str]]
-"""The id of a project's active version, None for the default one, and why."""
+_GONE_S = 60.0
+"""A record of what is active that has been away for so long, while its folder is there, has been removed on purpose."""
+
+PROJECTS = 1000
+"""So many projects without versions of their own are remembered."""
+
+Resolve = Callable[[int], Resolution]
+"""What a project is to be answered with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +53,7 @@ class Served:
         version: id of the version that answers.
         why: why this one.
         wanted: id of the version that is to answer but does not yet, None if there is none.
-        problem: why the wanted one can't answer, None if nothing is known against it.
+        problem: why the wanted one can't answer, or can't be told; None if nothing is known against it.
     """
 
     project: int
@@ -73,6 +81,7 @@ class _Slot:
     wanted: str | None = None
     problem: SpicaError | None = None
     tried: dict[str, float] = field(default_factory=dict)
+    absent_since: float | None = None
 
 
 class ModelPool:
@@ -86,6 +95,7 @@ class ModelPool:
         limit: so many versions stay loaded for nobody.
         shown: so many projects with versions of their own are kept ready.
         every_s: seconds between two looks.
+        clock: seconds that never go back.
 
     Attributes:
         past: images, answers from memory, failures and seconds of models that are closed.
@@ -101,6 +111,7 @@ class ModelPool:
         limit: int = LIMIT,
         shown: int = SHOWN,
         every_s: float = _EVERY_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._default = _Model(base_id or default.model_id, default)
         self._resolve = resolve
@@ -109,6 +120,7 @@ class ModelPool:
         self._most_shown = shown
         self.past = (0, 0, 0, 0.0)
         self._every_s = every_s
+        self._clock = clock
         self._lock = threading.RLock()
         self._looking = threading.Lock()
         self._slots: OrderedDict[int, _Slot] = OrderedDict()
@@ -197,6 +209,7 @@ class ModelPool:
         slot = self._slots.get(project)
         if slot is None:
             slot = self._slots[project] = self._first(project)
+            self._forget_strangers()
         self._slots.move_to_end(project)
         if slot.current.predictor.engine.status.state == "failed":  # it was put in front unloaded, at the start
             return self._default
@@ -206,20 +219,20 @@ class ModelPool:
         """The slot of a project that was never asked about: there is no older version that could answer meanwhile."""
         slot = _Slot(self._default, "the weights that the server was started with")
         try:
-            version, why = self._wanted(project)
-            slot.why = why
-            if version is not None:
-                slot.current = self._model(version)
+            wanted = self._wanted(project)
+            slot.why, slot.problem = wanted.reason, _doubt(wanted)
+            if wanted.version is not None:
+                slot.current = self._model(wanted.version)
         except SpicaError as error:
             logger.error("project %d: its active version can't be served: %s", project, error.one_line)
             slot.problem = error
         self._wake.set()  # whether its engine comes up is looked at on the pool's own thread
         return slot
 
-    def _wanted(self, project: int) -> tuple[str | None, str]:
+    def _wanted(self, project: int) -> Resolution:
         assert self._resolve is not None  # noqa: S101 - callers have looked
-        version, why = self._resolve(project)
-        return (None if version == self._default.version else version), why
+        wanted = self._resolve(project)
+        return wanted._replace(version=None) if wanted.version == self._default.version else wanted
 
     def _model(self, version: str) -> _Model:
         """A version's model, made where it is not there; the caller holds the lock."""
@@ -253,8 +266,11 @@ class ModelPool:
             for project in projects:  # one may be forgotten meanwhile
                 if self._stop.is_set():
                     return
-                with self._looking:
-                    self._look(project, patient=True)
+                try:
+                    with self._looking:
+                        self._look(project, patient=True)
+                except Exception:  # the other projects, and the next look, must not suffer
+                    logger.exception("project %d: looking at its active version", project)
             self.tidy()
             self._wake.wait(self._every_s)
 
@@ -264,9 +280,12 @@ class ModelPool:
         if slot is None:
             return
         try:
-            version, why = self._wanted(project)
+            wanted = self._wanted(project)
         except SpicaError as error:
             slot.problem = error
+            return
+        version, why = wanted.version, wanted.reason
+        if self._is_kept(project, slot, wanted):
             return
         target = version or self._default.version
         state = slot.current.predictor.engine.status.state
@@ -276,7 +295,7 @@ class ModelPool:
         if version is None:
             self._exchange(project, slot, self._default, why)
             return
-        if patient and slot.problem is not None and time.monotonic() - slot.tried.get(target, -_AGAIN_S) < _AGAIN_S:
+        if patient and slot.problem is not None and self._clock() - slot.tried.get(target, -_AGAIN_S) < _AGAIN_S:
             return
         slot.wanted = target
         model: _Model | None = None
@@ -295,6 +314,31 @@ class ModelPool:
                 with self._lock:
                     model.users -= 1
 
+    def _is_kept(self, project: int, slot: _Slot, wanted: Resolution) -> bool:
+        """Whether what answers goes on, because it can't be told, or not be believed yet, what is wanted."""
+        own = slot.current is not self._default
+        problem = wanted.problem if own else _doubt(wanted)
+        if problem is not None or not (own and wanted.absent):
+            slot.absent_since = None
+        else:
+            now = self._clock()
+            slot.absent_since = now if slot.absent_since is None else slot.absent_since
+            if now - slot.absent_since < _GONE_S:
+                problem = StorageError(
+                    "the record of the active model version is gone",
+                    where=f"project {project}",
+                    hint="if it stays away for a minute, the server's own weights are served",
+                )
+        if problem is None:
+            return False
+        if slot.problem is None or slot.problem.one_line != problem.one_line:
+            logger.warning("project %d stays with %s: %s", project, slot.current.version, problem.one_line)
+        with self._lock:
+            slot.problem = problem
+            if not own or slot.current.predictor.engine.status.state in ("failed", "closed"):
+                slot.current, slot.why, slot.wanted = self._default, wanted.reason, None
+        return True
+
     def _wait_ready(self, model: _Model) -> None:
         while not self._stop.is_set():
             if model.predictor.engine.status.state != "loading":
@@ -312,7 +356,7 @@ class ModelPool:
                 version,
                 error.one_line,
             )
-        slot.tried[version] = time.monotonic()
+        slot.tried[version] = self._clock()
         with self._lock:
             if slot.current.version == version:  # it was put in front of people before it was loaded, at the start
                 slot.current, slot.why = self._default, "its active version can't be loaded"
@@ -344,6 +388,17 @@ class ModelPool:
             model.predictor.engine.close()
             self._count(model.predictor.engine.status)
 
+    def _forget_strangers(self) -> None:
+        """Anybody may ask with any number: of projects that the default model answers, the last ones are remembered."""
+        if len(self._slots) > PROJECTS:
+            strangers = [
+                project
+                for project, slot in self._slots.items()
+                if slot.current is self._default and slot.wanted is None
+            ]
+            for project in strangers[: max(0, len(strangers) - PROJECTS)]:
+                del self._slots[project]
+
     def _forget_quiet_projects(self) -> None:
         own = [project for project, slot in self._slots.items() if slot.current is not self._default]
         for project in own[: max(0, len(own) - self._most_shown)]:
@@ -358,3 +413,8 @@ class ModelPool:
             failures + status.failures,
             seconds + status.seconds,
         )
+
+
+def _doubt(wanted: Resolution) -> SpicaError | None:
+    """What is wrong where the default model answers; that nothing was ever activated is nothing wrong."""
+    return None if wanted.absent else wanted.problem
