@@ -2,40 +2,31 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from spica.boxes import Detections
-from spica.detectors.card import read_card
-from spica.detectors.contract import Detector
-from spica.detectors.load import load_detector
 from spica.detectors.weights import inspect
-from spica.errors import DataSetError, ImageError, MediaError, SpicaError
-from spica.evaluation.truth import Truth
-from spica.images import decode
+from spica.errors import DataSetError
 from spica.labelstudio.client import LabelStudioClient
-from spica.labelstudio.label_config import match_labels, parse_label_config
+from spica.labelstudio.control_tags import RectangleControl
+from spica.labelstudio.label_config import effective_threshold, parse_extra_params, parse_label_config
 from spica.labelstudio.media import MediaReader
 from spica.labelstudio.tokens import LabelStudioAuth
 from spica.models import versions
 from spica.models.version import ModelVersion
 from spica.training import annotations as submissions
-from spica.training import gate, holdout, initialise, loop
+from spica.training import holdout, loop
+from spica.training import parent as parents
 from spica.training.dataset import DataSet
-from spica.training.gate import Verdict
+from spica.training.judgement import judge, record_bf16
+from spica.training.parent import Parent
 from spica.training.photos import photos_in
 from spica.training.process import Request
 from spica.training.progress import Progress
 from spica.training.recipe import Recipe
-
-logger = logging.getLogger(__name__)
 
 _SMALL = 60
 """With fewer images to learn from, none of them is spared to stop early by: the recipe's epochs are done."""
@@ -45,25 +36,6 @@ _VALID_MIN = 5
 _TELL_EVERY_S = 0.5
 
 Tell = Callable[..., None]
-
-
-@dataclass(frozen=True, slots=True)
-class Parent:
-    """The version that answers now.
-
-    Attributes:
-        folder: with its files.
-        id: in the store.
-        names: of its classes as the project calls them; their own where the project does not know them.
-        init: the folder, if a training can begin with it, else None.
-        why_not: why it can't, None if it can.
-    """
-
-    folder: Path
-    id: str
-    names: tuple[str, ...]
-    init: Path | None
-    why_not: str | None
 
 
 def run(request: Request, tell: Tell) -> dict[str, Any]:
@@ -89,18 +61,21 @@ def run(request: Request, tell: Tell) -> dict[str, Any]:
             progress=lambda done, total: tell(stage=f"reading annotations, task {done} of {total}"),
         )
         controls = parse_label_config(client.project(request.project).label_config).controls
+        threshold = _threshold(request, client, controls)
     train, held = _held_out(request, data)
     tell(images=len(train.examples), boxes=train.boxes, holdout=len(held.examples), notes=[*data.problems][:5])
-    parent = _parent(request, controls)
+    parent = parents.read(request, controls)
     trained, notes = _train(request, train, parent, tell)
     tell(stage="converting the network", eta_s=None)
     learned = {str(number): updated for number, updated in submissions.learned(data).items()}
     version = _store(request, data, train, trained, parent, learned)
     tell(stage="comparing it with the version that answers now", version=version.id)
-    verdict, metrics = _judge(request, version, parent, held, tell)
+    judged = judge(request, version, parent, held, threshold=threshold, tell=tell)
+    verdict = judged.verdict
     # what the store and the pages read, beside the gate's own words
     ruling = {**verdict.as_json(), "accepted": verdict.passed, "sentence": verdict.reason}
-    versions.record(Path(request.data_dir), version.id, gate=ruling, metrics={"holdout": metrics})
+    versions.record(Path(request.data_dir), version.id, gate=ruling, metrics={"holdout": judged.metrics})
+    notes += record_bf16(version.folder, judged)
     return {
         "stage": "done",
         "version": version.id,
@@ -127,6 +102,15 @@ def _label_studio(request: Request) -> Iterator[tuple[LabelStudioClient, MediaRe
         yield client, media
 
 
+def _threshold(request: Request, client: LabelStudioClient, controls: Sequence[RectangleControl]) -> float:
+    """The lowest score that the project shows, in [0, 1]: of its control tags, its model's extra params, the server."""
+    models = client.call("GET", "/api/ml/", params={"project": request.project})
+    # Label Studio asks the first connected model only, with its extra params
+    extra_params, _ = parse_extra_params(models[0].get("extra_params") if models else None)
+    default = float(request.settings["threshold"])
+    return min((effective_threshold(default, extra_params, control) for control in controls), default=default)
+
+
 def _held_out(request: Request, data: DataSet) -> tuple[DataSet, DataSet]:
     """What to learn from and what to judge by, decided once and for all before anything is trained."""
     path = holdout.path_of(Path(request.data_dir), request.project)
@@ -146,28 +130,6 @@ def _held_out(request: Request, data: DataSet) -> tuple[DataSet, DataSet]:
         )
     holdout.write(path, frozen)
     return train, held
-
-
-def _parent(request: Request, controls: Sequence[Any]) -> Parent | None:
-    if request.parent is None or request.parent_id is None:
-        return None
-    folder = Path(request.parent)
-    info = inspect(folder)
-    why_not = initialise.obstacle(info)
-    names = _names(info.classes, controls)
-    return Parent(folder, request.parent_id, names, folder if why_not is None else None, why_not)
-
-
-def _names(classes: Sequence[str], controls: Sequence[Any]) -> tuple[str, ...]:
-    """A model's classes as the project calls them: by the rules that its predictions are shown by."""
-    found: list[str | None] = [None] * len(classes)
-    for control in controls:
-        labels = match_labels(classes, control).labels
-        found = [before or label for before, label in zip(found, labels, strict=True)]
-    return tuple(
-        label or own or f"class {number}"
-        for number, (label, own) in enumerate(zip(found, classes, strict=True), start=1)
-    )
 
 
 def _train(request: Request, train: DataSet, parent: Parent | None, tell: Tell) -> tuple[loop.Trained, list[str]]:
@@ -235,7 +197,7 @@ def _store(
         Path(request.data_dir),
         trained.weights,
         name=f"project{request.project}",
-        parent=parent.id if parent is not None and _is_stored(request, parent.id) else None,
+        parent=parent.id if parent is not None and parents.is_stored(Path(request.data_dir), parent.id) else None,
         training={
             "project": request.project,
             "run": request.run,
@@ -254,70 +216,3 @@ def _store(
         max_detections=int(settings["max_detections"]),
         norm_eps=float(settings["norm_eps"]),
     )
-
-
-def _is_stored(request: Request, version: str) -> bool:
-    return (Path(request.data_dir) / "models" / version).is_dir()
-
-
-def _judge(
-    request: Request, version: ModelVersion, parent: Parent | None, held: DataSet, tell: Tell
-) -> tuple[Verdict, dict[str, Any]]:
-    from spica.evaluation import coco
-
-    candidate = load_detector(version, threads=request.threads)
-    active, problem = _active(request, parent)
-    truths: list[Truth] = []
-    groups: list[str | None] = []
-    theirs: list[Detections] = []
-    ours: list[Detections] = []
-    for number, example in enumerate(held.examples, start=1):
-        tell(stage=f"comparing it with the version that answers now, image {number} of {len(held.examples)}")
-        try:
-            image = decode(
-                example.path.read_bytes(), where=example.name, max_pixels=int(request.settings["max_pixels"])
-            )
-            answer = _answer(candidate, image.pixels, version.classes, held.classes)
-            other = Detections.empty() if active is None else _answer(active[0], image.pixels, active[1], held.classes)
-        except (ImageError, MediaError, OSError) as error:  # it has gone since it was read: it counts for neither
-            logger.warning("hold-out, %s: %s", example.name, error)
-            continue
-        truths.append(example.truth)
-        groups.append(example.group)
-        ours.append(answer)
-        theirs.append(other)
-    verdict = gate.judge(
-        truths,
-        theirs if active is not None else None,
-        ours,
-        held.classes,
-        threshold=float(request.settings["threshold"]),
-        groups=groups,
-    )
-    if problem is not None:
-        verdict = replace(verdict, reason=f"{verdict.reason} {problem}")
-    return verdict, coco.evaluate(truths, ours, held.classes).as_json()
-
-
-def _active(request: Request, parent: Parent | None) -> tuple[tuple[Detector, tuple[str, ...]] | None, str | None]:
-    """What answers now, with its classes' names in the project; None and why if it can't be asked."""
-    if parent is None:
-        return None, None
-    try:
-        card = read_card(parent.folder)
-        known = versions.open(Path(request.data_dir), parent.id) if _is_stored(request, parent.id) else None
-        opened = known or ModelVersion(parent.folder, card, Path(request.data_dir) / "cache" / f"{parent.id}-compared")
-        return (load_detector(opened, threads=request.threads), parent.names), None
-    except SpicaError as error:
-        logger.warning("the version that answers now can't be compared with: %s", error.one_line)
-        return None, f"{parent.id} could not be asked ({error.what}), so it was compared with drawing by hand."
-
-
-def _answer(detector: Detector, pixels: Any, names: Sequence[str], classes: Sequence[str]) -> Detections:
-    """A detector's answer with the class ids of the data set; classes that it does not have are left out."""
-    (found,) = detector.detect([pixels])
-    ids = {name: number for number, name in enumerate(classes)}
-    table = np.array([ids.get(name, -1) for name in names], np.int64)
-    class_ids = table[found.class_ids] if len(found) else found.class_ids
-    kept = class_ids >= 0
-    return Detections(found.boxes_xyxy[kept], found.scores[kept], class_ids[kept])

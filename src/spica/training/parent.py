@@ -1,0 +1,89 @@
+"""The version that answers a project now: what a training begins with, and what its result is compared with."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from spica.detectors.card import read_card
+from spica.detectors.contract import Detector
+from spica.detectors.load import load_detector
+from spica.detectors.weights import inspect
+from spica.errors import SpicaError
+from spica.labelstudio.control_tags import RectangleControl
+from spica.labelstudio.label_config import match_labels
+from spica.models import versions
+from spica.models.version import ModelVersion
+from spica.training import initialise
+from spica.training.process import Request
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """The version that answers now.
+
+    Attributes:
+        folder: with its files.
+        id: in the store.
+        names: of its classes as the project calls them; their own where the project does not know them.
+        init: the folder, if a training can begin with it, else None.
+        why_not: why it can't, None if it can.
+    """
+
+    folder: Path
+    id: str
+    names: tuple[str, ...]
+    init: Path | None
+    why_not: str | None
+
+
+def read(request: Request, controls: Sequence[RectangleControl]) -> Parent | None:
+    """The version that a request names; None if it names none.
+
+    Args:
+        request: with its folder and id.
+        controls: of the project.
+
+    Raises:
+        WeightsError: its files can't be used.
+    """
+    if request.parent is None or request.parent_id is None:
+        return None
+    folder = Path(request.parent)
+    info = inspect(folder)
+    why_not = initialise.obstacle(info)
+    names = _names(info.classes, controls)
+    return Parent(folder, request.parent_id, names, folder if why_not is None else None, why_not)
+
+
+def is_stored(data_dir: Path, version: str) -> bool:
+    """Whether a version has a folder in the store."""
+    return (data_dir / "models" / version).is_dir()
+
+
+def detector_of(parent: Parent, data_dir: Path, *, threads: int) -> tuple[Detector | None, str | None]:
+    """The version's detector in f32; None and why if it can't be asked."""
+    try:
+        card = read_card(parent.folder)
+        known = versions.open(data_dir, parent.id) if is_stored(data_dir, parent.id) else None
+        opened = known or ModelVersion(parent.folder, card, data_dir / "cache" / f"{parent.id}-compared")
+        return load_detector(opened, threads=threads), None
+    except SpicaError as error:
+        logger.warning("the version that answers now can't be compared with: %s", error.one_line)
+        return None, f"{parent.id} could not be asked ({error.what}), so it was compared with drawing by hand."
+
+
+def _names(classes: Sequence[str], controls: Sequence[RectangleControl]) -> tuple[str, ...]:
+    """A model's classes as the project calls them: by the rules that its predictions are shown by."""
+    found: list[str | None] = [None] * len(classes)
+    for control in controls:
+        labels = match_labels(classes, control).labels
+        found = [before or label for before, label in zip(found, labels, strict=True)]
+    return tuple(
+        label or own or f"class {number}"
+        for number, (label, own) in enumerate(zip(found, classes, strict=True), start=1)
+    )

@@ -1,0 +1,176 @@
+"""A candidate on the hold-out: who is asked what, and what is written down; the networks are scripted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from simulated_detectors import detect, scenes
+from spica.boxes import Detections
+from spica.detectors.card import read_card
+from spica.detectors.precision import Machine
+from spica.errors import WeightsError
+from spica.models import checks, versions
+from spica.models.version import ModelVersion
+from spica.training import judgement, parent
+from spica.training.dataset import DataSet
+from spica.training.judgement import Judged, judge, record_bf16
+from spica.training.parent import Parent
+from spica.training.process import Request
+from tiny_versions import tiny_version
+from training_data import example
+
+IMAGES = 12
+SIDE = 600
+
+
+class Scripted:
+    """Answers by the number that an image has in its first pixel, in whatever order it is asked."""
+
+    def __init__(self, answers: Sequence[Detections], broken_at: int | None = None) -> None:
+        self.classes = ("spike",)
+        self.asked: list[int] = []
+        self._answers = answers
+        self._broken_at = broken_at
+
+    def detect(self, images: Sequence[Any]) -> list[Detections]:
+        numbers = [int(pixels[0, 0, 0]) for pixels in images]
+        self.asked += numbers
+        if self._broken_at in numbers:
+            raise WeightsError("the network fell over")
+        return [self._answers[number] for number in numbers]
+
+
+class Lab:
+    """A hold-out, a candidate in the store, an active version, and the networks that stand for them."""
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        rng = np.random.default_rng(0)
+        self.truths = scenes(rng, IMAGES)
+        self.good, self.poor = (detect(rng, self.truths, recall=recall) for recall in (0.9, 0.4))
+        self.data_dir = folder
+        self.held = DataSet(("spike",), tuple(self._example(number) for number in range(IMAGES)))
+        self.version = versions.open(folder, tiny_version(folder, "candidate"))
+        self.active = tiny_version(folder, "active")
+        self.f32, self.bf16, self.theirs = Scripted(self.good), Scripted(self.good), Scripted(self.poor)
+        patch.setattr(judgement, "machine", lambda: Machine("a processor", frozenset({"f32", "bf16"})))
+        patch.setattr(judgement, "load_detector", lambda *_, **__: self.f32)
+        patch.setattr(parent, "load_detector", lambda *_, **__: self.theirs)
+        patch.setattr(checks, "detector_in", self._detector_in)
+
+    def _example(self, number: int) -> Any:
+        pixels = np.full((8, 8, 3), number, np.uint8)
+        return example(self.data_dir / f"{number}.png", pixels, self.truths[number])
+
+    def _detector_in(self, version: ModelVersion, precision: str, **_: Any) -> Scripted:
+        assert (version, precision) == (self.version, "bf16")
+        return self.bf16
+
+    def judge(self, names: tuple[str, ...] = ("spike",), **settings: Any) -> Judged:
+        given = {"max_pixels": 10**6, "precision": "auto", **settings}
+        folder = self.data_dir / "models" / self.active
+        request = Request(1, "r", "", str(self.data_dir), "", "", str(folder), self.active, given, 1, 2**34)
+        active = Parent(folder, self.active, names, folder, None)
+        return judge(request, self.version, active, self.held, threshold=0.4, tell=lambda **_: None)
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    """Twelve images held out, and a candidate that is better."""
+    return Lab(tmp_path, monkeypatch)
+
+
+def test_the_candidate_is_compared_with_the_active_version(lab: Lab) -> None:
+    """Each is asked for each image, and the verdict stands on the project's threshold and the version's metrics."""
+    judged = lab.judge()
+    assert lab.f32.asked == lab.theirs.asked == list(range(IMAGES))
+    assert (judged.verdict.passed, judged.verdict.against, judged.verdict.threshold) == (True, "active", 0.4)
+    assert judged.verdict.ap50 is not None
+    assert judged.metrics["ap50"] == pytest.approx(judged.verdict.ap50.candidate, abs=1e-4)
+    assert judged.metrics["images"] == IMAGES
+
+
+def test_bf16_that_loses_nothing_may_be_served(lab: Lab) -> None:
+    """Where the machine has bf16, the candidate's card says after the training that it has passed, by the truth."""
+    assert record_bf16(lab.version.folder, lab.judge()) == ()
+    form = read_card(lab.version.folder).precisions["bf16"]
+    assert form.passed
+    assert form.check["truth"]["images"] == IMAGES
+    assert form.check["truth"]["ap50_loss"] == 0
+    assert lab.bf16.asked == lab.f32.asked
+
+
+def test_bf16_that_loses_is_written_down_as_not_passed(lab: Lab) -> None:
+    """A loss of more than half a point of AP50 is recorded, and is not served by itself."""
+    lab.bf16 = Scripted(lab.poor)
+    judged = lab.judge()
+    record_bf16(lab.version.folder, judged)
+    form = read_card(lab.version.folder).precisions["bf16"]
+    assert not form.usable
+    assert form.check["truth"]["ap50_loss"] > checks.MAX_AP50_LOSS
+    assert judged.verdict.passed
+
+
+@pytest.mark.parametrize("precision", ["f32", "int8"])
+def test_bf16_is_not_looked_at_where_it_is_not_served(lab: Lab, precision: str) -> None:
+    """With a precision of the user's choice nothing is computed in bf16, and nothing recorded."""
+    judged = lab.judge(precision=precision)
+    assert record_bf16(lab.version.folder, judged) == ()
+    assert lab.bf16.asked == []
+    assert read_card(lab.version.folder).precisions == {}
+
+
+def test_bf16_is_not_looked_at_where_it_is_not_faster(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that only imitates bf16 does not compute in it."""
+    monkeypatch.setattr(judgement, "machine", lambda: Machine("an old processor", frozenset({"f32"})))
+    assert (lab.judge().bf16, lab.bf16.asked) == (None, [])
+
+
+@pytest.mark.parametrize("where", ["at the start", "in the midst", "when it is written"])
+def test_a_failure_in_bf16_is_a_note(lab: Lab, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes wrong in bf16, the verdict is as it was, and people are told why f32 is served."""
+    before = lab.judge().verdict
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise WeightsError("the network fell over")
+
+    if where == "at the start":
+        monkeypatch.setattr(checks, "detector_in", broken)
+    elif where == "in the midst":
+        lab.bf16 = Scripted(lab.good, broken_at=5)
+    else:
+        monkeypatch.setattr(judgement, "record_form", broken)
+    judged = lab.judge()
+    (note,) = record_bf16(lab.version.folder, judged)
+    assert note.startswith("bf16 could not be checked, so the version is served in f32: the network fell over")
+    assert judged.verdict == before
+    assert read_card(lab.version.folder).precisions == {}
+
+
+def test_images_that_are_gone_count_for_neither(lab: Lab) -> None:
+    """An image that has left the folder since it was read is judged by nobody."""
+    lab.held.examples[3].path.unlink()
+    judged = lab.judge()
+    assert judged.verdict.images == judged.metrics["images"] == IMAGES - 1
+    assert judged.bf16 is not None
+    assert len(judged.bf16.run.answers) == IMAGES - 1
+
+
+def test_an_active_version_that_can_not_be_asked(lab: Lab) -> None:
+    """Where the active version's files are damaged, the comparison is with drawing by hand, and that is said."""
+    (lab.data_dir / "models" / lab.active / "model.bin").write_bytes(b"")
+    verdict = lab.judge().verdict
+    assert verdict.against == "nothing"
+    assert f"{lab.active} could not be asked" in verdict.reason
+
+
+def test_classes_are_met_by_the_projects_names(lab: Lab) -> None:
+    """A class of the active version that the project does not know is no answer."""
+    verdict = lab.judge(names=("weed",)).verdict
+    assert verdict.against == "active"
+    assert verdict.ap50 is not None
+    assert verdict.ap50.active == 0

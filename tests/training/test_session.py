@@ -1,0 +1,95 @@
+"""One training of a project, step by step; Label Studio and the networks are scripted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from spica.errors import DataSetError
+from spica.labelstudio.client import LabelStudioClient
+from spica.labelstudio.control_tags import RectangleControl
+from spica.labelstudio.label_config import parse_label_config
+from spica.training import holdout, session
+from spica.training.dataset import DataSet
+from spica.training.process import Request
+from training_data import wheat
+
+
+def request(folder: Path, **settings: Any) -> Request:
+    """For a project whose training is asked for nothing yet."""
+    given = {"holdout_share": 0.2, "holdout_min": 2, "threshold": 0.5, **settings}
+    return Request(1, "r", str(folder / "run"), str(folder), "", "", None, None, given, 1, 2**34)
+
+
+def controls(*thresholds: float | None) -> tuple[RectangleControl, ...]:
+    """Control tags, each with so high a threshold of its own."""
+    own = ["" if told is None else f' score_threshold="{told}"' for told in thresholds]
+    tags = [
+        f'<RectangleLabels name="c{number}" toName="i"{each}><Label value="spike"/></RectangleLabels>'
+        for number, each in enumerate(own)
+    ]
+    return parse_label_config(f'<View><Image name="i" value="$image"/>{"".join(tags)}</View>').controls
+
+
+class Models:
+    """Stands for a Label Studio that knows of connected models alone."""
+
+    def __init__(self, *extra_params: str | None) -> None:
+        self._models = [{"extra_params": told} for told in extra_params]
+
+    def call(self, method: str, path: str, *, params: Any) -> list[dict[str, Any]]:
+        assert (method, path, params) == ("GET", "/api/ml/", {"project": 1})
+        return self._models
+
+
+@pytest.mark.parametrize(
+    ("models", "tags", "expected"),
+    [
+        pytest.param([], [None], 0.5, id="the server's"),
+        pytest.param([None], [None], 0.5, id="no extra params"),
+        pytest.param(['{"score_threshold": 0.3}', '{"score_threshold": 0.1}'], [None], 0.3, id="the first model's"),
+        pytest.param(['{"score_threshold": 0.3}'], [0.7], 0.7, id="the tag's before the model's"),
+        pytest.param([None], [0.7, 0.6], 0.6, id="the lowest of two tags"),
+    ],
+)
+def test_the_gate_judges_by_what_the_project_shows(
+    tmp_path: Path, models: list[str | None], tags: list[float | None], expected: float
+) -> None:
+    """The threshold is the one that the project's predictions are shown by."""
+    client = cast("LabelStudioClient", Models(*models))
+    assert session._threshold(request(tmp_path), client, controls(*tags)) == expected
+
+
+def test_the_hold_out_is_written_before_anything_is_trained(tmp_path: Path) -> None:
+    """What is held out is on the disk when the division is made, and a second training holds out the same."""
+    data = wheat(tmp_path / "images", range(1000, 1006), width=96, height=64)
+    train, held = session._held_out(request(tmp_path), data)
+    again = session._held_out(request(tmp_path), data)
+    digests = [[each.digest for each in part.examples] for part in (train, held)]
+    assert digests == [[each.digest for each in part.examples] for part in again]
+    assert not set(digests[0]) & set(digests[1])
+    frozen = holdout.read(holdout.path_of(tmp_path, 1)).images
+    assert {digest for digest, placed in frozen.items() if placed.side == "holdout"} == set(digests[1])
+
+
+def test_one_image_can_not_be_judged_by(tmp_path: Path) -> None:
+    """With one annotated image nothing is trained and nothing is written, in a sentence that says how many it takes."""
+    data = wheat(tmp_path / "images", range(1000, 1001), width=96, height=64)
+    with pytest.raises(DataSetError, match="too few annotated images") as raised:
+        session._held_out(request(tmp_path), DataSet(data.classes, data.examples, ("one was damaged",)))
+    assert "one was damaged" in (raised.value.got or "")
+    assert not holdout.path_of(tmp_path, 1).exists()
+
+
+def test_images_are_spared_only_where_there_are_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few images are all learned from; of many, some judge the epochs, and none does both."""
+    monkeypatch.setattr(session, "_SMALL", 12)
+    images = wheat(tmp_path / "images", range(1000, 1012), width=96, height=64)
+    few = DataSet(images.classes, images.examples[:11])
+    assert session._spared(few) == (few, None)
+    data, valid = session._spared(images)
+    assert valid is not None
+    assert len(data.examples) + len(valid.examples) == 12
+    assert not {each.digest for each in data.examples} & {each.digest for each in valid.examples}
