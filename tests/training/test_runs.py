@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import replace
+from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 
 import pytest
@@ -69,6 +72,70 @@ def test_tidy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs.tidy(1)
     left = {run.title: sorted(path.name for path in runs.folder(run).iterdir()) for run in runs.of(1)}
     assert left == {"4": ["run.json"], "3": ["run.json"], "2": ["loop", "run.json"]}
+
+
+class StoppedClock(datetime):
+    """One that stands still, or was set back."""
+
+    stands = datetime(2026, 11, 23, 10, 0, 0, 999_500, tzinfo=UTC)
+
+    @classmethod
+    def now(cls, _zone: tzinfo | None = None) -> StoppedClock:  # type: ignore[override]  # always UTC
+        """The same each time."""
+        return cls.fromtimestamp(cls.stands.timestamp(), UTC)
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["this machine's clock", "a clock that stands"])
+def test_ids_are_in_order_of_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: bool) -> None:
+    """However quickly runs follow one another, each comes after all before it, whatever else lies there."""
+    if stopped:
+        monkeypatch.setattr(module, "datetime", StoppedClock)
+    runs = Runs(tmp_path)
+    (runs.project_folder(1) / "notes-2026").mkdir(parents=True)
+    begun = [runs.begin(1, title=str(number), cause="", new=1, parent=None) for number in range(30)]
+    assert [run.title for run in runs.of(1)] == [run.title for run in reversed(begun)]
+    assert len({run.id.partition("-")[0] for run in begun}) == 30
+
+
+def test_a_clock_that_was_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next run comes after the latest all the same, its date is the clock's, and other projects are not touched."""
+    runs = Runs(tmp_path)
+    first = runs.begin(1, title="x", cause="", new=1, parent=None)
+    monkeypatch.setattr(module, "datetime", StoppedClock)
+    monkeypatch.setattr(StoppedClock, "stands", datetime(2020, 1, 1, tzinfo=UTC))
+    second = runs.begin(1, title="x", cause="", new=1, parent=None)
+    assert second.id > first.id
+    assert second.started == "2020-01-01T00:00:00+00:00"
+    assert runs.begin(2, title="x", cause="", new=1, parent=None).id.startswith("20200101T000000.000Z")
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """The state file stays as it was, nothing lies beside it, and of a run that could not begin nothing is left."""
+    runs = Runs(tmp_path)
+    run = runs.begin(1, title="x", cause="", new=1, parent=None)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr({"fsync": os, "replace": Path}[step], step, full)
+    with pytest.raises(StorageError, match="could not be written"):
+        runs.write(replace(run, state="failed"))
+    with pytest.raises(StorageError):
+        runs.begin(1, title="y", cause="", new=1, parent=None)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [RUN]
+    assert [path.name for path in runs.project_folder(1).iterdir()] == [run.id]
+    assert runs.of(1) == [run]
+
+
+def test_removed(tmp_path: Path) -> None:
+    """Nothing is left of a run that was taken back; twice is once."""
+    runs = Runs(tmp_path)
+    run = runs.begin(1, title="x", cause="", new=1, parent=None)
+    (runs.folder(run) / "loop").mkdir()
+    runs.remove(run)
+    runs.remove(run)
+    assert list(runs.project_folder(1).iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

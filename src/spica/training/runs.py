@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import json
 import logging
-import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from spica.detectors.scratch import storage_error
+from spica.errors import StorageError
+from spica.models.atomic import read_text, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,8 @@ RUN = "run.json"
 
 KEPT = 20
 """So many runs of a project that are over are remembered."""
+
+_ID = re.compile(r"(\d{8}T\d{6}\.\d{3})Z-[0-9a-f]{4}")
 
 State = Literal["running", "passed", "refused", "cancelled", "failed"]
 
@@ -126,7 +129,7 @@ class Run:
     def read(cls, folder: Path) -> Run | None:
         """From a run's folder; None when there is nothing readable."""
         try:
-            run = cls.from_json(json.loads((folder / RUN).read_text("utf-8")))
+            run = cls.from_json(json.loads(read_text(folder / RUN)))
         except (OSError, ValueError, TypeError, AttributeError, RecursionError):
             return None
         sound = run.state in get_args(State) and type(run.project) is int and run.id == folder.name
@@ -161,17 +164,33 @@ class Runs:
         parent: str | None,
         active: Mapping[str, Any] | None = None,
     ) -> Run:
-        """A new run, written.
+        """A new run, written, whose id comes after all of its project. Call it while the project is locked.
 
         Raises:
-            StorageError: the folder can't be written.
+            StorageError: the folder can't be written; nothing is left of the run.
         """
         now = datetime.now(UTC)
-        name = f"{now:%Y%m%dT%H%M%S}.{now.microsecond // 1000:03}Z-{secrets.token_hex(2)}"
+        name = f"{self._next(project, now)}Z-{secrets.token_hex(2)}"
         run = Run(name, project, title, cause, now.isoformat(timespec="seconds"), new=new, parent=parent)
         run = replace(run, active=active)
-        self.write(run)
+        try:
+            self.write(run)
+        except StorageError:
+            self.remove(run)
+            raise
         return run
+
+    def _next(self, project: int, now: datetime) -> str:
+        """The time, to the millisecond; a millisecond after the latest run's where it is not later than that."""
+        times = [found[1] for each in self.project_folder(project).glob("*") if (found := _ID.fullmatch(each.name))]
+        latest = max(times, default="")
+        stamp = _stamp(now)
+        if stamp > latest:
+            return stamp
+        try:
+            return _stamp(datetime.strptime(latest + "+0000", "%Y%m%dT%H%M%S.%f%z") + timedelta(milliseconds=1))
+        except (ValueError, OverflowError):  # no date, though it looks like one
+            return stamp
 
     def write(self, run: Run) -> None:
         """Replace a run's state file.
@@ -179,16 +198,13 @@ class Runs:
         Raises:
             StorageError: the folder can't be written.
         """
-        folder = self.folder(run)
-        aside = folder / f".{RUN}-{os.getpid()}-{secrets.token_hex(4)}"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            aside.write_text(json.dumps(asdict(run), ensure_ascii=False), "utf-8")
-            aside.replace(folder / RUN)
-        except OSError as error:
-            with suppress(OSError):
-                aside.unlink(missing_ok=True)
-            raise storage_error(error, folder) from error
+        write_text(self.folder(run) / RUN, json.dumps(asdict(run), ensure_ascii=False))
+
+    def remove(self, run: Run) -> None:
+        """Have a run never been; what can't be removed stays."""
+        with suppress(OSError):  # first: without it the rest is no run
+            (self.folder(run) / RUN).unlink(missing_ok=True)
+        shutil.rmtree(self.folder(run), ignore_errors=True)
 
     def of(self, project: int) -> list[Run]:
         """A project's runs, the latest first."""
@@ -221,3 +237,7 @@ class Runs:
                 elif path.name != RUN:
                     with suppress(OSError):  # a scanner may hold it open; the next time will do
                         path.unlink()
+
+
+def _stamp(when: datetime) -> str:
+    return f"{when:%Y%m%dT%H%M%S}.{when.microsecond // 1000:03}"
