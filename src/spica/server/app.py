@@ -103,13 +103,15 @@ def create_app(
 
     @app.post("/setup", openapi_extra=_body_schema(SetupRequest))
     async def setup(request: Request) -> dict[str, Any]:
-        """Tell which version a project's tasks are answered with; from memory."""
-        state = service.setup(await body_of(request, SetupRequest))
-        return {
-            "model_version": state.version,
-            "classes": list(service.pool.predictor(state.project).classes),
-            "problems": list(state.problems),
-        }
+        """Tell which version a project's tasks are answered with; no network is asked, and no weights are read."""
+        body = await body_of(request, SetupRequest)
+
+        def answer() -> dict[str, Any]:
+            state = service.setup(body)
+            classes = service.pool.predictor(state.project).classes
+            return {"model_version": state.version, "classes": list(classes), "problems": list(state.problems)}
+
+        return await asyncio.to_thread(answer)  # a project's first question looks for its version on the disk
 
     @app.post("/predict", openapi_extra=_body_schema(PredictRequest))
     async def predict(request: Request) -> Response:
