@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,18 +16,21 @@ from pydantic import SecretStr
 
 from model_server import ANSWER
 from scripted_detector import WAIT_S, ScriptedDetector
-from spica.errors import AuthenticationError, NotFoundError, TrainingError
+from spica.errors import AuthenticationError, DataSetError, NotFoundError, StorageError, TrainingError, WeightsError
 from spica.inference import Engine
 from spica.labelstudio.protocol import WebhookRequest
+from spica.models import active
 from spica.prediction import Predictor
 from spica.server.jobs import Jobs
 from spica.server.learning import Learning, NothingToLearnError
+from spica.server.page import render_status
 from spica.server.service import Service
-from spica.server.trainer import TrainingRunningError
+from spica.server.trainer import TrainingOverError, TrainingRunningError
 from spica.server.triggers import Triggers
 from spica.settings import Settings
-from spica.training.process import CancelledError, Request
+from spica.training.process import CancelledError, Request, WorkerProcess
 from spica.training.runs import Run, Runs
+from tiny_versions import tiny_version
 
 REPORT = {
     "images": 20,
@@ -53,6 +58,8 @@ class ScriptedWorker:
             raise CancelledError("the training was ended", got=self.ended)
         if isinstance(self.outcome, Exception):
             raise self.outcome
+        if isinstance(self.outcome, list):
+            return WorkerProcess(self.request, self.outcome).run(tell)
         return dict(self.outcome)
 
     def end(self, why: str = "") -> None:
@@ -69,7 +76,9 @@ class Studio:
         self.annotations = 0
         self.workers: list[ScriptedWorker] = []
         self.outcome: Any = REPORT
+        self.refuses: Exception | None = None
         self.counted = 0
+        self.page: Callable[[], str] = str
 
     def __enter__(self) -> Self:
         return self
@@ -95,6 +104,8 @@ class Studio:
 
     def worker(self, request: Request) -> ScriptedWorker:
         """The next process."""
+        if isinstance(self.refuses, Exception):
+            raise self.refuses
         self.workers.append(ScriptedWorker(request, self.outcome))
         return self.workers[-1]
 
@@ -136,15 +147,17 @@ def make_learning(studio: Studio, tmp_path: Path) -> Iterator[Make]:
             )
             service = Service(model, weights="x")
             stack.callback(service.close)
+            jobs = Jobs(service, settings)
             learning = Learning(
                 service,
-                Jobs(service, settings),
+                jobs,
                 settings,
                 triggers=Triggers(quiet_s=0),
                 worker=studio.worker,
                 every_s=1e9,
             )
             stack.callback(learning.close)
+            studio.page = partial(render_status, service, jobs, learning)
             if start:
                 learning.start()
             return learning
@@ -228,11 +241,31 @@ def test_what_was_refused_is_not_learned_at_once_again(studio: Studio, make_lear
     studio.workers[1].end()
 
 
-@pytest.mark.parametrize("outcome", [TrainingError("it broke"), ValueError("a bug")], ids=["told", "a bug"])
+KILLED = [sys.executable, "-c", "import sys; sys.exit(137)"]
+"""A process that ends as one that the system has killed for want of memory."""
+
+FAILURES = [
+    pytest.param(TrainingError("it broke"), "it broke", id="the training"),
+    pytest.param(DataSetError("no box is left", hint="draw some"), "no box is left. draw some", id="the data"),
+    pytest.param(StorageError("a file could not be written", hint="free some space"), "free some space", id="the disk"),
+    pytest.param(
+        WeightsError("these weights are of another architecture", got="yolo"),
+        "these weights are of another architecture. yolo",
+        id="the weights",
+    ),
+    pytest.param(KILLED, "it was killed, perhaps by the system for want of memory", id="killed"),
+    pytest.param(ValueError("a bug"), "the training failed. ValueError", id="a bug"),
+]
+
+
+@pytest.mark.parametrize(("outcome", "sentence"), FAILURES)
 def test_after_a_failure_the_next_submission_starts_anew(
-    studio: Studio, make_learning: Make, outcome: Exception
+    studio: Studio, make_learning: Make, tmp_path: Path, outcome: Any, sentence: str
 ) -> None:
-    """The reason is kept and shown, nothing is tried again by itself, and the next event begins a new training."""
+    """What is active is untouched, the reason is told, nothing is tried again by itself, the next event trains."""
+    version = tiny_version(tmp_path, "a")
+    active.activate(tmp_path, 1, version, base="base-0001", why="better", by="test")
+    files = {path: path.read_bytes() for path in (tmp_path / "active").glob("1.json*")}
     studio.outcome = outcome
     learning = make_learning()
     hear(learning, studio, "ANNOTATION_CREATED", 20)
@@ -240,13 +273,80 @@ def test_after_a_failure_the_next_submission_starts_anew(
     studio.workers[0].go.set()
     run = until(lambda: next((run for run in learning.runs if run.is_over), None))
     assert run.state == "failed"
-    assert "it broke" in run.why or "a bug" in run.why
+    assert sentence in run.why
+    assert sentence in studio.page()
     until(lambda: studio.counted == 2)  # it has counted again after the end
     assert len(studio.workers) == 1
+    assert {path: path.read_bytes() for path in (tmp_path / "active").glob("1.json*")} == files
     studio.outcome = REPORT
     hear(learning, studio, "ANNOTATION_CREATED", 21)
     until(lambda: len(studio.workers) == 2)
     studio.workers[1].end()
+
+
+def test_a_start_that_fails_leaves_nothing(studio: Studio, make_learning: Make, tmp_path: Path) -> None:
+    """No trace of it would be taken up as a training by the next server, and the next start is free to begin."""
+    learning = make_learning()
+    studio.annotations = 3
+    studio.refuses = OSError("no more processes")
+    with pytest.raises(OSError, match="no more"):
+        learning.ask(1)
+    assert list(Runs(tmp_path).unfinished()) == []
+    assert [path for path in Runs(tmp_path).project_folder(1).iterdir() if path.is_dir()] == []
+    studio.refuses = None
+    learning.ask(1)
+    studio.workers[0].end()
+
+
+def full_once_over(patch: pytest.MonkeyPatch) -> None:
+    """Have the disk be full when a training is over."""
+    write = Runs.write
+
+    def full(self: Runs, run: Run) -> None:
+        if run.is_over:
+            raise StorageError("a file could not be written", got="No space left on device")
+        write(self, run)
+
+    patch.setattr(Runs, "write", full)
+
+
+def test_an_end_that_cannot_be_written(
+    studio: Studio, make_learning: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is shown with the reason, is not tried again by the look every few minutes, and is written when it can be."""
+    studio.outcome = TrainingError("it broke")
+    learning = make_learning()
+    studio.annotations = 20
+    run = learning.ask(1)
+    with monkeypatch.context() as patch:
+        full_once_over(patch)
+        studio.workers[0].go.set()
+        ended = until(lambda: next((run for run in learning.runs if run.is_over), None))
+        assert (ended.id, ended.state) == (run.id, "failed")
+        assert "it broke" in studio.page()
+        assert "No space left on device" in studio.page()
+        until(lambda: studio.counted == 2)  # the look after the end, which finds the 20 still new
+        learning.trainer.retry()
+        learning.close()  # whatever that look has begun is over then
+        assert len(studio.workers) == 1
+    assert next(Runs(tmp_path).unfinished()).id == run.id
+    learning.trainer.retry()
+    (written,) = Runs(tmp_path).of(1)
+    assert (written.state, written.notes) == ("failed", ())
+    assert learning.trainer.of(1) == [written]
+
+
+def test_a_refusal_that_cannot_be_written(studio: Studio, make_learning: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was learned from counts as learned, though it stands in memory alone."""
+    learning = make_learning()
+    studio.annotations = 20
+    learning.ask(1)
+    full_once_over(monkeypatch)
+    studio.workers[0].go.set()
+    ended = until(lambda: next((run for run in learning.runs if run.is_over), None))
+    assert ended.state == "refused"
+    until(lambda: learning.standings[0].new == 0)
+    assert len(studio.workers) == 1
 
 
 def test_cancel(studio: Studio, make_learning: Make) -> None:
@@ -262,6 +362,39 @@ def test_cancel(studio: Studio, make_learning: Make) -> None:
     ended = until(lambda: next((each for each in learning.runs if each.is_over), None))
     assert (ended.id, ended.state) == (run.id, "cancelled")
     assert learning.trainer.current is None
+
+
+def test_it_is_too_late_to_cancel(studio: Studio, make_learning: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once the report is there nobody is told that the training was cancelled: it goes its way."""
+    activating, go = threading.Event(), threading.Event()
+
+    def hanging(self: Learning, run: Run, version: str) -> None:
+        activating.set()
+        assert go.wait(WAIT_S)
+
+    monkeypatch.setattr(Learning, "_activate", hanging)
+    studio.outcome = {**REPORT, "verdict": {"accepted": True, "sentence": "it is better"}}
+    learning = make_learning()
+    studio.annotations = 3
+    learning.ask(1)
+    studio.workers[0].go.set()
+    assert activating.wait(WAIT_S)
+    with pytest.raises(TrainingOverError, match="can't be cancelled any more"):
+        learning.cancel(1)
+    go.set()
+    assert learning.trainer.join(WAIT_S)
+    assert learning.trainer.of(1)[0].state == "passed"
+
+
+def test_cancelled_at_the_last_moment(studio: Studio, make_learning: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is told that it is cancelled finds it cancelled, also where the report was on its way already."""
+    learning = make_learning()
+    studio.annotations = 3
+    learning.ask(1)
+    monkeypatch.setattr(ScriptedWorker, "end", lambda self, _why="": self.go.set())
+    learning.cancel(1)
+    assert learning.trainer.join(WAIT_S)
+    assert learning.trainer.of(1)[0].state == "cancelled"
 
 
 def test_progress_is_shown_and_written(studio: Studio, make_learning: Make, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pydantic import SecretStr
 
 from model_server import ANSWER
 from scripted_detector import WAIT_S, ScriptedDetector
+from spica.errors import StorageError
 from spica.inference import Engine
 from spica.models import active
 from spica.prediction import Predictor
@@ -189,6 +190,29 @@ def test_a_choice_made_meanwhile_is_respected(lab: Lab, meanwhile: Callable[[Lab
     assert f"spica models activate {lab.candidate} --project 1" in shown["notes"][-1]
     lab.choose(lab.candidate)
     assert lab.active == lab.candidate
+
+
+@pytest.mark.parametrize("step", ["activate", "read"])
+def test_a_full_disk_at_the_activation(lab: Lab, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """What has passed waits with the reason, what was active stays so meanwhile, and then it is made active."""
+    learning = lab.server()
+    learning.trainer.begin(1, title="field", cause="x", new=3)
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise StorageError("a file could not be written", got="No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(active, step, full)
+        run = lab.finish(learning)
+    assert lab.active == lab.old
+    assert (run.state, run.settled, run.notes) == ("passed", False, ())
+    (shown,) = learning.trainer.of(1)
+    assert "tried again" in shown.notes[-1]
+    assert "No space left on device" in shown.notes[-1]
+    learning.trainer.retry()
+    assert lab.active == lab.candidate
+    (run,) = learning.trainer.of(1)
+    assert (run.state, run.settled, run.notes) == ("passed", False, ())
 
 
 def test_killed_before_the_activation(lab: Lab) -> None:

@@ -8,6 +8,7 @@ Rules:
 * What is new is counted in Label Studio, against what was learned from last: no event is relied upon. Projects with the
   switch are looked at when events come, at the server's start, and every few minutes.
 * After a failure the next submission or button tries again; the look every few minutes alone does not.
+* What has passed and could not be written or made active, as on a full disk, is tried again with that look.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from spica.errors import AuthenticationError, NotFoundError, SpicaError, TrainingError
+from spica.errors import AuthenticationError, NotFoundError, SpicaError, StorageError, TrainingError
 from spica.labelstudio.api.records import Json
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.protocol import WebhookRequest
@@ -185,13 +186,14 @@ class Learning:
 
         Raises:
             NotFoundError: there is none here.
+            TrainingOverError: it has come to its end just now.
         """
         with self._lock:
             waited = self._later.pop(project, None)
         try:
             return self.trainer.cancel(project)
         except NotFoundError:
-            latest = next(iter(self.trainer.runs.of(project)), None)
+            latest = next(iter(self.trainer.of(project)), None)
             if waited is None or latest is None:
                 raise
             return latest
@@ -228,6 +230,7 @@ class Learning:
                 self._guarded(look.project, partial(self._look, look.project, look.asked))
             if time.monotonic() >= next_round:
                 next_round = time.monotonic() + self._every_s
+                self._guarded(None, self.trainer.retry)
                 self._guarded(None, self._remember_runs)
                 self._guarded(None, self._look_around)
             wait_s = self._triggers.wait_s()
@@ -248,8 +251,8 @@ class Learning:
 
     def _remember_runs(self) -> None:
         """Read from disk what the page shows, and look again at what waited."""
-        runs = self.trainer.runs
-        over = [run for project in runs.projects() for run in runs.of(project)[:_EACH] if run.is_over]
+        trainer = self.trainer
+        over = [run for project in trainer.projects for run in trainer.of(project)[:_EACH] if run.is_over]
         self._past = sorted(over, key=lambda run: run.id, reverse=True)[:_PAST]
         self._wake.set()
 
@@ -332,7 +335,7 @@ class Learning:
         from spica.detectors.card import read_card
 
         if not asked:
-            judged = next((run for run in self.trainer.runs.of(project) if run.is_judged), None)
+            judged = next((run for run in self.trainer.of(project) if run.is_judged), None)
             if judged is not None and judged.learned is not None:
                 return _numbered(judged.learned)
         version, folder = self._parent(project)
@@ -347,13 +350,17 @@ class Learning:
         return self._service.parent(project, self._settings.data_dir)
 
     def _has_failed_on(self, project: int, new: int) -> bool:
-        latest = next(iter(self.trainer.runs.of(project)), None)
+        latest = next(iter(self.trainer.of(project)), None)
         return latest is not None and latest.state in ("failed", "cancelled") and latest.new >= new
 
     # --- what becomes of it -----------------------------------------------------------------------------------------
 
     def _ended(self, run: Run) -> Run:
-        """Put what has passed in front of people; on the run's thread."""
+        """Put what has passed in front of people; on the run's thread.
+
+        Raises:
+            StorageError: it can't be written or made active now, as on a full disk; it is called again later.
+        """
         self._postpone(run.project, asked=False, on_event=False)  # to count what came in meanwhile
         version = run.version
         if run.state != "passed" or version is None:
@@ -366,6 +373,8 @@ class Learning:
         except ActiveChangedError as error:
             note = f"It is not made active, because somebody chose another version meanwhile: {error.one_line}"
             return replace(run, notes=(*run.notes, note), settled=True)
+        except StorageError:  # this passes
+            raise
         except SpicaError as error:
             note = f"it could not be made active: {error.one_line}"
             return replace(run, notes=(*run.notes, note), settled=True)
@@ -380,9 +389,12 @@ class Learning:
 
         Raises:
             ActiveChangedError: somebody has.
+            StorageError: it can't be told what is active, or it can't be written.
             SpicaError: it can't be done.
         """
         data_dir = self._settings.data_dir
+        if run.active is not None:
+            active.read(data_dir, run.project)  # a folder that is away for a moment is nobody's choice
         step = step_of(data_dir, run.project)
         if step is not None and step["version"] == version:  # a server that was killed then has done it
             return

@@ -1,6 +1,7 @@
 """The trainings of one server: begun, followed, cancelled, taken up again after a restart; one at a time.
 
-Across servers that share a data folder, one a project at a time.
+Across servers that share a data folder, one a project at a time. An end that can't be written, as on a full disk, is
+kept in memory and tried again: the page shows it, and nothing is trained twice meanwhile.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from spica.errors import AuthenticationError, LaunchError, NotFoundError, SpicaError, StorageError, TrainingError
 from spica.labelstudio.instance import FolderLock
@@ -59,8 +61,28 @@ class TrainingRunningError(SpicaError):
     status = 409
 
 
+class TrainingOverError(SpicaError):
+    """A training has come to its end, and can't be cancelled any more."""
+
+    code = "training_over"
+    status = 409
+
+
 class _NothingToCancelError(NotFoundError):
     """No training of this project is under way here."""
+
+
+class _Pending(NamedTuple):
+    """A training that is over, and why its end is not written or not put in front of people yet."""
+
+    run: Run
+    why: SpicaError
+
+    @property
+    def shown(self) -> Run:
+        """With the reason."""
+        note = f"what came of it is not in place yet, and is tried again: {self.why.one_line}"
+        return replace(self.run, notes=(*self.run.notes, note))
 
 
 class Worker(Protocol):
@@ -79,7 +101,8 @@ class Trainer:
     Args:
         settings: the server's.
         parent_of: id and folder of the version that a project is answered with now.
-        on_end: called with every run that is over, on the run's thread, while the project's lock is held.
+        on_end: called with every run that is over, on the run's thread, while the project's lock is held; again where
+            it raises a :class:`SpicaError`.
         on_idle: called after it, when another one may begin.
         worker: makes the process, for tests.
     """
@@ -103,7 +126,9 @@ class Trainer:
         self._run: Run | None = None
         self._worker: Worker | None = None
         self._thread: threading.Thread | None = None
+        self._pending: dict[int, _Pending] = {}
         self._written = 0.0
+        self._cancelled = self._over = False
         self._closed = False
 
     @property
@@ -111,6 +136,22 @@ class Trainer:
         """The run under way, None while there is none."""
         with self._lock:
             return self._run
+
+    def of(self, project: int) -> list[Run]:
+        """A project's runs, the latest first; of one whose end could not be written, how it ended."""
+        with self._lock:
+            pending = self._pending.get(project)
+        found = {run.id: run for run in self.runs.of(project)}
+        if pending is not None:
+            found[pending.run.id] = pending.shown
+        return [found[name] for name in sorted(found, reverse=True)]
+
+    @property
+    def projects(self) -> list[int]:
+        """Projects that have runs."""
+        with self._lock:
+            pending = set(self._pending)
+        return sorted(pending.union(self.runs.projects()))
 
     def begin(self, project: int, *, title: str, cause: str, new: int) -> Run:
         """Start a training.
@@ -129,12 +170,15 @@ class Trainer:
                 where=f"project {project}",
                 hint="wait until it is done, or cancel it on that server's page",
             )
+        run = None
         try:
             step = step_of(self._settings.data_dir, project)  # before the parent: a change between the two is noticed
             parent = self._parent_of(project)[0]
             run = self.runs.begin(project, title=title, cause=cause, new=new, parent=parent, active=step)
             self._launch(run, lock, token)
         except BaseException:
+            if run is not None:  # else the next start would train it
+                self.runs.remove(run)
             lock.release()
             raise
         return run
@@ -161,7 +205,7 @@ class Trainer:
         try:
             run = next((run for run in self.runs.of(project) if run.state == "passed"), None)
             if run is not None and not run.settled:
-                self._end(self._on_end(run))
+                self._finish(run)
             self.runs.tidy(project)
         finally:
             lock.release()
@@ -202,13 +246,22 @@ class Trainer:
 
         Raises:
             NotFoundError: there is none here.
+            TrainingOverError: it has come to its end just now.
         """
         with self._lock:
             run, worker = self._run, self._worker
-        if run is None or worker is None or run.project != project:
-            raise _NothingToCancelError(
-                "no training of this project is under way on this server", where=f"project {project}"
-            )
+            if run is None or worker is None or run.project != project:
+                raise _NothingToCancelError(
+                    "no training of this project is under way on this server", where=f"project {project}"
+                )
+            if self._over and not self._cancelled:
+                raise TrainingOverError(
+                    "the training is over, it can't be cancelled any more",
+                    where=f"project {project}",
+                    hint="wait for what comes of it; if it becomes active, "
+                    f"`spica models rollback --project {project}` goes back",
+                )
+            self._cancelled = True
         worker.end("cancelled")
         return run
 
@@ -274,11 +327,17 @@ class Trainer:
                 raise TrainingRunningError(
                     "a training is under way, or the server stops", where=f"project {run.project}"
                 )
-            self._run, self._worker = run, worker
-            self._thread = threading.Thread(
+            thread = threading.Thread(
                 target=self._train, args=(run, worker, lock), name=f"spica-training-{run.project}", daemon=True
             )
-            self._thread.start()
+            before = self._run, self._worker, self._thread
+            self._run, self._worker, self._thread = run, worker, thread
+            self._cancelled = self._over = False
+            try:
+                thread.start()
+            except RuntimeError:  # the system has no more of them
+                self._run, self._worker, self._thread = before
+                raise
         logger.info("project %d: training %s begins: %s", run.project, run.id, run.cause)
 
     def _request(self, run: Run, token: str) -> Request:
@@ -306,11 +365,7 @@ class Trainer:
         try:
             ended = self._outcome(run, worker)
             if ended is not None:
-                self._end(self._on_end(ended))
-        except (
-            SpicaError
-        ) as error:  # the disk is full, or Label Studio is gone: said, and tried again by the next start
-            logger.error("project %d: the end of training %s: %s", run.project, run.id, error.one_line)
+                self._finish(ended)
         except Exception:
             logger.exception("project %d: the end of training %s", run.project, run.id)
         finally:
@@ -322,9 +377,14 @@ class Trainer:
     def _outcome(self, run: Run, worker: Worker) -> Run | None:
         """The run as it ended; None if it is to be taken up again."""
         try:
-            report = worker.run(self._progress)
+            try:
+                report = worker.run(self._progress)
+            finally:
+                cancelled = self._is_cancelled()
+            if cancelled:  # it was done at the same moment
+                raise CancelledError("the training was ended", where=f"project {run.project}", got="cancelled")
         except CancelledError as error:
-            if self._closed:
+            if self._closed and not cancelled:
                 return None
             return self._failed("cancelled", error)
         except SpicaError as error:
@@ -336,6 +396,12 @@ class Trainer:
         self._progress({name: value for name, value in report.items() if name in _TOLD})
         accepted = bool((report.get("verdict") or {}).get("accepted"))
         return replace(self._now(), state="passed" if accepted else "refused", settled=not accepted, eta_s=None)
+
+    def _is_cancelled(self) -> bool:
+        """Whether somebody has cancelled it; from now on it is too late for that."""
+        with self._lock:
+            self._over = True
+            return self._cancelled
 
     def _now(self) -> Run:
         with self._lock:
@@ -361,13 +427,49 @@ class Trainer:
             except StorageError as error:  # the page shows it all the same
                 logger.warning("project %d: %s", run.project, error.one_line)
 
+    def _finish(self, run: Run) -> None:
+        """Put what came of a training in front of people, and write it; what fails is kept, for :meth:`retry`."""
+        run = replace(run, finished=run.finished or datetime.now(UTC).isoformat(timespec="seconds"))
+        try:
+            self._end(self._on_end(run))
+        except SpicaError as error:  # the disk is full, or somebody holds the store's lock
+            logger.error("project %d: the end of training %s waits: %s", run.project, run.id, error.one_line)
+            with self._lock:
+                self._pending[run.project] = _Pending(run, error)
+        else:
+            with self._lock:
+                self._pending.pop(run.project, None)
+
+    def retry(self) -> None:
+        """Try again what could not be written, or put in front of people, when a training ended."""
+        with self._lock:
+            pending = dict(self._pending)
+        for project, (run, _) in pending.items():
+            try:
+                lock = self._take(project)
+            except StorageError as error:
+                logger.warning("project %d: the end of training %s waits: %s", project, run.id, error.one_line)
+                continue
+            if lock is None:  # the next one is under way
+                continue
+            try:
+                found = Run.read(self.runs.folder(run))
+                if found is None or found.attempts == run.attempts:
+                    self._finish(run)
+                else:  # another server has taken it up
+                    with self._lock:
+                        del self._pending[project]
+            finally:
+                lock.release()
+
     def _end(self, run: Run) -> None:
         known = Run.read(self.runs.folder(run))  # what it has changed in Label Studio may be done already
         settled = run.settled or (known is not None and known.state == run.state and known.settled)
         finished = run.finished or datetime.now(UTC).isoformat(timespec="seconds")
         run = replace(run, finished=finished, settled=settled)
         self.runs.write(run)
-        self.runs.tidy(run.project)
+        with suppress(OSError):  # the next one will do it
+            self.runs.tidy(run.project)
         logger.info("project %d: training %s: %s. %s", run.project, run.id, run.state, run.why)
 
 
