@@ -73,7 +73,7 @@ def _measure(
         with httpx.Client(timeout=_PATIENCE_S) as client:
 
             def over_http(images: list[Path]) -> None:
-                startup.ask(client, running.url, images, photographs[0].parent, classes=version.classes)
+                startup.ask(client, running.url, images, photographs[0].parent, classes=len(version.classes))
 
             def bare(images: list[Path]) -> None:
                 for image in images:

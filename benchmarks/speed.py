@@ -9,12 +9,16 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from spica.bench import machine, material
+from spica.bench.limit import Peaks, gflop_per_image
 from spica.bench.run import run
+from spica.errors import SpicaError, UsageError
 from spica.models.version import ModelVersion
 from spica.settings import Settings
 
@@ -46,6 +50,19 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
     add = parser.add_argument
     add("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run; all by default")
+    add(
+        "--architectures",
+        nargs="+",
+        choices=LIGHTER,
+        default=list(LIGHTER),
+        help="of the part `lighter`; all by default",
+    )
+    add(
+        "--startups",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="start the server with the lighter architectures too, once an arithmetic",
+    )
     add("--rounds", type=int, default=6, help="looks at each photograph, the tutorial's architecture")
     add("--lighter-rounds", type=int, default=3, help="the same for the others")
     add("--data", type=Path, default=DATA, help="folder with bccd/ and pear/, a COCO json each")
@@ -60,33 +77,66 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Measure what the command line asks for, and write the report."""
     given = options()
-    kept = json.loads(given.figures.read_text("utf-8")) if given.figures and given.figures.is_file() else {}
-    found: Found = {"conditions": _conditions(), **kept}
+    found = _kept(given.figures)
     with tempfile.TemporaryDirectory(prefix="spica-speed-") as name:
         place = Path(name)
-        photographs = material.photographs(None, place / "photographs", most=4)
+        seen = material.photographs(None, place / "photographs", most=4, max_pixels=10**9)
         for part in given.only:
-            say(f"== {part}")
-            began = datetime.now(UTC)
-            if part == "tutorial":
-                figures = _architecture(material.ARCHITECTURE, photographs, place, rounds=given.rounds)
-            elif part == "lighter":
-                figures = {
-                    name: _architecture(name, photographs, place, rounds=given.lighter_rounds) for name in LIGHTER
-                }
-            elif part == "http":
-                figures = overhead.measure(photographs, place, say=say)
-            else:
-                figures = _accuracy(given, place)
-            found[part] = {"figures": figures, "when": began.isoformat(timespec="minutes"), "load": machine.load()}
-            if given.figures:
-                given.figures.write_text(json.dumps(found, indent=1), "utf-8")
+            if part == "lighter":
+                kept = found.setdefault(part, {})
+                for each in given.architectures:
+                    kept[each] = _measured(each, partial(_lighter, each, seen.paths, place, given))
+                    _keep(found, given.figures)
+                continue
+            acts: dict[str, Callable[[], Any]] = {
+                "tutorial": lambda: _tutorial(seen.paths, place, rounds=given.rounds),
+                "http": lambda: overhead.measure(seen.paths, place, say=say),
+                "accuracy": lambda: _accuracy(given, place),
+            }
+            found[part] = _measured(part, acts[part])
+            _keep(found, given.figures)
     text = report_speed.text(found, command="python -m benchmarks.speed " + " ".join(sys.argv[1:]))
     if given.results:
-        given.results.write_text(text, "utf-8")
+        _write(given.results, text)
         say(f"written: {given.results}")
     else:
         print(text)
+
+
+def _measured(name: str, act: Callable[[], Any]) -> dict[str, Any]:
+    """The figures with what they depend on; a failure is kept in their place, and the run goes on."""
+    say(f"== {name}")
+    told = {"when": datetime.now(UTC).isoformat(timespec="minutes"), "conditions": _conditions()}
+    try:
+        told["figures"] = act()
+    except Exception as error:  # noqa: BLE001 - an hour of other figures must not be lost
+        told["failed"] = error.one_line if isinstance(error, SpicaError) else f"{type(error).__name__}: {error}"
+        say(f"{name} failed: {told['failed']}")
+    return {**told, "load": machine.load()}
+
+
+def _kept(path: Path | None) -> Found:
+    """The figures of earlier runs, each with its own conditions; those of a report before that are not taken."""
+    told = json.loads(path.read_text("utf-8")) if path is not None and path.is_file() else {}
+    lighter = {name: each for name, each in told.get("lighter", {}).items() if name in LIGHTER}
+    parts = {**told, "lighter": lighter} if lighter else {**told, "lighter": None}
+    return {
+        name: part
+        for name, part in parts.items()
+        if name in PARTS and part and (part is lighter or "conditions" in part)
+    }
+
+
+def _keep(found: Found, path: Path | None) -> None:
+    if path is not None:
+        _write(path, json.dumps(found, indent=1))
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    aside = path.with_name(f".{path.name}")
+    aside.write_text(text, "utf-8")
+    aside.replace(path)
 
 
 def say(text: str) -> None:
@@ -105,16 +155,34 @@ def _conditions() -> dict[str, str]:
     }
 
 
-def _architecture(architecture: str, photographs: list[Path], place: Path, *, rounds: int) -> dict[str, object]:
+def _tutorial(photographs: list[Path], place: Path, *, rounds: int) -> dict[str, object]:
+    """The tutorial's architecture, and how near it comes to what this machine can do at all."""
+    peaks = Peaks()
+    peaks.measure()
+    with tempfile.TemporaryDirectory(dir=place) as name:
+        weights = material.untrained_weights(Path(name) / f"{material.ARCHITECTURE}.pth")
+        found = _architecture(weights, photographs, rounds=rounds, startups=3)
+        say("the machine's limit")
+        peaks.measure()
+        return {**found, "gflops": peaks.gflops(), "gflop_per_image": gflop_per_image(weights, photographs)}
+
+
+def _lighter(architecture: str, photographs: list[Path], place: Path, given: argparse.Namespace) -> dict[str, object]:
+    with tempfile.TemporaryDirectory(dir=place) as name:
+        weights = material.untrained_weights(Path(name) / f"{architecture}.pth", architecture)
+        return _architecture(weights, photographs, rounds=given.lighter_rounds, startups=int(given.startups))
+
+
+def _architecture(weights: Path, photographs: list[Path], *, rounds: int, startups: int) -> dict[str, object]:
     """Untrained weights: what they find means nothing, how fast they find it does."""
-    say(architecture)
-    folder = place / architecture
-    folder.mkdir()
-    weights = material.untrained_weights(folder / f"{architecture}.pth", architecture)
-    settings = Settings(data_dir=folder / "data")
+    settings = Settings(data_dir=weights.parent / "data")
     _int8(weights, photographs, settings)
-    result = run(weights, photographs, settings, ways=None, rounds=rounds, startups=True, say=say)
-    return {"rows": [row.as_json() for row in result.rows], "notes": result.notes}
+    result = run(weights, photographs, settings, ways=None, rounds=rounds, startups=startups, say=say)
+    return {
+        "rows": [row.as_json() for row in result.rows],
+        "notes": result.notes,
+        "threads": dict(result.conditions)["threads"],
+    }
 
 
 def _int8(weights: Path, photographs: Sequence[Path], settings: Settings) -> ModelVersion:
@@ -124,8 +192,9 @@ def _int8(weights: Path, photographs: Sequence[Path], settings: Settings) -> Mod
 
 def _accuracy(given: argparse.Namespace, place: Path) -> dict[str, object]:
     if not (given.data / "bccd").is_dir():
-        say(f"no photographs with boxes in {given.data}: left out")
-        return {}
+        raise UsageError(
+            "there are no photographs with boxes", where=f"--data {given.data}", expected="bccd/ and pear/"
+        )
     weights = given.detector
     if weights is None:
         weights = place / "trained.pth"

@@ -29,6 +29,7 @@ from spica.demo.field import render_field
 from spica.detectors.card import Card
 from spica.errors import ModelUnavailableError, UsageError
 from spica.images import decode
+from spica.models import store
 from spica.models.version import ModelVersion
 from spica.settings import Settings
 
@@ -180,7 +181,7 @@ def test_the_named_architecture_reaches_every_way(tmp_path: Path, monkeypatch: p
         seen.append(given["architecture"])
         raise UsageError("seen")
 
-    monkeypatch.setattr(running.store, "prepare", prepare)
+    monkeypatch.setattr(store, "prepare", prepare)
     settings = Settings(data_dir=tmp_path, architecture="fasterrcnn_mobilenet_v3_large_320_fpn")
     with pytest.raises(UsageError, match="seen"):
         run(tmp_path / "w.pth", [], settings, ways=None, rounds=1, startups=0, say=quiet)
@@ -283,4 +284,4 @@ def test_a_server_that_ends_is_a_sentence(photos: Sequence[Path], tmp_path: Path
     """Weights that are not there end the server, and the error tells its exit status."""
     options = ["--weights", str(tmp_path / "none.pth"), "--data-dir", str(tmp_path / "data")]
     with pytest.raises(ModelUnavailableError, match="ended by itself"):
-        startup.measure(photos[0], options, classes=("spike",))
+        startup.measure(photos[0], options, classes=1)

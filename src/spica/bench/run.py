@@ -152,10 +152,13 @@ def _startup(
         "SPICA_THREADS": str(settings.threads),
         **({"SPICA_ARCHITECTURE": settings.architecture} if settings.architecture else {}),
     }
-    warm, cold = [], []
+    warm: list[Startup] = []
+    cold: list[Startup] = []
     while len(warm) < times and len(cold) < 2:
         before = _compiled(version.cache_dir)
-        found = startup.measure(image, options, classes=version.classes, environment=environment)
+        found = startup.measure(
+            image, options, classes=len(version.classes), names=version.classes, environment=environment
+        )
         (warm if before and _compiled(version.cache_dir) == before else cold).append(found)
     if not warm:
         notes.append(

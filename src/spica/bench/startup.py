@@ -43,14 +43,20 @@ class Startup:
 
 
 def measure(
-    image: Path, options: list[str], *, classes: Sequence[str], environment: dict[str, str] | None = None
+    image: Path,
+    options: list[str],
+    *,
+    classes: int,
+    names: Sequence[str] = (),
+    environment: dict[str, str] | None = None,
 ) -> Startup:
     """Start the server, ask for the boxes of one photograph, and stop it.
 
     Args:
         image: the photograph.
         options: of ``spica serve``, ``--weights`` and ``--data-dir`` among them.
-        classes: of the network, empty strings where it has no names; what the labels are called.
+        classes: of the network; so many labels are asked for.
+        names: of the classes, empty strings where they have none; what the labels are called.
         environment: more variables.
 
     Raises:
@@ -60,19 +66,20 @@ def measure(
         running.wait_healthy()
         healthy = time.perf_counter() - running.began
         with httpx.Client(timeout=_PATIENCE_S) as client:
-            ask(client, running.url, [image], image.parent, classes=classes)
+            ask(client, running.url, [image], image.parent, classes=classes, names=names)
         return Startup(healthy, time.perf_counter() - running.began, status_bytes("VmHWM", running.process.pid))
 
 
 def ask(
-    client: httpx.Client, url: str, images: list[Path], root: Path, *, classes: Sequence[str]
+    client: httpx.Client, url: str, images: list[Path], root: Path, *, classes: int, names: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
     """The answers of ``/predict`` to photographs below ``root``, as Label Studio would ask.
 
     Raises:
         ModelUnavailableError: anything but an answer for each.
     """
-    labels = "".join(f"<Label value={quoteattr(name or str(number))}/>" for number, name in enumerate(classes))
+    called = [name or str(number) for number, name in enumerate(names or [""] * classes)]
+    labels = "".join(f"<Label value={quoteattr(name)}/>" for name in called)
     tasks = [
         {"id": number, "data": {"image": f"/data/local-files/?d={quote(image.relative_to(root).as_posix())}"}}
         for number, image in enumerate(images, 1)
