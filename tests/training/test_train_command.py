@@ -17,9 +17,11 @@ pytest.importorskip("lightning", reason="needs the extra spica[train]")
 
 import torch
 
+import spica.cli.export  # noqa: F401 - the package gives the command of that name
 from spica.cli.train import train
 from spica.errors import UsageError
-from spica.training import loop, report
+from spica.training import holdout, loop, report
+from spica.training.module import StoppedError
 from spica.training.recipe import Recipe
 from training_data import wheat
 
@@ -98,7 +100,10 @@ def test_without_torch_it_says_what_to_install(coco: Path, tmp_path: Path, monke
 
 
 def test_stopped_by_hand_it_goes_on(coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C ends it in order and tells of --resume, with which it goes on after the last whole epoch."""
+    """Ctrl-C ends it in order and tells of --resume, with which it goes on after the last whole epoch.
+
+    Without --resume what was learned is not thrown away, either.
+    """
     valid = _coco(tmp_path / "valid", range(2000, 2001))
     out = tmp_path / "ears.safetensors"
     real = loop.train
@@ -119,11 +124,46 @@ def test_stopped_by_hand_it_goes_on(coco: Path, tmp_path: Path, monkeypatch: pyt
     assert result.exit_code == 130
     assert "--resume" in result.output
     assert not out.exists()
+    kept = {path.name for path in (tmp_path / "ears.safetensors.training").iterdir()}
+    result = _run(coco, "--valid", valid, "--out", out, *FAST)
+    assert isinstance(result.exception, UsageError)
+    assert "--resume" in (result.exception.hint or "")
+    assert {path.name for path in (tmp_path / "ears.safetensors.training").iterdir()} == kept
     resumed.append(False)  # from now on nobody interrupts
     result = _run(coco, "--valid", valid, "--out", out, *FAST, "--resume")
     assert result.exit_code == 0, result.output
     assert resumed == [False, True]
     assert out.is_file()
+
+
+@pytest.mark.parametrize("others", [False, True], ids=["judged by the hold-out", "judged by others"])
+def test_a_projects_hold_out_is_never_learned_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: bool
+) -> None:
+    """Of a project the images that its server holds out are judged by at most, and new ones are divided by its rule."""
+    data = wheat(tmp_path / "photographs", range(1000, 1012), width=96, height=64)
+    monkeypatch.setattr(sys.modules["spica.cli.export"], "fetch_project", lambda *_: data)
+    monkeypatch.setenv("SPICA_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("SPICA_HOLDOUT_MIN", "2")
+    path = holdout.path_of(tmp_path, 7)
+    held = {data.examples[0].digest, data.examples[5].digest}  # not those that would be drawn
+    sides = {each.digest: "holdout" if each.digest in held else "train" for each in data.examples[:6]}
+    holdout.write(path, holdout.Frozen({digest: holdout.Placed(side) for digest, side in sides.items()}))  # type: ignore[arg-type] # literals
+    taken: list[Any] = []
+
+    def stopped(learned: Any, judged: Any, *_: Any, **__: Any) -> Any:
+        taken.extend((learned, judged))
+        raise StoppedError("stopped", got="no epoch")
+
+    monkeypatch.setattr(loop, "train", stopped)
+    more = ["--valid", _coco(tmp_path / "valid", range(2000, 2001))] if others else []
+    assert _run("--project", 7, "--out", tmp_path / "x.pth", *FAST, *more).exit_code == 130
+    learned, judged = ({example.digest for example in part.examples} for part in taken)
+    now = {digest for digest, placed in holdout.read(path).images.items() if placed.side == "holdout"}
+    assert held <= now
+    assert not learned & now
+    assert learned | now == {example.digest for example in data.examples}
+    assert bool(judged & now) != others
 
 
 @pytest.mark.slow

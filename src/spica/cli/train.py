@@ -96,7 +96,9 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same weights.")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="At most so many; 0 for all.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace --out if it exists.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace --out if it exists, and drop a training of it that was stopped.")
+    ] = False,
     url: Url = None,
     token: Token = None,
     data_dir: LabelStudioDataDir = None,
@@ -104,7 +106,8 @@ def train(
     """Train a detector on annotated images.
 
     Beside the weights are written: a card (.card.json, .card.md), loss and mAP by epoch (.curves.png), and predicted
-    against true numbers of objects (.counts.png). Ctrl-C keeps what was learned; --resume goes on from there.
+    against true numbers of objects (.counts.png). Ctrl-C keeps what was learned; --resume goes on from there. Of a
+    project, images that are held out of its training are only judged by.
 
     [bold]Example[/bold]: spica train annotations.json --out gwhd.pth
     """
@@ -114,12 +117,16 @@ def train(
             expected="either DATA or --project",
             got="both" if data is not None else "neither",
         )
-    _check_target(target, force=force)
+    _check_target(target, force=force, resume=resume)
     from spica.training.loop import require_packages
 
     require_packages()
-    dataset = _read(data, images) if data is not None else _fetch(project or 0, url, token, data_dir)
-    learned, judged = _parts(dataset, valid)
+    record: Path | None = None
+    if data is not None:
+        dataset = _read(data, images)
+    else:
+        dataset, record = _fetch(project or 0, url, token, data_dir)
+    learned, judged = _parts(dataset, valid, record)
     recipe = _recipe(
         len(learned.examples),
         _architecture(arch, init),
@@ -144,7 +151,7 @@ def train(
     _finish(trained, target, learned, judged)
 
 
-def _check_target(target: Path, *, force: bool) -> None:
+def _check_target(target: Path, *, force: bool, resume: bool) -> None:
     from spica.training.report import paths
 
     if target.suffix.lower() not in _SUFFIXES:
@@ -163,6 +170,17 @@ def _check_target(target: Path, *, force: bool) -> None:
             got=", ".join(there),
             hint="choose another --out, or say --force",
         )
+    work = _work_of(target)
+    if not resume and not force and work.is_dir() and any(work.iterdir()):
+        raise UsageError(
+            "a training of these weights was stopped, and what it has learned is kept",
+            where=str(work),
+            hint="go on with it with --resume, or drop it and begin anew with --force",
+        )
+
+
+def _work_of(target: Path) -> Path:
+    return target.with_name(target.name + _WORK)
 
 
 def _read(data: Path, images: Path | None, classes: tuple[str, ...] | None = None) -> DataSet:
@@ -174,12 +192,16 @@ def _read(data: Path, images: Path | None, classes: tuple[str, ...] | None = Non
     return found
 
 
-def _fetch(project: int, url: str | None, token: str | None, data_dir: Path | None) -> DataSet:
+def _fetch(project: int, url: str | None, token: str | None, data_dir: Path | None) -> tuple[DataSet, Path]:
+    """A project's annotated images, and the record of those that are never trained on."""
     from spica.cli.export import fetch_project  # what is exported is what is learned from
+    from spica.training.holdout import path_of
 
-    found = fetch_project(project, label_studio(url, token, data_dir))
+    settings = label_studio(url, token, data_dir)
+    settings = settings if data_dir is None else settings.model_copy(update={"data_dir": data_dir})
+    found = fetch_project(project, settings)
     _tell_problems(found)
-    return found
+    return found, path_of(settings.data_dir, project)
 
 
 def _tell_problems(dataset: DataSet) -> None:
@@ -187,21 +209,37 @@ def _tell_problems(dataset: DataSet) -> None:
         err.print(f"[yellow]Note:[/yellow] {escape(problem)}")
 
 
-def _parts(dataset: DataSet, valid: Path | None) -> tuple[DataSet, DataSet | None]:
-    """What is learned from, and what is judged by."""
-    from spica.training.holdout import Frozen, split
+def _parts(dataset: DataSet, valid: Path | None, record: Path | None) -> tuple[DataSet, DataSet | None]:
+    """What is learned from, and what is judged by.
 
-    if valid is not None:
-        judged = _read(valid, None, dataset.classes)
-        seen = {example.digest for example in dataset.examples}
-        double = sum(example.digest in seen for example in judged.examples)
-        if double:
-            err.print(f"[yellow]Note:[/yellow] {double} validation images are learned from too: the metrics flatter.")
-        return dataset, judged
-    settings = settings_with()
-    learned, judged, _ = split(dataset, Frozen(), share=settings.holdout_share, minimum=settings.holdout_min)
-    _tell_problems(judged)
-    return learned, judged if judged.examples else None
+    Args:
+        dataset: all images.
+        valid: other images to judge by.
+        record: of a project's held-out images, extended by the new ones; None for a division of this training's own.
+    """
+    from spica.training.holdout import Frozen, read, split, write
+
+    learned, held = dataset, None
+    if valid is None or record is not None:
+        settings = settings_with()
+        learned, held, frozen = split(
+            dataset,
+            read(record) if record is not None else Frozen(),
+            share=settings.holdout_share,
+            minimum=settings.holdout_min,
+        )
+        if record is not None:
+            write(record, frozen)
+    if valid is None:
+        if held is not None:
+            _tell_problems(held)
+        return learned, held if held is not None and held.examples else None
+    judged = _read(valid, None, dataset.classes)
+    seen = {example.digest for example in learned.examples}
+    double = sum(example.digest in seen for example in judged.examples)
+    if double:
+        err.print(f"[yellow]Note:[/yellow] {double} validation images are learned from too: the metrics flatter.")
+    return learned, judged
 
 
 def _architecture(arch: str | None, init: Path | None) -> str | None:
@@ -233,7 +271,7 @@ def _train(
     from spica.training.loop import train as run
     from spica.training.module import StoppedError
 
-    work = target.with_name(target.name + _WORK)
+    work = _work_of(target)
     if not resume and work.is_dir():
         checkpoints.clear(work)
     boxes = f"{len(learned.examples)} images with {learned.boxes} boxes"
@@ -337,7 +375,7 @@ def _finish(trained: Trained, target: Path, learned: DataSet, judged: DataSet | 
 
     counts = _counts(trained, judged) if judged is not None else None
     write(trained, target, data=learned, valid=judged, counts=counts)
-    shutil.rmtree(target.with_name(target.name + _WORK), ignore_errors=True)
+    shutil.rmtree(_work_of(target), ignore_errors=True)
     for note in trained.notes:
         err.print(f"[yellow]Note:[/yellow] {escape(note)}")
     metrics = trained.metrics or {}
