@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from spica.detectors.child import until_ended
 from spica.errors import DataSetError, SpicaError, TrainingError
-from spica.training.footprint import peak_memory_bytes, watch_memory
+from spica.training.footprint import lacks_memory, peak_memory_bytes, watch_memory
 from spica.training.process import CancelledError, Request, WorkerProcess, environment, threads_of
 
 WAIT_S = 60
@@ -128,6 +129,22 @@ def test_memory_is_watched() -> None:
     assert watch_memory(2**60, found.append).is_alive()
 
 
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried", True),
+        ("[enforce fail at alloc_cpu.cpp:118] data. DefaultCPUAllocator: not enough memory: you tried", True),
+        ("tensors were allocated on different devices", False),
+        ("Tried to use an allocator that was unallocated", False),
+        ("", False),
+    ],
+    ids=["Linux", "Windows", "another device", "a bug", "nothing"],
+)
+def test_lack_of_memory_is_told_by_torchs_own_words(told: str, expected: bool) -> None:
+    """Only what torch says when memory can't be had counts as that; a bug is a bug."""
+    assert lacks_memory(RuntimeError(told)) == expected
+
+
 @pytest.mark.torch
 @pytest.mark.parametrize(
     ("memory_bytes", "told"),
@@ -158,6 +175,14 @@ def test_it_ends_with_its_parent(tmp_path: Path) -> None:
     process.stdin.close()
     assert process.wait(WAIT_S) == 1
     process.stdout.close()
+
+
+def test_a_pipe_is_watched_without_reading_it() -> None:
+    """The end of a pipe is noticed; it is read only when something is in it, and never waited for."""
+    told = iter([0, 5, 0, 0, None])
+    done: list[object] = []
+    until_ended(lambda: next(told), done.append, lambda: done.append("pause"))
+    assert done == ["pause", 5, "pause", "pause"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")

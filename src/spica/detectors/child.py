@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import IO, Any, TextIO, cast
 
@@ -23,6 +24,9 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[str], None]
 
 _POLL_S = 0.2
+_LOOK_S = 0.5
+_BROKEN_PIPE = 109
+"""ERROR_BROKEN_PIPE of Windows: the other end is closed."""
 _KINDS: tuple[type[SpicaError], ...] = (WeightsError, StorageError, ImageError)
 
 
@@ -103,9 +107,56 @@ def answer(work: Callable[[dict[str, Any], Progress], dict[str, Any]]) -> int:
 
 
 def end_with_parent() -> None:
-    """Wait for the end of the standard input, and end the process."""
-    sys.stdin.read()
+    """Wait for the end of the standard input, and end the process.
+
+    Windows lets one at a time have a pipe, and libraries look at the standard input when they are loaded: beside a
+    thread that is blocked in reading it, the import of numpy hangs (https://github.com/numpy/numpy/issues/24290). So
+    there the pipe is looked at now and then, and read only when something is in it. This is written by the
+    documentation of PeekNamedPipe and was not run on Windows.
+    """
+    if sys.platform == "win32":
+        until_ended(_waiting, lambda count: os.read(0, count), lambda: time.sleep(_LOOK_S))
+    else:
+        sys.stdin.read()
     os._exit(1)
+
+
+def until_ended(waiting: Callable[[], int | None], read: Callable[[int], object], pause: Callable[[], None]) -> None:
+    """Return when a pipe has ended, without ever being blocked in it.
+
+    Args:
+        waiting: how many bytes can be read from it now; None when it has ended.
+        read: takes so many bytes out of it: an end is told only behind them.
+        pause: called while there is nothing.
+    """
+    while (count := waiting()) is not None:
+        if count:
+            read(count)
+        else:
+            pause()
+
+
+if sys.platform == "win32":
+
+    def _waiting() -> int | None:
+        """Bytes in the standard input's pipe; None when nobody can write into it any more."""
+        import ctypes
+        import msvcrt
+        from ctypes import wintypes
+
+        kernel = ctypes.WinDLL("kernel32", use_last_error=True)
+        kernel.PeekNamedPipe.argtypes = [
+            wintypes.HANDLE,
+            wintypes.LPVOID,
+            wintypes.DWORD,
+            wintypes.LPDWORD,
+            wintypes.LPDWORD,
+            wintypes.LPDWORD,
+        ]
+        count = wintypes.DWORD()
+        if kernel.PeekNamedPipe(msvcrt.get_osfhandle(0), None, 0, None, ctypes.byref(count), None):
+            return int(count.value)
+        return None if ctypes.get_last_error() == _BROKEN_PIPE else 0
 
 
 def _converse(process: subprocess.Popen[str], request: Mapping[str, Any], progress: Progress) -> dict[str, Any] | None:

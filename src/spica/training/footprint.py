@@ -52,6 +52,18 @@ def watch_memory(limit_bytes: int, exceeded: Callable[[int], None], *, every_s: 
     return thread
 
 
+def lacks_memory(error: RuntimeError) -> bool:
+    """Whether an error of torch's says that memory could not be had.
+
+    A CPU has no exception of its own for it: torch's c10/core/impl/alloc_cpu.cpp says "DefaultCPUAllocator: not enough
+    memory" or "… can't allocate memory".
+    """
+    return type(error).__name__ == "OutOfMemoryError" or any(sign in str(error) for sign in _NO_MEMORY)
+
+
+_NO_MEMORY = ("DefaultCPUAllocator: not enough memory", "DefaultCPUAllocator: can't allocate memory")
+
+
 def _peak_on_windows() -> int:
     """PeakWorkingSetSize of PROCESS_MEMORY_COUNTERS (psapi.h)."""
     import ctypes

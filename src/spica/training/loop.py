@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from spica.errors import TrainingError
 from spica.training.cleaning import require_learnable
 from spica.training.dataset import DataSet
+from spica.training.footprint import lacks_memory
 from spica.training.progress import Epoch, Progress
 from spica.training.recipe import Recipe
 
@@ -305,8 +306,7 @@ def _sentences(recipe: Recipe) -> Iterator[None]:
             "there is not enough memory for this training", got=_first_line(error), hint=hint
         ) from error
     except RuntimeError as error:
-        # a CPU has no exception of its own for it: c10/core/CPUAllocator.cpp says "not enough memory"
-        if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
+        if not lacks_memory(error):
             raise
         raise TrainingError(
             "there is not enough memory for this training", got=_first_line(error), hint=hint

@@ -19,7 +19,7 @@ from typing import Any, TextIO
 from spica.detectors.child import end_with_parent
 from spica.detectors.scratch import storage_error
 from spica.errors import SpicaError, TrainingError
-from spica.training.footprint import lower_priority, watch_memory
+from spica.training.footprint import lacks_memory, lower_priority, watch_memory
 from spica.training.process import Request
 
 
@@ -49,8 +49,7 @@ def main() -> int:
                 raise
             voice.say(**storage_error(error, Path(request.folder)).as_json())
         except RuntimeError as error:
-            # what torch raises where an allocation fails (c10/core/CPUAllocator.cpp) is a RuntimeError
-            if "not enough memory" not in str(error) and "alloc" not in str(error):
+            if not lacks_memory(error):
                 raise
             voice.say(**_too_much(request, "all there is").as_json())
     return 0
