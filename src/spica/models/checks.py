@@ -25,6 +25,7 @@ from spica.evaluation.matching import match_all
 from spica.evaluation.truth import Truth
 from spica.images import Image, decode
 from spica.models.agreement import Agreement, agreement
+from spica.models.locks import writing
 from spica.models.serving import Serving
 from spica.models.version import ModelVersion
 from spica.settings import Settings
@@ -227,7 +228,8 @@ def check_bf16(
     check = judge(runs, threshold=settings.threshold)["bf16"]
     if check.agreement.boxes + check.agreement.others == 0:
         return None
-    record_form(version.folder, "bf16", check.as_form())
+    with writing(settings.data_dir):  # or a form that `spica models optimise` records meanwhile would be lost
+        record_form(version.folder, "bf16", check.as_form())
     return check
 
 

@@ -71,12 +71,23 @@ class FirstCheck:
         except SpicaError as error:
             self._error = error
             return
+        except Exception as error:  # noqa: BLE001 - a thread's own end is seen by nobody, and no model would be there
+            self._error = ModelUnavailableError(
+                "the model can't be prepared",
+                where=str(self._identity.weights.path),
+                got=f"{type(error).__name__}: {error}",
+                hint="try again; if it stays so, please report it",
+            )
+            return
         try:
             check = check_bf16(version, self._photographs, self._settings, stop=self._stop)
         except ModelUnavailableError:  # stopped
             return
         except SpicaError as error:
             logger.warning("bf16 could not be checked, so f32 is used: %s", error.one_line)
+            return
+        except Exception as error:  # noqa: BLE001 - of a runtime; what was not checked is not used
+            logger.warning("bf16 could not be checked, so f32 is used: %s: %s", type(error).__name__, error)
             return
         if check is None:
             logger.warning("bf16 could not be checked, so f32 is used: no boxes on the photographs looked at")

@@ -13,14 +13,18 @@ from typing import Any, Final
 from spica.boxes import Detections
 from spica.detectors.card import Card, Form, describe_files, read_card, record_form
 from spica.detectors.contract import Detector
+from spica.detectors.foreign import ARCHITECTURES as FOREIGN
 from spica.detectors.openvino import OpenVINODetector
 from spica.detectors.precision import Arithmetic, machine
 from spica.detectors.quantisation import MAX_CALIBRATION_IMAGES, quantise
 from spica.detectors.scratch import scratch, storage_error
-from spica.errors import DataSetError, WeightsError
+from spica.detectors.tiling import seen_by
+from spica.detectors.weights import inspect
+from spica.errors import DataSetError, UsageError, WeightsError
 from spica.evaluation.coco import Metrics, evaluate
 from spica.images import Image
 from spica.models.checks import Check, Run, detector_in, judge, readable, run_all, spread
+from spica.models.locks import writing
 from spica.models.truth_file import TruthFile, read_truth
 from spica.models.version import ModelVersion
 from spica.settings import Settings
@@ -78,13 +82,25 @@ class Report:
     notes: tuple[str, ...]
 
 
-def require_nncf() -> None:
-    """Raise before anything is computed if the int8 form can't be made.
+def require_packages(architecture: str, *, truth: bool) -> None:
+    """Raise before anything is computed if the int8 form can't be made, or can't be judged.
+
+    Args:
+        architecture: of networks of other exporters no int8 form is made.
+        truth: whether AP50 will decide.
 
     Raises:
+        UsageError: what computes COCO's metrics is not installed.
         WeightsError: NNCF is not installed.
     """
-    if importlib.util.find_spec("nncf") is None:
+    if truth and importlib.util.find_spec("faster_coco_eval") is None:
+        raise UsageError(
+            "AP50 needs a package that is not installed",
+            where="--truth",
+            expected="faster-coco-eval",
+            hint='pip install "spica[optimise]"',
+        )
+    if architecture not in FOREIGN and importlib.util.find_spec("nncf") is None:
         raise WeightsError(
             "NNCF is needed to make an int8 form, and it is not installed",
             hint='pip install "spica[optimise]"; it is needed only to make an int8 form, never to serve one',
@@ -154,7 +170,7 @@ def optimise(
         StorageError: the version's folder can't be written.
     """
     say = progress or (lambda _: None)
-    foreign = _is_foreign(version.card)
+    foreign = version.card.architecture in FOREIGN
     if foreign and "bf16" not in machine().has:
         raise WeightsError(
             "for this network there is nothing faster than f32 on this machine",
@@ -172,23 +188,28 @@ def optimise(
         made, int8 = {}, None if foreign else aside / f"{INT8}.xml"
         if int8 is not None:
             graph = version.folder / version.card.graph
-            made = quantise(graph, int8, calibration, max_pixels=settings.max_pixels, progress=say)
+            made = quantise(graph, int8, calibration, max_pixels=settings.max_pixels, sees=_seen(version), progress=say)
+            gone = made.pop("left_out", [])
+            if gone:
+                notes += (f"{len(gone)} photographs could no longer be read, the first: {gone[0]}",)
+        checked = [path for path in checked if truth is not None or path.exists()]
         runs = _run(version, int8, checked, truth, settings, say)
         rows = _rows(runs, version, truth, settings)
         passed: list[Arithmetic] = []
         for row in rows:
             if row.check is None:
                 continue
-            if row.precision == "int8" and (row.check.passed or accept_loss):
-                _install(version, aside, row.check, accept_loss=accept_loss, measured={"calibration": made})
-            elif row.precision == "bf16":
-                record_form(version.folder, "bf16", row.check.as_form(accept_loss=accept_loss))
+            with writing(settings.data_dir):  # or a form that somebody else records meanwhile would be lost
+                if row.precision == "int8" and (row.check.passed or accept_loss):
+                    _install(version, aside, row.check, accept_loss=accept_loss, measured={"calibration": made})
+                elif row.precision == "bf16":
+                    record_form(version.folder, "bf16", row.check.as_form(accept_loss=accept_loss))
             if row.check.passed or accept_loss:
                 passed.append(row.precision)
     return Report(
         version=replace(version, card=read_card(version.folder)),
         rows=rows,
-        calibrated=0 if foreign else len(calibration),
+        calibrated=0 if foreign else made.get("images", len(calibration)),
         checked=len(checked),
         unseen=len(set(checked) - set(calibration)),
         installed=tuple(passed),
@@ -197,10 +218,10 @@ def optimise(
     )
 
 
-def _is_foreign(card: Card) -> bool:
-    from spica.detectors.foreign import is_foreign
-
-    return is_foreign(card)
+def _seen(version: ModelVersion) -> int:
+    """Longer side in pixels to which the network shrinks an image, also where it was trained at another size."""
+    own = inspect(version.source, version.card.architecture).input_size if version.source is not None else None
+    return max(seen_by(version.card.architecture), *(own or (0,)))
 
 
 def _to_check(
