@@ -117,7 +117,7 @@ def test_the_systems_wish_to_end_keeps_what_was_learned(
         if (progress.epoch, progress.step) == (1, 2):
             signal.raise_signal(signal.SIGTERM)
 
-    # Lightning passes the signal on to whoever listened before: in a run of all tests that may be one who ends the process
+    # Lightning passes the signal on to whoever listened before: after other tests that may be one who ends the process
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         with pytest.raises(StoppedError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -93,3 +94,33 @@ def test_images_are_spared_only_where_there_are_many(tmp_path: Path, monkeypatch
     assert valid is not None
     assert len(data.examples) + len(valid.examples) == 12
     assert not {each.digest for each in data.examples} & {each.digest for each in valid.examples}
+
+
+@pytest.mark.parametrize(
+    ("begun", "parent", "fetched", "told"),
+    [
+        pytest.param(True, "v-1", 0, ["went on with the annotations that it had begun with"], id="goes on"),
+        pytest.param(True, "v-2", 1, ["began anew: another version answers"], id="another version"),
+        pytest.param(False, "v-1", 1, [], id="killed in its first epoch"),
+    ],
+)
+def test_a_run_that_is_taken_up_goes_on_with_what_it_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bool, parent: str, fetched: int, told: list[str]
+) -> None:
+    """What was submitted since does not make a run lose what it has learned; where it must, that is noted."""
+    images = wheat(tmp_path / "images", range(1000, 1004), width=96, height=64)
+    before, now = DataSet(images.classes, images.examples[:3]), images
+    calls = [before, now]
+    monkeypatch.setattr(session.submissions, "fetch", lambda *_, **__: calls.pop(0))
+    first = replace(request(tmp_path), parent_id="v-1")
+    nothing: Any = None
+    assert session._material(first, nothing, nothing, controls(None), lambda **_: None) == (before, [])
+    if begun:
+        (tmp_path / "run" / "loop").mkdir()
+        (tmp_path / "run" / "loop" / "last.ckpt").write_bytes(b"")
+    again = replace(first, parent_id=parent)
+    data, notes = session._material(again, nothing, nothing, controls(None), lambda **_: None)
+    assert data.fingerprint == (now if fetched else before).fingerprint
+    assert len(calls) == 1 - fetched
+    assert len(notes) == len(told)
+    assert all(part in note for part, note in zip(told, notes, strict=True))

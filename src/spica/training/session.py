@@ -18,9 +18,10 @@ from spica.labelstudio.tokens import LabelStudioAuth
 from spica.models import versions
 from spica.models.version import ModelVersion
 from spica.training import annotations as submissions
-from spica.training import holdout, loop
+from spica.training import holdout, loop, material
 from spica.training import parent as parents
 from spica.training.dataset import DataSet
+from spica.training.formats.label_studio import class_names
 from spica.training.judgement import judge, record_bf16
 from spica.training.parent import Parent
 from spica.training.photos import photos_in
@@ -34,6 +35,8 @@ _SMALL = 60
 _VALID_SHARE = 0.1
 _VALID_MIN = 5
 _TELL_EVERY_S = 0.5
+_LOOP = "loop"
+"""Name of the folder with the checkpoints in a run's folder."""
 
 Tell = Callable[..., None]
 
@@ -53,19 +56,13 @@ def run(request: Request, tell: Tell) -> dict[str, Any]:
     """
     tell(stage="reading annotations")
     with _label_studio(request) as (client, media):
-        data = submissions.fetch(
-            client,
-            media,
-            request.project,
-            photos_in(Path(request.data_dir)),
-            progress=lambda done, total: tell(stage=f"reading annotations, task {done} of {total}"),
-        )
         controls = parse_label_config(client.project(request.project).label_config).controls
         threshold = _threshold(request, client, controls)
+        data, notes = _material(request, client, media, controls, tell)
     train, held = _held_out(request, data)
     tell(images=len(train.examples), boxes=train.boxes, holdout=len(held.examples), notes=[*data.problems][:5])
     parent = parents.read(request, controls)
-    trained, notes = _train(request, train, parent, tell)
+    trained, told = _train(request, train, parent, tell)
     tell(stage="converting the network", eta_s=None)
     learned = {str(number): updated for number, updated in submissions.learned(data).items()}
     version = _store(request, data, train, trained, parent, learned)
@@ -75,7 +72,7 @@ def run(request: Request, tell: Tell) -> dict[str, Any]:
     # what the store and the pages read, beside the gate's own words
     ruling = {**verdict.as_json(), "accepted": verdict.passed, "sentence": verdict.reason}
     versions.record(Path(request.data_dir), version.id, gate=ruling, metrics={"holdout": judged.metrics})
-    notes += record_bf16(version.folder, judged)
+    notes = [*notes, *told, *record_bf16(version.folder, judged)]
     return {
         "stage": "done",
         "version": version.id,
@@ -100,6 +97,34 @@ def _label_studio(request: Request) -> Iterator[tuple[LabelStudioClient, MediaRe
         ) as media,
     ):
         yield client, media
+
+
+def _material(
+    request: Request,
+    client: LabelStudioClient,
+    media: MediaReader,
+    controls: tuple[RectangleControl, ...],
+    tell: Tell,
+) -> tuple[DataSet, list[str]]:
+    """The annotated images: those that a run which is taken up has begun with, else those of now; and what to note."""
+    from spica.training.checkpoints import LAST
+
+    folder = Path(request.folder)
+    notes: list[str] = []
+    if (folder / _LOOP / LAST).exists():  # else nothing was learned yet, and the newest annotations are better
+        kept, why_not = material.read(folder, parent=request.parent_id, classes=class_names(controls))
+        if kept is not None:
+            return kept, ["It was interrupted and went on with the annotations that it had begun with."]
+        notes = [f"It was interrupted and began anew: {why_not}."] if why_not is not None else []
+    data = submissions.fetch(
+        client,
+        media,
+        request.project,
+        photos_in(Path(request.data_dir)),
+        progress=lambda done, total: tell(stage=f"reading annotations, task {done} of {total}"),
+    )
+    material.write(folder, data, parent=request.parent_id)
+    return data, notes
 
 
 def _threshold(request: Request, client: LabelStudioClient, controls: Sequence[RectangleControl]) -> float:
@@ -146,7 +171,7 @@ def _train(request: Request, train: DataSet, parent: Parent | None, tell: Tell) 
     trained = loop.train(
         data,
         valid,
-        Path(request.folder) / "loop",
+        Path(request.folder) / _LOOP,
         recipe,
         init=init,
         init_classes=parent.names if parent is not None and init is not None else None,
