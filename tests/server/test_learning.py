@@ -20,7 +20,9 @@ from spica.errors import AuthenticationError, DataSetError, NotFoundError, Stora
 from spica.inference import Engine
 from spica.labelstudio.protocol import WebhookRequest
 from spica.models import active
+from spica.models.folders import ids
 from spica.prediction import Predictor
+from spica.server import learning as module
 from spica.server.jobs import Jobs
 from spica.server.learning import Learning, NothingToLearnError
 from spica.server.page import render_status
@@ -30,7 +32,7 @@ from spica.server.triggers import Triggers
 from spica.settings import Settings
 from spica.training.process import CancelledError, Request, WorkerProcess
 from spica.training.runs import Run, Runs
-from tiny_versions import tiny_version
+from tiny_versions import age, tiny_version
 
 REPORT = {
     "images": 20,
@@ -127,12 +129,19 @@ def make_learning(studio: Studio, tmp_path: Path) -> Iterator[Make]:
     """Learnings of a server that is not there; each ends with the test."""
     with ExitStack() as stack:
 
-        def make(*, token: str | None = "secret", train_after: int = 20, start: bool = True) -> Learning:  # noqa: S107
+        def make(
+            *,
+            token: str | None = "secret",  # noqa: S107
+            train_after: int = 20,
+            models_bytes: int = 10**9,
+            start: bool = True,
+        ) -> Learning:
             settings = Settings(
                 label_studio_url="http://127.0.0.1:9",
                 label_studio_api_key=SecretStr(token) if token else None,
                 data_dir=tmp_path,
                 train_after=train_after,
+                models_bytes=models_bytes,
             )
             engine = stack.enter_context(
                 Engine("base-0001", lambda: ScriptedDetector(ANSWER), queue_size=10, memory_bytes=1000)
@@ -499,3 +508,31 @@ def test_the_webhook_never_waits(studio: Studio, make_learning: Make, monkeypatc
     assert asked.wait(WAIT_S)
     assert [learning.hear(event("ANNOTATION_CREATED", every=0, total=n))["heard"] for n in range(3)] == ["noted"] * 3
     go.set()
+
+
+def test_refused_versions_do_not_fill_the_disk(
+    studio: Studio, make_learning: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """After every training that was judged the oldest refused ones go, though nothing is ever rolled out."""
+    refused = [tiny_version(tmp_path, f"r{number}", gate={"accepted": False}) for number in range(4)]
+    for version in refused[:3]:
+        age(tmp_path, version)
+    learning = make_learning(models_bytes=1)
+    studio.annotations = 3
+    studio.outcome = {**REPORT, "version": refused[3]}
+    learning.ask(1)
+    studio.workers[0].go.set()
+    assert learning.trainer.join(WAIT_S)
+    assert learning.trainer.of(1)[0].state == "refused"
+    assert ids(tmp_path) == [refused[3]]
+
+
+def test_strangers_are_forgotten(studio: Studio, make_learning: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many numbers events come with, the last ones are remembered."""
+    monkeypatch.setattr(module, "PROJECTS", 3)
+    monkeypatch.setattr(studio, "call", lambda *_, **__: {"title": ""})
+    learning = make_learning()
+    for project in [*range(1, 8), 5]:
+        with pytest.raises(NothingToLearnError):
+            learning.ask(project)
+    assert [standing.project for standing in learning.standings] == [5, 6, 7]

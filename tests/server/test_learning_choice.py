@@ -15,10 +15,11 @@ from pydantic import SecretStr
 
 from model_server import ANSWER
 from scripted_detector import WAIT_S, ScriptedDetector
-from spica.errors import StorageError
+from spica.errors import LabelStudioError, StorageError
 from spica.inference import Engine
 from spica.models import active
 from spica.prediction import Predictor
+from spica.server import learning as module
 from spica.server.jobs import Jobs
 from spica.server.learning import Learning
 from spica.server.learning_routes import learning_state
@@ -213,6 +214,22 @@ def test_a_full_disk_at_the_activation(lab: Lab, monkeypatch: pytest.MonkeyPatch
     assert lab.active == lab.candidate
     (run,) = learning.trainer.of(1)
     assert (run.state, run.settled, run.notes) == ("passed", False, ())
+
+
+def test_a_project_with_its_own_version_is_remembered(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events with other numbers do not push out what is told of a project that has a version of its own."""
+
+    def failing(_self: Any, _project: int) -> None:
+        raise LabelStudioError("no answer")
+
+    monkeypatch.setattr("spica.server.rollout.Rollouts.roll_out", failing)
+    monkeypatch.setattr(module, "PROJECTS", 2)
+    learning = lab.server()
+    lab.service.pool.refresh(1)
+    learning.start()
+    for project in range(1, 6):
+        learning.rollouts.add(project)
+    until(lambda: [standing.project for standing in learning.standings] == [1, 5])
 
 
 def test_killed_before_the_activation(lab: Lab) -> None:

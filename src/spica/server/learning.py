@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -46,6 +47,9 @@ EVERY_S = 300.0
 _PAST = 20
 _EACH = 5
 """So many trainings that are over are shown, in all and of each project."""
+
+PROJECTS = 1000
+"""Anybody may send events with any number: so many projects without versions of their own are remembered."""
 
 BUTTON = "Start Training in Label Studio"
 PAGE = "asked for on the page or by a program"
@@ -119,7 +123,7 @@ class Learning:
         self._settings = settings
         self._triggers = triggers or Triggers()
         self._every_s = every_s
-        self._standing: dict[int, Standing] = {}
+        self._standing: OrderedDict[int, Standing] = OrderedDict()
         self._later: dict[int, tuple[bool, bool]] = {}
         self._past: list[Run] = []
         self._lock = threading.Lock()
@@ -299,8 +303,10 @@ class Learning:
                 self._postpone(project, asked, on_event)
 
     def _postpone(self, project: int, asked: bool, on_event: bool) -> None:
-        """Look again when the training under way is over."""
+        """Look again when the training under way is over; of too many projects, with the look every few minutes."""
         with self._lock:
+            if len(self._later) >= PROJECTS and project not in self._later:
+                return
             before = self._later.get(project, (False, False))
             self._later[project] = (asked or before[0], on_event or before[1])
 
@@ -362,9 +368,18 @@ class Learning:
             StorageError: it can't be written or made active now, as on a full disk; it is called again later.
         """
         self._postpone(run.project, asked=False, on_event=False)  # to count what came in meanwhile
-        version = run.version
-        if run.state != "passed" or version is None:
-            return run
+        try:
+            return self._served(run, run.version) if run.state == "passed" and run.version is not None else run
+        finally:
+            if run.is_judged:  # a refused one takes its space too, and nothing is rolled out for it
+                self.rollouts.prune(keep=[name for name in (run.version, run.parent) if name is not None])
+
+    def _served(self, run: Run, version: str) -> Run:
+        """Make what has passed the active version, and have it answer.
+
+        Raises:
+            StorageError: as :meth:`_ended`.
+        """
         # Written before anything is changed, so that a server that is killed from now on finds what is left to do.
         run = replace(run, finished=run.finished or _now())
         self.trainer.runs.write(run)
@@ -427,8 +442,16 @@ class Learning:
         self._stand(replace(before, note=text, looked=_now()))
 
     def _stand(self, standing: Standing) -> None:
+        pool = self._service.pool
         with self._lock:
             self._standing[standing.project] = standing
+            self._standing.move_to_end(standing.project)
+            excess = max(0, len(self._standing) - PROJECTS)
+            others = list(self._standing)[:-1] if excess else []
+        strangers = [each for each in others if pool.served(each).version == pool.base_id]
+        with self._lock:
+            for project in strangers[:excess]:
+                self._standing.pop(project, None)
 
     def _client(self) -> LabelStudioClient:
         secret = self._settings.label_studio_api_key
