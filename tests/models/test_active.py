@@ -185,6 +185,20 @@ def test_a_pointer_that_is_gone_is_answered_for_by_its_copy(tmp_path: Path) -> N
     assert (resolved.version, isinstance(resolved.problem, StorageError), resolved.absent) == (None, True, True)
 
 
+def test_a_damaged_pointer_does_not_fill_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """However often it is read, it is told once, and again when it is damaged again."""
+    version = tiny_version(tmp_path, "a")
+    for damage in (1, 2):
+        activate(tmp_path, version)
+        active.read(tmp_path, 1)
+        active.pointer_path(tmp_path, 1).write_bytes(b"{")
+        for _ in range(3):
+            assert names(active.read(tmp_path, 1))[0] == version
+        assert caplog.text.count("is missing or damaged") == damage
+        active.pointer_path(tmp_path, 1).unlink()
+        active.pointer_path(tmp_path, 1).with_name("1.json.bak").unlink()
+
+
 def test_a_pointer_that_is_gone_beside_a_damaged_copy_is_a_doubt(tmp_path: Path) -> None:
     """Something was activated, and nobody can tell what."""
     activate(tmp_path, tiny_version(tmp_path, "a"))

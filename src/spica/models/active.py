@@ -40,6 +40,9 @@ HISTORY = 50
 FORMAT = 1
 """Number of this layout of the file."""
 
+_told: dict[Path, str] = {}
+"""What the log was told last of pointers that are missing or damaged."""
+
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, RecursionError)
 """What reading a missing or damaged file ends with."""
 
@@ -130,7 +133,7 @@ def read(data_dir: Path, project: int) -> Pointer | None:
     """
     path = pointer_path(data_dir, project)
     try:
-        return _read(path, project)
+        found = _read(path, project)
     except _UNREADABLE as error:
         try:
             kept = _read(_copy_of(path), project)
@@ -145,8 +148,13 @@ def read(data_dir: Path, project: int) -> Pointer | None:
                 hint="what answers the project goes on meanwhile; "
                 f"`spica models activate VERSION --project {project}` writes it anew",
             ) from None
-        logger.warning("%s is missing or damaged (%s); its copy names %s", path, error, kept.version)
+        told = f"{path} is missing or damaged ({error}); its copy names {kept.version}"
+        if _told.get(path) != told:  # a server looks once a second
+            _told[path] = told
+            logger.warning("%s", told)
         return kept
+    _told.pop(path, None)
+    return found
 
 
 def all(data_dir: Path) -> dict[int, Pointer]:  # noqa: A001 - read as active.all(…)
