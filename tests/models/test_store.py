@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
+import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from spica.detectors.conversion import Request
 from spica.detectors.scratch import put_in_place, scratch
 from spica.errors import StorageError, WeightsError
 from spica.models import store
+from spica.models.locks import hold
 from spica.models.version import ModelIdentity
 from weights_builder import Prepared, hollow_state_dict
 
@@ -321,3 +324,119 @@ def test_the_demos_model_is_served(tmp_path: Path, conversion: Conversion) -> No
     (found,) = load_detector(version).detect([render_field(1).pixels])
     assert (found.scores > 0.6).sum() > 3
     assert conversion.requests == []
+
+
+class Share:
+    """A shared folder that does not answer some times: what is read fails with an error of the file system's."""
+
+    def __init__(self, failures: int, number: int, patch: pytest.MonkeyPatch) -> None:
+        self.left = failures
+        self._number = number
+        self._check_files = store.check_files
+        patch.setattr(store, "check_files", self._check)
+        patch.setattr(store, "_PAUSES_S", (0.0, 0.0))
+
+    def _check(self, *given: Any) -> None:
+        if self.left:
+            self.left -= 1
+            raise OSError(self._number, "the share is away")
+        self._check_files(*given)
+
+
+def test_a_folder_that_is_away_for_a_moment_costs_nothing(
+    hollow: Path, tmp_path: Path, conversion: Conversion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A version that can't be read at first is read again, and not made again."""
+    first = store.ensure(identify(hollow, tmp_path), data_dir=tmp_path)
+    share = Share(2, errno.EIO, monkeypatch)
+    assert store.ensure(identify(hollow, tmp_path), data_dir=tmp_path) == first
+    assert (share.left, len(conversion.requests)) == (0, 1)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ESTALE], ids=["input", "rights", "stale"])
+def test_a_version_that_can_not_be_read_is_kept(
+    hollow: Path, tmp_path: Path, conversion: Conversion, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """While a folder can't be read, nothing in it is thrown away, and that is said."""
+    first = store.ensure(identify(hollow, tmp_path), data_dir=tmp_path)
+    Share(99, number, monkeypatch)
+    with pytest.raises(StorageError, match="can't be read"):
+        store.ensure(identify(hollow, tmp_path), data_dir=tmp_path)
+    assert sorted(path.name for path in first.folder.iterdir()) == ["model.bin", "model.json", "model.xml"]
+    assert len(conversion.requests) == 1
+
+
+def test_a_card_that_can_not_be_read_is_no_damage(
+    hollow: Path, tmp_path: Path, conversion: Conversion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The card's own reader wraps what the file system says; it is still not taken for damage."""
+    first = store.ensure(identify(hollow, tmp_path), data_dir=tmp_path)
+    monkeypatch.setattr(store, "_PAUSES_S", ())
+    real = Path.read_text
+
+    def away(path: Path, *given: Any, **named: Any) -> str:
+        if path.name == "model.json":
+            raise PermissionError(errno.EACCES, "not now")
+        return real(path, *given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", away)
+        with pytest.raises(StorageError, match="can't be read"):
+            store.ensure(identify(hollow, tmp_path), data_dir=tmp_path)
+    assert store.ensure(identify(hollow, tmp_path), data_dir=tmp_path) == first
+
+
+@pytest.mark.parametrize("elsewhere", [True, False], ids=["by another process", "by this one"])
+def test_a_damaged_version_that_is_served(
+    hollow: Path, tmp_path: Path, conversion: Conversion, elsewhere: bool
+) -> None:
+    """Nobody throws away what another process serves, damaged or not; who holds it alone makes it again."""
+    first = store.ensure(identify(hollow, tmp_path), data_dir=tmp_path)
+    (first.folder / "model.bin").write_bytes(b"NUMBERS")
+    with hold(tmp_path, first.id):
+        if elsewhere:
+            (lease,) = (tmp_path / "leases" / first.id).iterdir()
+            lease.rename(lease.with_name("1-of-another-process.lock"))
+            with pytest.raises(StorageError, match="another process serves it"):
+                store.ensure(identify(hollow, tmp_path), data_dir=tmp_path)
+            assert (first.folder / "model.bin").read_bytes() == b"NUMBERS"
+        else:
+            store.ensure(identify(hollow, tmp_path), data_dir=tmp_path)
+            assert (first.folder / "model.bin").read_bytes() == b"numbers"
+
+
+def test_what_another_process_has_made_again_is_kept(
+    hollow: Path, tmp_path: Path, conversion: Conversion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A version that was damaged when it was looked at, and is whole when its turn has come, is not thrown away."""
+    first = store.ensure(identify(hollow, tmp_path), data_dir=tmp_path)
+    (first.folder / "model.bin").write_bytes(b"NUMBERS")
+
+    @contextlib.contextmanager
+    def after_the_other(_: Path) -> Iterator[None]:
+        (first.folder / "model.bin").write_bytes(b"numbers")
+        yield
+
+    monkeypatch.setattr(store, "writing", after_the_other)
+    store.ensure(identify(hollow, tmp_path), data_dir=tmp_path)
+    assert first.folder.is_dir()
+    assert len(conversion.requests) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="tells open files by /proc")
+def test_files_are_on_the_disk_before_they_have_a_name(
+    hollow: Path, tmp_path: Path, conversion: Conversion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut leaves no version whose files are empty: each is synced while its folder has no name yet."""
+    synced: list[Path] = []
+    real = os.fsync
+
+    def remember(handle: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{handle}").readlink())
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", remember)
+    version = store.ensure(identify(hollow, tmp_path), data_dir=tmp_path)
+    aside = [path.name for path in synced if path.parent.name.startswith(".tmp-")]
+    assert sorted(aside) == ["model.bin", "model.json", "model.xml"]
+    assert synced[-1] == version.folder.parent

@@ -40,7 +40,7 @@ def write_text(path: Path, text: str) -> None:
         finally:
             with contextlib.suppress(OSError):
                 aside.unlink(missing_ok=True)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise storage_error(error, path) from error
 
@@ -66,7 +66,23 @@ def _patiently(act: Callable[[], _T]) -> _T:
         time.sleep(_PAUSE_S)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync(folder: Path) -> None:
+    """Have the files of a folder on the disk, before the folder is given a name by which they are found.
+
+    Raises:
+        StorageError: the disk does not take them.
+    """
+    try:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                with path.open("r+b") as file:  # Windows syncs only what may be written
+                    os.fsync(file.fileno())
+    except OSError as error:
+        raise storage_error(error, folder) from error
+    sync_folder(folder)
+
+
+def sync_folder(folder: Path) -> None:
     """Have the new name on the disk too; Windows has no such thing, and does it on its own."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)

@@ -7,9 +7,12 @@ version has not changed, since the answers can't have.
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,10 +22,13 @@ from spica.detectors.architecture import eps_is_a_setting, own_eps
 from spica.detectors.card import CARD, Card, check_files, describe_files, read_card
 from spica.detectors.conversion import Request, convert
 from spica.detectors.foreign import ARCHITECTURES, data_files
+from spica.detectors.refusals import damaged
 from spica.detectors.scratch import discard, put_in_place, scratch, storage_error
 from spica.detectors.version_id import fingerprint, version_id
 from spica.detectors.weights import WeightsInfo, inspect
 from spica.errors import StorageError, WeightsError
+from spica.models.atomic import sync, sync_folder
+from spica.models.locks import is_held, writing
 from spica.models.version import ModelIdentity, ModelVersion, Origin
 
 logger = logging.getLogger(__name__)
@@ -37,6 +43,10 @@ Progress = Callable[[str], None]
 
 _SPARE_BYTES = 100 * 2**20
 _ATTEMPTS = 3
+_PAUSES_S = (0.1, 0.4, 1.0)
+"""A shared folder may not answer for a moment: between these pauses a version is read again."""
+_MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+"""What no waiting mends."""
 
 
 def prepare(
@@ -122,7 +132,7 @@ def ensure(
 
     Raises:
         WeightsError: the weights are not usable, or torch is needed and missing.
-        StorageError: the store can't be written.
+        StorageError: the store can't be written, or the version in it can't be read now.
         ModelUnavailableError: ``stop`` was set.
     """
     if identity.weights.card is not None:
@@ -181,21 +191,83 @@ def _cache_dir(identity: ModelIdentity, data_dir: Path) -> Path:
 
 
 def _stored(identity: ModelIdentity, data_dir: Path) -> ModelVersion | None:
-    """The version in the store; None if it is missing, or was damaged and has been thrown away."""
+    """The version in the store; None if it is missing, or was damaged and has been thrown away.
+
+    Raises:
+        StorageError: it can't be read now, or is damaged while another process serves it; nothing was thrown away.
+    """
     folder = _folder(identity, data_dir)
     if not folder.exists():
         return None
     try:
-        card = read_card(folder)
-        if card.fingerprint != identity.fingerprint or card.id != identity.id:
-            raise WeightsError("another version under this name", where=str(folder), got=card.fingerprint)
-        check_files(folder, card)
-    except WeightsError as error:
-        logger.warning("the stored model version is damaged and will be made again: %s", error.one_line)
-        discard(folder)
-        return None
+        card = _card_of(identity, folder)
+    except WeightsError:
+        made_again = _discard_damaged(identity, data_dir)
+        if made_again is None:
+            return None
+        card = made_again
     source = identity.weights.path if identity.weights.needs_conversion else None
     return ModelVersion(folder, card, _cache_dir(identity, data_dir), _source(folder, card) or source)
+
+
+def _card_of(identity: ModelIdentity, folder: Path) -> Card:
+    """The card of a version whose files are what it says.
+
+    Raises:
+        WeightsError: it is damaged.
+        StorageError: it can't be read, also after some tries: on a shared folder that says nothing of the version.
+    """
+    for pause in (*_PAUSES_S, None):
+        try:
+            card = read_card(folder)
+            if card.fingerprint != identity.fingerprint or card.id != identity.id:
+                raise WeightsError("another version under this name", where=str(folder), got=card.fingerprint)
+            check_files(folder, card)
+        except (WeightsError, OSError) as error:
+            failure = error if isinstance(error, OSError) else error.__cause__
+            if not isinstance(failure, OSError):
+                raise
+            if failure.errno in _MISSING:
+                raise damaged(folder, f"a file is missing: {failure}") from error
+            if pause is None:
+                raise StorageError(
+                    "a stored model version can't be read",
+                    where=str(folder),
+                    got=failure.strerror or type(failure).__name__,
+                    hint="look whether the data folder is there, and can be read",
+                ) from error
+            time.sleep(pause)
+        else:
+            return card
+    raise AssertionError  # the last pause is None
+
+
+def _discard_damaged(identity: ModelIdentity, data_dir: Path) -> Card | None:
+    """Throw a version away, unless another process serves it, or has made it anew meanwhile: then its card."""
+    folder = _folder(identity, data_dir)
+    with writing(data_dir):
+        try:
+            return _card_of(identity, folder)
+        except WeightsError as error:
+            if _is_served_elsewhere(identity, data_dir):
+                raise StorageError(
+                    "the stored model version is damaged, and can't be made again while another process serves it",
+                    where=str(folder),
+                    got=error.got,
+                    hint="stop the other server, and start again",
+                ) from error
+            logger.warning("the stored model version is damaged and will be made again: %s", error.one_line)
+            discard(folder)
+    return None
+
+
+def _is_served_elsewhere(identity: ModelIdentity, data_dir: Path) -> bool:
+    """Whether another process holds a lease; ours is taken before the version is opened."""
+    if not is_held(data_dir, identity.id):
+        return False
+    return any(
+        not lease.name.startswith(f"{os.getpid()}-") for lease in (data_dir / "leases" / identity.id).glob("*.lock")
+    )
 
 
 def _source(folder: Path, card: Card) -> Path | None:
@@ -224,7 +296,10 @@ def _make(
             _write_card(identity, aside, metrics, origin or Origin())
         except OSError as error:
             raise storage_error(error, models) from error
-        if not put_in_place(aside, _folder(identity, data_dir)):
+        sync(aside)  # else a power cut could leave the name, and files that are empty
+        if put_in_place(aside, _folder(identity, data_dir)):
+            sync_folder(models)
+        else:
             logger.info("model version %s was made by another process meanwhile", identity.id)
 
 
