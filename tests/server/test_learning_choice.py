@@ -279,7 +279,7 @@ def test_a_training_that_is_taken_up_begins_with_what_is_active_then(lab: Lab) -
     lab.choose(lab.other)
     second = lab.server()
     second.start()
-    until(lambda: lab.workers)
+    until(lambda: second.trainer.current)
     assert lab.workers[0].request.parent_id == lab.other
     run = lab.finish(second)
     assert (run.id, run.parent, run.attempts) == (begun.id, lab.other, 2)

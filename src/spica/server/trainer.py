@@ -267,7 +267,8 @@ class Trainer:
 
     def join(self, timeout_s: float | None = None) -> bool:
         """Wait for the end of the run under way; whether it has come."""
-        thread = self._thread
+        with self._lock:  # whoever starts it holds the lock until it runs
+            thread = self._thread
         if thread is not None:
             thread.join(timeout_s)
         return thread is None or not thread.is_alive()
