@@ -73,5 +73,11 @@ status.addEventListener("click", async (event) => {
   const { stop, cancel } = event.target.dataset;
   if (!stop && !cancel) return;
   event.target.disabled = true;
-  try { await send(stop ? `jobs/${stop}/stop` : `training/${cancel}/cancel`, {}); } catch { lost(); }
+  try {
+    await send(stop ? `jobs/${stop}/stop` : `training/${cancel}/cancel`, {});
+  } catch (error) {
+    if (error instanceof TypeError) return lost(); // nobody answers; anything else is a refusal with its reason
+    (stop ? form : train).querySelector("output").textContent = error.message;
+    refresh();
+  }
 });
