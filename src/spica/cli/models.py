@@ -38,7 +38,8 @@ VersionId = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 Refresh = Annotated[
-    bool, typer.Option("--refresh", help="Predict the unlabelled tasks anew at once, and delete the older predictions.")
+    bool,
+    typer.Option("--refresh", help="Wait for the new boxes of unlabelled tasks, then delete the older predictions."),
 ]
 
 
@@ -297,10 +298,12 @@ def _before(folder: Path, project: int) -> Pointer | None:
 
 
 def _follow(project: int, version: str | None, before: str | None, place: Place, *, refresh: bool) -> None:
-    shown = move(project, version, before, place, lambda line: out.print(escape(line)))
+    move(project, version, before, place, lambda line: out.print(escape(line)))
     if not refresh:
-        when = "" if shown else " once the model server answers with it"
-        out.print(f"New boxes for its tasks{when}: spica prelabel --project {project}")
+        out.print(
+            "A running model server that has Label Studio's token makes the new boxes by itself; without one: "
+            f"spica predictions refresh --project {project}"
+        )
         return
     from spica.cli.predictions import refresh_predictions
 
