@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from spica.detectors import load
-from spica.detectors.card import Card, FileEntry
+from spica.detectors.card import Card, FileEntry, Form
+from spica.detectors.precision import Machine
+from spica.models.serving import Serving
 from spica.models.version import ModelVersion
 
 CARD = Card("gwhd-1", "gwhd", "a", ("",), {"model.xml": FileEntry("0", 1)}, 0.05, 300, norm="batch", norm_eps=1e-5)
@@ -56,7 +60,38 @@ def test_torch_serves_where_cuda_is(
         assert detector.options == {"threads": 3, "cache_dir": Path("c"), "precision": "f32"}
     else:
         assert detector.arguments == (source, ("",))
-        assert detector.options == {"architecture": "a", "norm_eps": 1e-5, "score_floor": 0.05, "max_detections": 300}
+        told = {"architecture": "a", "norm_eps": 1e-5, "score_floor": 0.05, "max_detections": 300, "half": False}
+        assert detector.options == told
+
+
+@pytest.mark.parametrize(
+    ("precision", "kind", "half"),
+    [("f32", "cuda", False), ("bf16", "cuda", True), ("int8", "cpu", None)],
+)
+def test_a_gpu_computes_bf16_but_not_int8(
+    precision: Any, kind: str, half: bool | None, kinds: dict[str, type[Recorded]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine with CUDA bf16 is torch's half precision there, and int8 stays the processor's."""
+    monkeypatch.setattr(load, "cuda_available", lambda: True)
+    form = Form(True, graph="model-int8-1.xml", files={"model-int8-1.xml": FileEntry("0", 1)})
+    card = dataclasses.replace(CARD, precisions={"int8": form})
+    version = ModelVersion(Path("v"), card, Path("c"), Path("w.pth"))
+    detector = load.load_detector(version, serving=Serving(precision=precision))
+    assert isinstance(detector, kinds[kind])
+    assert detector.options.get("half") == half
+
+
+@pytest.mark.parametrize("real", [True, False], ids=["bfloat16 in hardware", "an older GPU"])
+def test_a_gpu_is_asked_for_its_name_and_its_bfloat16(real: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that only imitates bfloat16 has f32 alone; without the weights at hand the processor computes."""
+    torch = pytest.importorskip("torch", reason="needs the extra spica[train]")
+    monkeypatch.setattr(load, "cuda_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: real)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(load, "machine", lambda: Machine("a processor", frozenset({"f32"})))
+    found = load.computed_by(ModelVersion(Path("v"), CARD, Path("c"), Path("w.pth")))
+    assert found == Machine("a GPU", frozenset({"f32", "bf16"} if real else {"f32"}), "cuda")  # type: ignore[arg-type]
+    assert load.computed_by(ModelVersion(Path("v"), CARD, Path("c"), None)).processor == "a processor"
 
 
 def test_torch_is_not_looked_for_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:

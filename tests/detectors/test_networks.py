@@ -291,6 +291,32 @@ def _load_loosely(module: Any, state_dict: Any, **_: object) -> object:
     return _load_state_dict(module, state_dict, strict=False)  # the made-up backbone counts no batches
 
 
+@pytest.mark.parametrize("fails", [False, True], ids=["together", "too little memory"])
+def test_batches_answer_as_single_images(
+    fails: bool, exported: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neighbours of one size are computed together, or singly if memory is short, and every image has its own boxes."""
+    network = exported(SMALL)
+    images = [photograph(), photograph()[::-1].copy(), noise(90, 120), photograph()[:, ::-1].copy()]
+    alone = detector(network, SMALL, tmp_path).detect(images)
+    together = detector(network, SMALL, tmp_path, batch=3)
+    given: list[int] = []
+    answers = together._answers
+
+    def counted(images: Any) -> Any:
+        given.append(len(images))
+        if fails and len(images) > 1:
+            raise torch.OutOfMemoryError
+        return answers(images)
+
+    monkeypatch.setattr(together, "_answers", counted)
+    for got, expected in zip(together.detect(images), alone, strict=True):
+        assert len(expected) > 0
+        np.testing.assert_allclose(got.boxes_xyxy, expected.boxes_xyxy, atol=0.05)
+        np.testing.assert_allclose(got.scores, expected.scores, atol=1e-4)
+    assert given == ([2, 1, 1, 1, 1] if fails else [2, 1, 1])
+
+
 def test_half_precision_keeps_the_contract(exported: Any, tmp_path: Path) -> None:
     """In 16 bits the detector for CUDA, here on the CPU, finds most of the boxes of 32 bits."""
     network = exported(SMALL)

@@ -38,9 +38,10 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(data_dir=tmp_path / "data")
 
 
-def on_machine(monkeypatch: pytest.MonkeyPatch, *has: str, cuda: bool = False) -> None:
+def on_machine(monkeypatch: pytest.MonkeyPatch, *has: str, gpu: tuple[str, ...] | None = None) -> None:
     monkeypatch.setattr(serving, "machine", lambda: Machine("this one", frozenset(has) | {"f32"}))  # type: ignore[arg-type]
-    monkeypatch.setattr(serving, "cuda_available", lambda: cuda)
+    on = Machine("a GPU", frozenset(gpu) | {"f32"}, "cuda") if gpu is not None else None  # type: ignore[arg-type]
+    monkeypatch.setattr(serving, "gpu", lambda: on)
 
 
 def with_forms(monkeypatch: pytest.MonkeyPatch, forms: dict[str, Form]) -> None:
@@ -148,15 +149,74 @@ def test_int8_without_a_form_names_the_command(identity: ModelIdentity, settings
     assert f"spica models optimise {identity.weights.path}" in str(refused.value)
 
 
-def test_on_cuda_auto_stays_with_torch(
+ON_GPU: dict[str, Any] = {"processor": "a GPU", "device": "cuda"}
+
+
+@pytest.mark.parametrize(
+    ("forms", "has", "expected", "told", "wanted"),
+    [
+        pytest.param({}, ("bf16",), "f32", "on this GPU", True, id="nothing checked"),
+        pytest.param({}, (), "f32", "on this GPU", False, id="an older GPU"),
+        pytest.param({"bf16": form("bf16", **HERE)}, ("bf16",), "f32", "on this GPU", True, id="the processor's check"),
+        pytest.param(
+            {"bf16": form("bf16", processor="b", device="cuda")},
+            ("bf16",),
+            "f32",
+            "on this GPU",
+            True,
+            id="another GPU",
+        ),
+        pytest.param({"bf16": form("bf16", **ON_GPU)}, ("bf16",), "bf16", "has passed", False, id="bf16 passed"),
+        pytest.param(
+            {"bf16": form("bf16", passed=False, **ON_GPU)}, ("bf16",), "f32", "did not pass", False, id="bf16 failed"
+        ),
+        pytest.param(
+            {"int8": form("int8", **HERE)}, ("bf16",), "f32", "on this GPU", True, id="int8 is the processor's"
+        ),
+    ],
+)
+def test_auto_on_a_gpu(
+    forms: dict[str, Form],
+    has: tuple[str, ...],
+    expected: str,
+    told: str,
+    wanted: bool,
+    identity: ModelIdentity,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a GPU auto takes bf16 if it has passed its check on this very GPU, and asks for the check else."""
+    on_machine(monkeypatch, *BOTH, gpu=has)
+    with_forms(monkeypatch, forms)
+    fresh = dataclasses.replace(
+        identity, weights=dataclasses.replace(identity.weights, card=None, format="state_dict", norm="batch")
+    )
+    chosen = choose(fresh, settings)
+    assert (chosen.precision, told in chosen.why) == (expected, True), chosen.why
+    assert wants_check(fresh, settings) is wanted
+
+
+def test_a_version_that_torch_cannot_run_is_the_processors(
     identity: ModelIdentity, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The forms are the CPU's."""
-    on_machine(monkeypatch, *BOTH, cuda=True)
+    """An exported graph is the processor's, in what that has, and a GPU's check says nothing of it."""
+    on_machine(monkeypatch, *BOTH, gpu=("bf16",))
+    with_forms(monkeypatch, {"int8": form("int8", **HERE)})
+    assert choose(identity, settings).precision == "int8"
+    with_forms(monkeypatch, {"bf16": form("bf16", **ON_GPU)})
+    assert choose(identity, settings).precision == "f32"
+
+
+def test_int8_asked_for_beside_a_gpu_is_computed_on_the_processor(
+    identity: ModelIdentity, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no error, and the reason tells where."""
+    on_machine(monkeypatch, *BOTH, gpu=("bf16",))
     with_forms(monkeypatch, {"int8": form("int8")})
-    chosen = choose(identity, settings)
-    assert (chosen.precision, "CUDA" in chosen.why) == ("f32", True)
-    assert not wants_check(identity, settings)
+    weights = dataclasses.replace(identity.weights, format="state_dict")
+    chosen = choose(dataclasses.replace(identity, weights=weights), settings.model_copy(update={"precision": "int8"}))
+    assert chosen.precision == "int8"
+    assert "not on the GPU" in chosen.why
 
 
 @pytest.mark.parametrize(

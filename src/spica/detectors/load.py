@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 from spica.detectors.card import Card
 from spica.detectors.contract import Detector
 from spica.detectors.openvino import OpenVINODetector
-from spica.detectors.precision import Arithmetic
+from spica.detectors.precision import Arithmetic, Machine, machine
 from spica.errors import WeightsError
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def load_detector(
     Args:
         version: whose files have been checked.
         threads: of the network on a CPU; 0 lets the runtime choose.
-        device: ``auto`` looks for CUDA, for what is to be computed in f32.
+        device: ``auto`` looks for CUDA, for what is to be computed in f32 or bf16; int8 is the processor's.
         serving: arithmetic and tiles; None for f32 and whole images.
 
     Raises:
@@ -98,11 +98,11 @@ def load_detector(
 
 def _load(version: Servable, *, threads: int, device: Device, precision: Arithmetic) -> Detector:
     card = version.card
-    wanted = device == "cuda" or (device == "auto" and precision == "f32" and cuda_available())
+    wanted = device == "cuda" or (device == "auto" and precision != "int8" and cuda_available())
     if wanted and version.source is not None and card.norm is not None:
         from spica.detectors.torchvision import TorchvisionDetector
 
-        logger.info("model %s runs on CUDA", card.id)
+        logger.info("model %s runs on CUDA in %s", card.id, precision)
         return TorchvisionDetector(
             version.source,
             card.classes,
@@ -110,6 +110,7 @@ def _load(version: Servable, *, threads: int, device: Device, precision: Arithme
             norm_eps=card.norm_eps,
             score_floor=card.score_floor,
             max_detections=card.max_detections or 1000,
+            half=precision == "bf16",
         )
     graph = version.folder / _graph(version, precision)
     if card.graph.endswith(".onnx"):
@@ -138,6 +139,24 @@ def _graph(version: Servable, precision: Arithmetic) -> str:
             hint="make one with `spica models optimise`, or serve it with --precision f32",
         )
     return form.graph
+
+
+def computed_by(version: Servable) -> Machine:
+    """What computes a version here in f32 or bf16: the GPU where torch runs it, else the processor."""
+    here = gpu() if version.source is not None and version.card.norm is not None else None
+    return here or machine()
+
+
+def gpu() -> Machine | None:
+    """The GPU that torch computes on here, with bf16 where it multiplies bfloat16 itself; None without one."""
+    if not cuda_available():
+        return None
+    import torch
+
+    has: set[Arithmetic] = {"f32"}
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        has.add("bf16")
+    return Machine(torch.cuda.get_device_name(), frozenset(has), "cuda")
 
 
 def cuda_available() -> bool:

@@ -33,15 +33,17 @@ class Machine:
     Attributes:
         processor: its name, as OpenVINO tells it.
         has: the arithmetics in which it is faster than in f32, and f32 itself.
+        device: ``cuda`` for a GPU.
     """
 
     processor: str
     has: frozenset[Arithmetic]
+    device: Literal["cpu", "cuda"] = "cpu"
 
 
 @functools.cache
 def machine() -> Machine:
-    """This machine; asked once a process, in a few tenths of a second.
+    """This machine's processor; asked once a process, in a few tenths of a second. A GPU: :func:`load.gpu`.
 
     OpenVINO names bfloat16 on every processor with AVX-512, also where it only imitates it, with which nothing is won.
     So the processor is asked as well where the system tells (Linux), and elsewhere a multiplication is timed. On ARM

@@ -16,8 +16,8 @@ import numpy as np
 from spica.boxes import Detections
 from spica.detectors.card import Form, record_form
 from spica.detectors.contract import Detector
-from spica.detectors.load import load_detector
-from spica.detectors.precision import Arithmetic, machine
+from spica.detectors.load import computed_by, load_detector
+from spica.detectors.precision import Arithmetic, Machine, machine
 from spica.errors import ImageError, ModelUnavailableError
 from spica.evaluation.bootstrap import Interval, difference, draws
 from spica.evaluation.coco import Metrics, evaluate
@@ -89,12 +89,20 @@ class Check:
             return f"no boxes to compare on {self.agreement.images} images"
         return f"{self.agreement.share:.1%} of the boxes agree with f32 on {self.agreement.images} images"
 
-    def as_form(self, *, accept_loss: bool = False, **own: Any) -> Form:
-        """For the card; ``own`` are the graph and the files of a form that has them, and what else was measured."""
+    def as_form(self, *, accept_loss: bool = False, here: Machine | None = None, **own: Any) -> Form:
+        """For the card.
+
+        Args:
+            accept_loss: whether it is to be used though it did not pass.
+            here: what computed it; None for this machine's processor.
+            own: the graph and the files of a form that has them, and what else was measured.
+        """
+        here = here or machine()
         check = {
             "result": self.result,
             "when": datetime.now(UTC).isoformat(timespec="seconds"),
-            "processor": machine().processor,
+            "processor": here.processor,
+            "device": here.device,
             "seconds": round(self.run.median_s, 5),
             "f32_seconds": round(self.exact.median_s, 5),
             "agreement": self.agreement.as_json(),
@@ -229,7 +237,7 @@ def check_bf16(
     if check.agreement.boxes + check.agreement.others == 0:
         return None
     with writing(settings.data_dir):  # or a form that `spica models optimise` records meanwhile would be lost
-        record_form(version.folder, "bf16", check.as_form())
+        record_form(version.folder, "bf16", check.as_form(here=computed_by(version)))
     return check
 
 
@@ -237,8 +245,8 @@ _UP_ARITHMETICS: Final[tuple[Arithmetic, ...]] = ("f32", "bf16")
 
 
 def detector_in(version: ModelVersion, precision: Arithmetic, *, threads: int) -> Detector:
-    """The version's detector on the CPU in an arithmetic, whole images."""
-    return load_detector(version, threads=threads, device="cpu", serving=Serving(precision=precision, why="checked"))
+    """The version's detector in an arithmetic, whole images, on what will serve it."""
+    return load_detector(version, threads=threads, device="auto", serving=Serving(precision=precision, why="checked"))
 
 
 def spread(paths: Sequence[Path], count: int) -> list[Path]:

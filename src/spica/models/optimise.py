@@ -14,8 +14,9 @@ from spica.boxes import Detections
 from spica.detectors.card import Card, Form, describe_files, read_card, record_form
 from spica.detectors.contract import Detector
 from spica.detectors.foreign import ARCHITECTURES as FOREIGN
+from spica.detectors.load import computed_by, gpu
 from spica.detectors.openvino import OpenVINODetector
-from spica.detectors.precision import Arithmetic, machine
+from spica.detectors.precision import Arithmetic, Machine
 from spica.detectors.quantisation import MAX_CALIBRATION_IMAGES, quantise
 from spica.detectors.scratch import scratch, storage_error
 from spica.detectors.tiling import seen_by
@@ -100,7 +101,7 @@ def require_packages(architecture: str, *, truth: bool) -> None:
             expected="faster-coco-eval",
             hint='pip install "spica[optimise]"',
         )
-    if architecture not in FOREIGN and importlib.util.find_spec("nncf") is None:
+    if architecture not in FOREIGN and gpu() is None and importlib.util.find_spec("nncf") is None:
         raise WeightsError(
             "NNCF is needed to make an int8 form, and it is not installed",
             hint='pip install "spica[optimise]"; it is needed only to make an int8 form, never to serve one',
@@ -170,22 +171,22 @@ def optimise(
         StorageError: the version's folder can't be written.
     """
     say = progress or (lambda _: None)
-    foreign = version.card.architecture in FOREIGN
-    if foreign and "bf16" not in machine().has:
+    here = computed_by(version)
+    why_no_int8 = _why_no_int8(version, here)
+    if why_no_int8 is not None and "bf16" not in here.has:
         raise WeightsError(
             "for this network there is nothing faster than f32 on this machine",
             where=str(version.folder),
-            got=f"a network of others ({version.card.architecture}), of which no int8 form is made, and a processor "
-            "that does not compute faster in bf16",
+            got=f"{here.processor}, which does not compute faster in bf16; {why_no_int8}",
         )
     calibration = readable(spread(photographs, MAX_CALIBRATION_IMAGES), max_pixels=settings.max_pixels)
     if not calibration:
         raise DataSetError("none of the photographs can be read", where=str(photographs[0].parent))
     checked, notes = _to_check(photographs, calibration, truth, settings)
-    if foreign:
-        notes += ("no int8 form is made of networks of other exporters; only bf16 was checked",)
+    if why_no_int8 is not None:
+        notes += (f"{why_no_int8}; only bf16 was checked",)
     with scratch(version.folder) as aside:
-        made, int8 = {}, None if foreign else aside / f"{INT8}.xml"
+        made, int8 = {}, None if why_no_int8 is not None else aside / f"{INT8}.xml"
         if int8 is not None:
             graph = version.folder / version.card.graph
             made = quantise(graph, int8, calibration, max_pixels=settings.max_pixels, sees=_seen(version), progress=say)
@@ -203,19 +204,28 @@ def optimise(
                 if row.precision == "int8" and (row.check.passed or accept_loss):
                     _install(version, aside, row.check, accept_loss=accept_loss, measured={"calibration": made})
                 elif row.precision == "bf16":
-                    record_form(version.folder, "bf16", row.check.as_form(accept_loss=accept_loss))
+                    record_form(version.folder, "bf16", row.check.as_form(accept_loss=accept_loss, here=here))
             if row.check.passed or accept_loss:
                 passed.append(row.precision)
     return Report(
         version=replace(version, card=read_card(version.folder)),
         rows=rows,
-        calibrated=0 if foreign else made.get("images", len(calibration)),
+        calibrated=made.get("images", 0),
         checked=len(checked),
         unseen=len(set(checked) - set(calibration)),
         installed=tuple(passed),
         refused=tuple(row.precision for row in rows if row.check is not None and row.precision not in passed),
         notes=notes,
     )
+
+
+def _why_no_int8(version: ModelVersion, here: Machine) -> str | None:
+    """Why no int8 form is made of a version on this machine; None if one is."""
+    if version.card.architecture in FOREIGN:
+        return f"no int8 form is made of networks of other exporters ({version.card.architecture})"
+    if here.device == "cuda":
+        return "int8 is not computed on a GPU (with CUDA_VISIBLE_DEVICES=-1 the form is made for the processor)"
+    return None
 
 
 def _seen(version: ModelVersion) -> int:
@@ -255,7 +265,7 @@ def _run(
 ) -> dict[Arithmetic, Run]:
     say("loading the forms")
     detectors: dict[Arithmetic, Detector] = {"f32": detector_in(version, "f32", threads=settings.threads)}
-    if "bf16" in machine().has:
+    if "bf16" in computed_by(version).has:
         detectors["bf16"] = detector_in(version, "bf16", threads=settings.threads)
     if int8 is not None:
         detectors["int8"] = OpenVINODetector(int8, version.classes, threads=settings.threads, precision="int8")

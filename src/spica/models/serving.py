@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
 from spica.detectors.card import Card, Form, read_card
-from spica.detectors.load import cuda_available
+from spica.detectors.load import gpu
 from spica.detectors.precision import Arithmetic, Machine, machine
 from spica.errors import UsageError, WeightsError
 from spica.models.version import ModelIdentity
 from spica.settings import Settings
 
 Tile = int | Literal["auto"] | None
+
+WEIGHTS: Final = "model.safetensors"
+"""The trained numbers in a version's folder, which torch can load."""
 
 _OTHERS: Final[tuple[Arithmetic, ...]] = ("int8", "bf16")
 
@@ -74,10 +78,11 @@ def choose(identity: ModelIdentity, settings: Settings) -> Serving:
     """
     card = known_card(identity, settings.data_dir)
     forms = dict(card.precisions) if card is not None else {}
+    here = _computed_by(identity, card)
     if settings.precision == "auto":
-        precision, why = _fastest(forms)
+        precision, why = _fastest(forms, here)
     else:
-        precision, why = _asked(settings.precision, forms, identity)
+        precision, why = _asked(settings.precision, forms, identity, here)
     return Serving(
         precision,
         why,
@@ -95,10 +100,33 @@ def wants_check(identity: ModelIdentity, settings: Settings) -> bool:
     if settings.precision != "auto" or (identity.weights.card is not None and not _is_stored(identity, settings)):
         return False
     card = known_card(identity, settings.data_dir)
-    forms = card.precisions if card is not None else {}
+    here = _computed_by(identity, card)
+    forms = _of(here, card.precisions if card is not None else {})
     if "bf16" in forms or ("int8" in forms and forms["int8"].usable):
         return False
-    return "bf16" in machine().has and not cuda_available()
+    return "bf16" in here.has
+
+
+def _computed_by(identity: ModelIdentity, card: Card | None) -> Machine:
+    """What computes a version in f32 or bf16: the GPU where torch can run it, else the processor."""
+    here = gpu()
+    if here is None or not (identity.weights.needs_conversion or _keeps_weights(identity, card)):
+        return machine()
+    return here
+
+
+def _keeps_weights(identity: ModelIdentity, card: Card | None) -> bool:
+    """Whether the folder of a version has what torch can load."""
+    path = identity.weights.path
+    folder = path if path.is_dir() else path.parent
+    return card is not None and card.norm is not None and WEIGHTS in card.files and (folder / WEIGHTS).is_file()
+
+
+def _of(here: Machine, forms: Mapping[str, Form]) -> dict[str, Form]:
+    """The forms whose checks hold here: a GPU's own on that GPU, those of any processor on a processor."""
+    if here.device == "cuda":
+        return {name: form for name, form in forms.items() if form.check.get("processor") == here.processor}
+    return {name: form for name, form in forms.items() if form.check.get("device") != "cuda"}
 
 
 def _is_stored(identity: ModelIdentity, settings: Settings) -> bool:
@@ -118,15 +146,13 @@ def known_card(identity: ModelIdentity, data_dir: Path) -> Card | None:
         return None
 
 
-def _fastest(forms: dict[str, Form]) -> tuple[Arithmetic, str]:
+def _fastest(recorded: Mapping[str, Form], here: Machine) -> tuple[Arithmetic, str]:
+    forms = _of(here, recorded)
     usable: dict[Arithmetic, Form] = {
         precision: forms[precision] for precision in _OTHERS if precision in forms and forms[precision].usable
     }
     if not usable:
-        return "f32", _without_forms(forms)
-    if cuda_available():
-        return "f32", "on CUDA, where the other arithmetics are not used"
-    here = machine()
+        return "f32", _without_forms(forms, here)
     gains: dict[Arithmetic, float] = {"f32": 1.0}
     gains |= {precision: _gain(precision, form, here) for precision, form in usable.items() if precision in here.has}
     best = max(gains, key=lambda precision: gains[precision])
@@ -155,14 +181,17 @@ def _standing(form: Form) -> str:
     return f"has passed its check{result}" if form.passed else f"did not pass its check, which was accepted{result}"
 
 
-def _without_forms(forms: dict[str, Form]) -> str:
+def _without_forms(forms: Mapping[str, Form], here: Machine) -> str:
     failed = [name for name in _OTHERS if name in forms]
     if failed:
         return f"{' and '.join(failed)} did not pass the check against it"
-    return "no faster arithmetic has been checked for this model; `spica models optimise` does that"
+    where = " on this GPU" if here.device == "cuda" else ""
+    return f"no faster arithmetic has been checked for this model{where}; `spica models optimise` does that"
 
 
-def _asked(precision: Arithmetic, forms: dict[str, Form], identity: ModelIdentity) -> tuple[Arithmetic, str]:
+def _asked(
+    precision: Arithmetic, forms: Mapping[str, Form], identity: ModelIdentity, here: Machine
+) -> tuple[Arithmetic, str]:
     if precision == "f32":
         return "f32", "asked for"
     if precision == "int8":
@@ -173,10 +202,11 @@ def _asked(precision: Arithmetic, forms: dict[str, Form], identity: ModelIdentit
                 hint=f"make one with your own photographs: spica models optimise {identity.weights.path} "
                 "--images FOLDER",
             )
-        return "int8", f"asked for; a form that {_standing(forms['int8'])}"
-    if "bf16" not in machine().has:
+        aside = "; computed on the processor, not on the GPU" if here.device == "cuda" else ""
+        return "int8", f"asked for; a form that {_standing(forms['int8'])}{aside}"
+    if "bf16" not in here.has:
         return "f32", "bf16 was asked for, but this machine's processor does not compute faster in it"
-    form = forms.get("bf16")
+    form = _of(here, forms).get("bf16")
     if form is None:
         return "bf16", "asked for; it has not been checked with this model"
     return "bf16", "asked for; it has passed its check" if form.passed else "asked for; it did not pass its check"
