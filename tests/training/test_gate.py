@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from simulated_detectors import detect, scenes
 from spica.boxes import Detections
+from spica.evaluation.bootstrap import draws, interval, mean_of
 from spica.evaluation.truth import Truth
-from spica.training.gate import COST_MARGIN, Comparison, Verdict, judge
+from spica.training import gate
+from spica.training.gate import AP50_MARGIN, COST_MARGIN, COST_MARGIN_S, Comparison, Drift, Verdict, judge, student_t
 
 RESAMPLES = 200
 
@@ -225,10 +229,102 @@ def test_groups_widen_the_interval() -> None:
 
 
 def test_json() -> None:
-    """What is written into the card is read back, to five decimals."""
+    """What is written into the card is read back, to five decimals, also a verdict from before there was drift."""
     verdict = compare(0, 12, 0.8, 0.85)
+    assert Verdict.from_json({**verdict.as_json(), "drift": {}}).drift == Drift()
     back = Verdict.from_json(json.loads(json.dumps(verdict.as_json())))
-    assert replace(back, ap50=None, cost_s=None) == replace(verdict, ap50=None, cost_s=None)
+    assert replace(back, ap50=None, cost_s=None, drift=Drift()) == replace(
+        verdict, ap50=None, cost_s=None, drift=Drift()
+    )
+    assert back.drift.ap50 == pytest.approx(verdict.drift.ap50, abs=1e-5)
     assert isinstance(back.ap50, Comparison)
     assert verdict.ap50 is not None
     assert back.ap50.low == pytest.approx(verdict.ap50.low, abs=1e-5)
+
+
+def without_the_best_box(answers: Sequence[Detections], image: int) -> list[Detections]:
+    """The same answers, but of one image the box with the highest score is gone."""
+    return [answer.where(np.arange(len(answer)) > 0) if at == image else answer for at, answer in enumerate(answers)]
+
+
+@pytest.mark.parametrize(
+    ("threshold", "told"),
+    [
+        pytest.param(0.5, "s of correction an image in all", id="in cost"),
+        pytest.param(0.99, "of AP50 in all", id="in AP50, where nothing is shown"),
+    ],
+)
+def test_small_losses_do_not_add_up(threshold: float, told: str) -> None:
+    """However many candidates come, each a little worse than the one before, what is lost in all is within a margin."""
+    rng = np.random.default_rng(0)
+    truths = scenes(rng, 80)
+    best = active = detect(rng, truths, recall=0.9, false=0)
+    drift, verdicts = Drift(), []
+    for image in range(24):
+        candidate = without_the_best_box(active, image)
+        found = judge(truths, active, candidate, ["ear"], threshold=threshold, resamples=RESAMPLES, drift=drift)
+        verdicts.append(found)
+        if found.passed:
+            active, drift = candidate, found.drift
+    assert verdicts[0].passed  # one alone is let through
+    refused = next(verdict for verdict in verdicts if not verdict.passed)
+    assert refused.decided
+    assert refused.reason.startswith("Refused: a small loss, but ")
+    assert f"{told} since the best version before it." in refused.reason
+    whole = judge(truths, best, active, ["ear"], threshold=threshold, resamples=RESAMPLES)
+    assert whole.ap50 is not None
+    assert whole.cost_s is not None
+    assert whole.ap50.difference >= -AP50_MARGIN
+    assert whole.cost_s.difference <= max(COST_MARGIN_S, COST_MARGIN * whole.cost_s.active)
+
+
+def test_gains_count_against_losses() -> None:
+    """What a line has lost is paid back by what it gains, and no more than that."""
+    loss, gain = Comparison(0.8, 0.796, -0.004, 0, 0), Comparison(0.8, 0.803, 0.003, 0, 0)
+    dearer, cheaper = Comparison(9, 9.2, 0.2, 0, 0), Comparison(9, 8.5, -0.5, 0, 0)
+    once = Drift().after(loss, dearer)
+    assert (once.ap50, once.cost_s) == pytest.approx((0.004, 0.2))
+    twice = once.after(gain, cheaper)
+    assert (twice.ap50, twice.cost_s) == pytest.approx((0.001, 0))
+    assert twice.after(None, None) == twice
+
+
+def test_what_is_better_than_the_active_version_is_not_kept_out_by_drift() -> None:
+    """A candidate that finds more passes, whatever the versions before have lost."""
+    rng = np.random.default_rng(0)
+    truths = scenes(rng, 30)
+    active, candidate = detect(rng, truths, recall=0.5), detect(rng, truths, recall=0.9)
+    assert judge(truths, active, candidate, ["ear"], threshold=0.5, resamples=RESAMPLES, drift=Drift(0.5, 60)).passed
+
+
+@pytest.mark.parametrize(
+    ("verdict", "expected"),
+    [
+        pytest.param(None, Drift(), id="never judged"),
+        pytest.param({"accepted": True}, Drift(), id="of an older Spica"),
+        pytest.param({"accepted": True, "drift": "much"}, Drift(), id="not readable"),
+        pytest.param({"accepted": True, "drift": {"ap50": 0.004, "cost_s": 0.2}}, Drift(0.004, 0.2), id="passed"),
+        pytest.param({"accepted": False, "drift": {"ap50": 0.4, "cost_s": 9}}, Drift(), id="activated by hand"),
+    ],
+)
+def test_drift_from_a_card(verdict: dict[str, Any] | None, expected: Drift) -> None:
+    """A line goes on with the drift that its card tells, and begins anew where a person has decided."""
+    assert Drift.of(verdict) == expected
+
+
+@pytest.mark.parametrize(("freedom", "expected"), [(4, 2.776), (9, 2.262), (19, 2.093), (49, 2.010)])
+def test_students_t(freedom: int, expected: float) -> None:
+    """The quantiles are those of the tables."""
+    assert student_t(freedom) == pytest.approx(expected, abs=0.005)
+
+
+def test_intervals_from_few_images_are_wide_enough() -> None:
+    """With ten images, 95 % intervals of a mean hold the truth about as often as they say, which plain ones do not."""
+    rng = np.random.default_rng(0)
+    samples, weights = rng.standard_normal((300, 10)), draws(10, resamples=1000)
+    shares = []
+    for level in (gate.LEVEL, gate.level_for(10)):
+        found = [interval(mean_of(values), weights, level=level) for values in samples]
+        shares.append(sum(each.low <= 0 <= each.high for each in found) / len(found))
+    assert shares[0] < 0.92
+    assert shares[1] > 0.93

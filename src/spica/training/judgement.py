@@ -29,7 +29,7 @@ from spica.models.checks import Check, Run
 from spica.models.version import ModelVersion
 from spica.training import gate
 from spica.training.dataset import DataSet
-from spica.training.gate import Verdict
+from spica.training.gate import Drift, Verdict
 from spica.training.parent import Parent, detector_of
 from spica.training.process import Request
 
@@ -137,6 +137,7 @@ def judge(
         held.classes,
         threshold=threshold,
         groups=groups,
+        drift=parent.drift if parent is not None else Drift(),
     )
     if problem is not None:
         verdict = replace(verdict, reason=f"{verdict.reason} {problem}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from spica.detectors.card import read_card
@@ -17,6 +17,7 @@ from spica.labelstudio.label_config import match_labels
 from spica.models import versions
 from spica.models.version import ModelVersion
 from spica.training import initialise
+from spica.training.gate import Drift
 from spica.training.process import Request
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ class Parent:
         names: of its classes as the project calls them; their own where the project does not know them.
         init: the folder, if a training can begin with it, else None.
         why_not: why it can't, None if it can.
+        drift: what its line has lost since its best version.
     """
 
     folder: Path
@@ -39,6 +41,7 @@ class Parent:
     names: tuple[str, ...]
     init: Path | None
     why_not: str | None
+    drift: Drift = field(default_factory=Drift)
 
 
 def read(request: Request, controls: Sequence[RectangleControl]) -> Parent | None:
@@ -57,7 +60,8 @@ def read(request: Request, controls: Sequence[RectangleControl]) -> Parent | Non
     info = inspect(folder)
     why_not = initialise.obstacle(info)
     names = _names(info.classes, controls)
-    return Parent(folder, request.parent_id, names, folder if why_not is None else None, why_not)
+    drift = Drift.of(info.card.gate if info.card is not None else None)
+    return Parent(folder, request.parent_id, names, folder if why_not is None else None, why_not, drift)
 
 
 def is_stored(data_dir: Path, version: str) -> bool:
