@@ -268,3 +268,23 @@ def test_what_a_graph_says(tmp_path: Path) -> None:
     assert told.initializers == {"w": (2, 3)}
     assert "branch" in told.nodes
     assert not told.external
+
+
+def test_a_file_with_an_operator_of_a_plug_in_is_refused(tmp_path: Path) -> None:
+    """A network of a known layout whose boxes a custom operator chooses is a sentence that names the operator."""
+    path = tmp_path / "網 #1.onnx"
+    given = helper.make_tensor_value_info("images", 1, list(PICTURE))
+    put_out = helper.make_tensor_value_info("output0", 1, [1, 84, 8400])
+    node = helper.make_node("EfficientNMS_TRT", ["images"], ["output0"], domain="TRT")
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("TRT", 1)]
+    model = helper.make_model(helper.make_graph([node], "g", [given], [put_out]), opset_imports=opsets)
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(WeightsError, match="TRT:EfficientNMS_TRT") as refused:
+        inspect(path)
+    assert str(path) in str(refused.value)
+    node.domain = ""
+    node.op_type = "Relu"
+    path.write_bytes(
+        helper.make_model(helper.make_graph([node], "g", [given], [put_out]), opset_imports=opsets).SerializeToString()
+    )
+    assert inspect(path).num_classes == 80  # else it would be refused for another reason

@@ -90,7 +90,7 @@ def test_a_gpu_is_asked_for_its_name_and_its_bfloat16(real: bool, monkeypatch: p
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     monkeypatch.setattr(load, "machine", lambda: Machine("a processor", frozenset({"f32"})))
     found = load.computed_by(ModelVersion(Path("v"), CARD, Path("c"), Path("w.pth")))
-    assert found == Machine("a GPU", frozenset({"f32", "bf16"} if real else {"f32"}), "cuda")  # type: ignore[arg-type]
+    assert found == Machine("a GPU", frozenset({"f32", "bf16"} if real else {"f32"}), "cuda")
     assert load.computed_by(ModelVersion(Path("v"), CARD, Path("c"), None)).processor == "a processor"
 
 
