@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from spica.detectors.card import check_files
 from spica.detectors.conversion import Request
 from spica.detectors.scratch import put_in_place, scratch
 from spica.errors import StorageError, WeightsError
@@ -332,7 +333,7 @@ class Share:
     def __init__(self, failures: int, number: int, patch: pytest.MonkeyPatch) -> None:
         self.left = failures
         self._number = number
-        self._check_files = store.check_files
+        self._check_files = check_files
         patch.setattr(store, "check_files", self._check)
         patch.setattr(store, "_PAUSES_S", (0.0, 0.0))
 

@@ -18,6 +18,7 @@ from spica.models import checks, versions
 from spica.models.version import ModelVersion
 from spica.training import judgement, parent
 from spica.training.dataset import DataSet
+from spica.training.gate import Drift
 from spica.training.judgement import Judged, judge, record_bf16
 from spica.training.parent import Parent
 from spica.training.process import Request
@@ -70,11 +71,11 @@ class Lab:
         assert (version, precision) == (self.version, "bf16")
         return self.bf16
 
-    def judge(self, names: tuple[str, ...] = ("spike",), **settings: Any) -> Judged:
+    def judge(self, names: tuple[str, ...] = ("spike",), drift: Drift | None = None, **settings: Any) -> Judged:
         given = {"max_pixels": 10**6, "precision": "auto", **settings}
         folder = self.data_dir / "models" / self.active
         request = Request(1, "r", "", str(self.data_dir), "", "", str(folder), self.active, given, 1, 2**34)
-        active = Parent(folder, self.active, names, folder, None)
+        active = Parent(folder, self.active, names, folder, None, drift or Drift())
         return judge(request, self.version, active, self.held, threshold=0.4, tell=lambda **_: None)
 
 
@@ -174,3 +175,12 @@ def test_classes_are_met_by_the_projects_names(lab: Lab) -> None:
     assert verdict.against == "active"
     assert verdict.ap50 is not None
     assert verdict.ap50.active == 0
+
+
+def test_the_active_versions_drift_counts(lab: Lab) -> None:
+    """What the line has lost before is counted together with what the candidate loses, and told in its verdict."""
+    lab.theirs, lab.f32 = Scripted(lab.good), Scripted([lab.good[0].where(lab.good[0].scores < 0.9), *lab.good[1:]])
+    free, bound = lab.judge(), lab.judge(drift=Drift(0.009, 0.45))
+    assert free.verdict.ap50 is not None
+    assert bound.verdict.drift.ap50 == pytest.approx(0.009 - free.verdict.ap50.difference)
+    assert bound.verdict.drift.cost_s > free.verdict.drift.cost_s > 0

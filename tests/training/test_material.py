@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from spica.evaluation.truth import Truth
-from spica.training import annotations, material
+from spica.training import material
+from spica.training.annotations import learned
 from spica.training.dataset import DataSet
 from training_data import example, wheat
 
@@ -35,7 +36,7 @@ def test_round_trip(tmp_path: Path, data: DataSet) -> None:
     assert why_not is None
     assert found is not None
     assert (found.fingerprint, found.problems) == (data.fingerprint, data.problems)
-    assert annotations.learned(found) == annotations.learned(data)
+    assert learned(found) == learned(data)
     for one, other in zip(found.examples, data.examples, strict=True):
         assert np.array_equal(one.truth.boxes_xyxy, other.truth.boxes_xyxy)
         for field in fields(one):

@@ -268,7 +268,7 @@ def student_t(freedom: int) -> float:
         (3 * x**7 + 19 * x**5 + 17 * x**3 - 15 * x) / 384,
         (79 * x**9 + 776 * x**7 + 1482 * x**5 - 1920 * x**3 - 945 * x) / 92160,
     )
-    return x + sum(term / freedom**power for power, term in enumerate(terms, start=1))
+    return x + math.fsum(term / freedom**power for power, term in enumerate(terms, start=1))
 
 
 def _compared(active: Statistic, candidate: Statistic, weights: NDArray[np.int64], level: float) -> Comparison | None:
