@@ -98,6 +98,7 @@ class _State:
     active: ModelVersion | None = None
     detector: Detector | None = None
     first: Detector | None = None
+    drift: gate.Drift = field(default_factory=gate.Drift)
 
 
 def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -210,13 +211,14 @@ def _learn(state: _State, annotated: DataSet, result: Round) -> None:
         state.classes,
         threshold=settings.threshold,
         groups=[example.group for example in held.examples],
+        drift=state.drift,
     )
     result.converted_s = time.monotonic() - began
     result.trained_on, result.held_out = len(train.examples), len(held.examples)
     result.passed, result.reason = verdict.passed, verdict.reason
     result.candidate_ap50 = _ap50(state, detector)
     if verdict.passed:
-        state.active, state.detector = candidate, detector
+        state.active, state.detector, state.drift = candidate, detector, verdict.drift
         state.first = state.first or detector
     result.ap50 = result.candidate_ap50 if verdict.passed else _ap50(state, state.detector)
 
