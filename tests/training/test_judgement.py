@@ -58,7 +58,7 @@ class Lab:
         self.version = versions.open(folder, tiny_version(folder, "candidate"))
         self.active = tiny_version(folder, "active")
         self.f32, self.bf16, self.theirs = Scripted(self.good), Scripted(self.good), Scripted(self.poor)
-        patch.setattr(judgement, "machine", lambda: Machine("a processor", frozenset({"f32", "bf16"})))
+        patch.setattr(judgement, "computed_by", lambda _: Machine("a processor", frozenset({"f32", "bf16"})))
         patch.setattr(judgement, "load_detector", lambda *_, **__: self.f32)
         patch.setattr(parent, "load_detector", lambda *_, **__: self.theirs)
         patch.setattr(checks, "detector_in", self._detector_in)
@@ -97,11 +97,12 @@ def test_the_candidate_is_compared_with_the_active_version(lab: Lab) -> None:
 
 def test_bf16_that_loses_nothing_may_be_served(lab: Lab) -> None:
     """Where the machine has bf16, the candidate's card says after the training that it has passed, by the truth."""
-    assert record_bf16(lab.version.folder, lab.judge()) == ()
+    assert record_bf16(lab.data_dir, lab.version, lab.judge()) == ()
     form = read_card(lab.version.folder).precisions["bf16"]
     assert form.passed
     assert form.check["truth"]["images"] == IMAGES
     assert form.check["truth"]["ap50_loss"] == 0
+    assert form.check["processor"] == "a processor"
     assert lab.bf16.asked == lab.f32.asked
 
 
@@ -109,7 +110,7 @@ def test_bf16_that_loses_is_written_down_as_not_passed(lab: Lab) -> None:
     """A loss of more than half a point of AP50 is recorded, and is not served by itself."""
     lab.bf16 = Scripted(lab.poor)
     judged = lab.judge()
-    record_bf16(lab.version.folder, judged)
+    record_bf16(lab.data_dir, lab.version, judged)
     form = read_card(lab.version.folder).precisions["bf16"]
     assert not form.usable
     assert form.check["truth"]["ap50_loss"] > checks.MAX_AP50_LOSS
@@ -120,14 +121,14 @@ def test_bf16_that_loses_is_written_down_as_not_passed(lab: Lab) -> None:
 def test_bf16_is_not_looked_at_where_it_is_not_served(lab: Lab, precision: str) -> None:
     """With a precision of the user's choice nothing is computed in bf16, and nothing recorded."""
     judged = lab.judge(precision=precision)
-    assert record_bf16(lab.version.folder, judged) == ()
+    assert record_bf16(lab.data_dir, lab.version, judged) == ()
     assert lab.bf16.asked == []
     assert read_card(lab.version.folder).precisions == {}
 
 
 def test_bf16_is_not_looked_at_where_it_is_not_faster(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that only imitates bf16 does not compute in it."""
-    monkeypatch.setattr(judgement, "machine", lambda: Machine("an old processor", frozenset({"f32"})))
+    monkeypatch.setattr(judgement, "computed_by", lambda _: Machine("an old processor", frozenset({"f32"})))
     assert (lab.judge().bf16, lab.bf16.asked) == (None, [])
 
 
@@ -146,7 +147,7 @@ def test_a_failure_in_bf16_is_a_note(lab: Lab, where: str, monkeypatch: pytest.M
     else:
         monkeypatch.setattr(judgement, "record_form", broken)
     judged = lab.judge()
-    (note,) = record_bf16(lab.version.folder, judged)
+    (note,) = record_bf16(lab.data_dir, lab.version, judged)
     assert note.startswith("bf16 could not be checked, so the version is served in f32: the network fell over")
     assert judged.verdict == before
     assert read_card(lab.version.folder).precisions == {}

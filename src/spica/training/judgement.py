@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from spica.boxes import Detections
 from spica.detectors.card import record_form
 from spica.detectors.contract import Detector
-from spica.detectors.load import cuda_available, load_detector
-from spica.detectors.precision import machine
+from spica.detectors.load import computed_by, load_detector
 from spica.errors import ImageError, MediaError, SpicaError
 from spica.evaluation.truth import Truth
 from spica.images import decode
 from spica.models import checks
 from spica.models.checks import Check, Run
+from spica.models.locks import writing
 from spica.models.version import ModelVersion
 from spica.training import gate
 from spica.training.dataset import DataSet
@@ -146,13 +146,14 @@ def judge(
     return Judged(verdict, metrics, form, notes)
 
 
-def record_bf16(folder: Path, judged: Judged) -> tuple[str, ...]:
+def record_bf16(data_dir: Path, version: ModelVersion, judged: Judged) -> tuple[str, ...]:
     """Write what came of bf16 into the version's card; what people should know of it, a sentence each."""
     if judged.bf16 is None:
         return judged.notes
     logger.info("bf16 %s its check: %s", "has passed" if judged.bf16.passed else "did not pass", judged.bf16.result)
     try:
-        record_form(folder, "bf16", judged.bf16.as_form())
+        with writing(data_dir):
+            record_form(version.folder, "bf16", judged.bf16.as_form(here=computed_by(version)))
     except SpicaError as error:
         return (*judged.notes, _unchecked(error.one_line))
     return judged.notes
@@ -168,11 +169,11 @@ def _active(request: Request, parent: Parent | None, classes: Sequence[str]) -> 
 
 def _in_bf16(request: Request, version: ModelVersion, classes: Sequence[str]) -> _Asked | None:
     """The candidate in bf16; None where it would not be served in it."""
-    if request.settings.get("precision", "auto") not in _WANTS_BF16 or cuda_available():
+    if request.settings.get("precision", "auto") not in _WANTS_BF16:
         return None
     asked = _Asked.with_names(None, version.classes, classes)
     try:
-        if "bf16" not in machine().has:
+        if "bf16" not in computed_by(version).has:
             return None
         asked.detector = checks.detector_in(version, "bf16", threads=request.threads)
     except (SpicaError, RuntimeError) as error:  # OpenVINO's own

@@ -72,7 +72,7 @@ def run(request: Request, tell: Tell) -> dict[str, Any]:
     # what the store and the pages read, beside the gate's own words
     ruling = {**verdict.as_json(), "accepted": verdict.passed, "sentence": verdict.reason}
     versions.record(Path(request.data_dir), version.id, gate=ruling, metrics={"holdout": judged.metrics})
-    notes = [*notes, *told, *record_bf16(version.folder, judged)]
+    notes = [*notes, *told, *record_bf16(Path(request.data_dir), version, judged)]
     return {
         "stage": "done",
         "version": version.id,
