@@ -137,9 +137,7 @@ class _Tutorial:
             norm_eps=version.card.norm_eps,
             score_floor=_TUTORIAL_FLOOR,
             max_detections=TUTORIAL_LIMIT,
-            input_size=inspect(
-                version.source, version.card.architecture
-            ).input_size,  # of a network that was trained at another size
+            input_size=inspect(version.source, version.card.architecture).input_size,  # where the weights tell it
         )
         torch.set_grad_enabled(not self._inference_mode)
         if start.threads:

@@ -1,0 +1,247 @@
+"""Tiles of a large photograph: ours against ``InferenceSlicer`` of supervision, with the demonstration's detector.
+
+``python -m benchmarks.tiling`` from the root of the repository. supervision (MIT) is no dependency of Spica: install it
+aside, ``pip install --target FOLDER supervision``, and put the folder into ``PYTHONPATH``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spica.bench.machine import cores, processor, versions
+from spica.bench.table import markdown
+from spica.boxes import Detections
+from spica.demo import model_folder
+from spica.demo.field import render_field
+from spica.detectors.card import read_card
+from spica.detectors.contract import Detector
+from spica.detectors.openvino import OpenVINODetector
+from spica.detectors.tiling import seen_by, tiled, windows
+from spica.evaluation.matching import match
+from spica.evaluation.truth import Truth
+from spica.training.footprint import peak_memory_bytes
+
+TILE, OVERLAP = 640, 0.2
+THRESHOLD = 0.6
+_IOU = 0.5
+_FIRST_SEED = 520_000
+_CELLS = (5, 5)
+_ENLARGED = 3
+
+Way = Callable[[NDArray[np.uint8]], Detections]
+
+
+Cell = tuple[int, int, int, int]
+"""Left, top, right and bottom of a field in the photograph, in pixels."""
+
+
+def scene(*, large: bool) -> tuple[NDArray[np.uint8], Truth, list[Cell]]:
+    """A photograph of 3200 x 2400 pixels put together of rendered fields; with ``large`` one of them nine times as big.
+
+    Objects of the enlarged field are larger than the overlap of the tiles.
+    """
+    columns, rows = _CELLS
+    pixels = np.zeros((rows * 480, columns * 640, 3), np.uint8)
+    boxes, cells = [], []
+    for row in range(rows):
+        for column in range(columns):
+            if large and row < _ENLARGED and column < _ENLARGED:
+                continue
+            field = render_field(_FIRST_SEED + row * columns + column)
+            left, top = column * 640, row * 480
+            pixels[top : top + 480, left : left + 640] = field.pixels
+            cells.append((left, top, left + 640, top + 480))
+            boxes.append(field.boxes_xyxy + np.array([left, top, left, top], np.float32))
+    if large:
+        import cv2
+
+        field = render_field(_FIRST_SEED)
+        side = (640 * _ENLARGED, 480 * _ENLARGED)
+        pixels[: side[1], : side[0]] = cv2.resize(field.pixels, side, interpolation=cv2.INTER_CUBIC)
+        cells.append((0, 0, *side))
+        boxes.append(field.boxes_xyxy * np.float32(_ENLARGED))
+    told = np.concatenate(boxes)
+    return pixels, Truth(told, np.zeros(len(told), np.int64), pixels.shape[1], pixels.shape[0]), cells
+
+
+def without_seams(detector: Detector, image: NDArray[np.uint8], cells: Sequence[Cell]) -> Detections:
+    """What the detector finds in each field by itself: as good as tiles can be."""
+    found = []
+    for left, top, right, bottom in cells:
+        (each,) = detector.detect([np.ascontiguousarray(image[top:bottom, left:right])])
+        boxes = each.boxes_xyxy + np.array([left, top, left, top], np.float32)
+        found.append(Detections(boxes, each.scores, each.class_ids))
+    scores = np.concatenate([each.scores for each in found])
+    order = np.argsort(-scores, kind="stable")
+    boxes = np.concatenate([each.boxes_xyxy for each in found])
+    return Detections(boxes[order], scores[order], np.zeros(len(order), np.int64))
+
+
+def demonstration() -> tuple[OpenVINODetector, int]:
+    """The demonstration's detector, and the longer side in pixels to which it shrinks an image."""
+    card = read_card(model_folder())
+    return OpenVINODetector(model_folder() / card.graph, card.classes), seen_by(card.architecture)
+
+
+def ways(detector: Detector, sees: int) -> dict[str, Way]:
+    """By name; those of supervision only where it is installed."""
+    ours = tiled(detector, tile=TILE, overlap=OVERLAP, sees=sees)
+    found: dict[str, Way] = {"Spica": lambda image: ours.detect([image])[0]}
+    if importlib.util.find_spec("supervision") is not None:
+        found["supervision, as it comes"] = _sliced(detector)
+        found["supervision, suppressing by IOS"] = _sliced(detector, overlap_metric="IOS")
+        found["supervision, merging by IOS"] = _sliced(detector, overlap_filter="non_max_merge", overlap_metric="IOS")
+    return found
+
+
+def _sliced(detector: Detector, **options: Any) -> Way:
+    supervision: Any = importlib.import_module("supervision")
+
+    def look(tile: NDArray[np.uint8]) -> Any:
+        (found,) = detector.detect([np.ascontiguousarray(tile)])
+        return supervision.Detections(found.boxes_xyxy, confidence=found.scores, class_id=found.class_ids)
+
+    side = round(TILE * OVERLAP)
+    slicer = supervision.InferenceSlicer(look, slice_wh=TILE, overlap_wh=side, **options)
+
+    def through(image: NDArray[np.uint8]) -> Detections:
+        found = slicer(image)
+        order = np.argsort(-found.confidence, kind="stable")
+        return Detections(found.xyxy[order].astype(np.float32), found.confidence[order], found.class_id[order])
+
+    return through
+
+
+def judged(answer: Detections, truth: Truth) -> dict[str, int]:
+    """What of the truth was found, lost and shown twice.
+
+    Returns:
+        ``found`` and ``lost`` objects; ``lost_at_seams``, of the latter those that an edge of a tile cuts; ``doubled``,
+        further boxes that lie on an object by half of their area or of its; ``made_up``, all other boxes.
+    """
+    shown = answer.where(answer.scores >= THRESHOLD)
+    pairs = match(shown, truth, iou=_IOU)
+    missed = np.ones(len(truth), bool)
+    missed[pairs.objects[pairs.hits]] = False
+    further = shown.boxes_xyxy[~pairs.hits]
+    doubled = int((_shares(further, truth.boxes_xyxy) > _IOU).any(axis=1).sum())
+    return {
+        "found": int(pairs.hits.sum()),
+        "lost": int(missed.sum()),
+        "lost_at_seams": int((missed & _cut(truth)).sum()),
+        "doubled": doubled,
+        "made_up": len(further) - doubled,
+    }
+
+
+def _shares(boxes: NDArray[np.float32], objects: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Intersection over the smaller area, (N, M)."""
+    low = np.maximum(boxes[:, None, :2], objects[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], objects[None, :, 2:])
+    inside = (high - low).clip(0).prod(axis=2)
+    first, second = ((each[:, 2:] - each[:, :2]).prod(axis=1) for each in (boxes, objects))
+    return np.asarray(inside / np.minimum(first[:, None], second[None]).clip(1e-6), np.float32)
+
+
+def _cut(truth: Truth) -> NDArray[np.bool_]:
+    """Whether an edge of one of our tiles goes through an object, (N,)."""
+    left, top, right, bottom = truth.boxes_xyxy.T
+    cut = np.zeros(len(truth), bool)
+    for x0, y0, x1, y1 in windows(truth.width, truth.height, tile=TILE, overlap=OVERLAP):
+        across = (bottom > y0) & (top < y1) & (((left < x0) & (right > x0)) | ((left < x1) & (right > x1)))
+        down = (right > x0) & (left < x1) & (((top < y0) & (bottom > y0)) | ((top < y1) & (bottom > y1)))
+        cut |= across | down
+    return cut
+
+
+def main() -> None:
+    """Measure, and print a table for each photograph."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tiling", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    detector, sees = demonstration()
+    known = ways(detector, sees)
+    if given.memory_of:
+        image, _, _ = scene(large=True)
+        detector.detect([image[:TILE, :TILE]])  # what the network itself takes is not the tiles'
+        before = peak_memory_bytes()
+        known[given.memory_of](image)
+        print(json.dumps([before, peak_memory_bytes()]))
+        return
+    if len(known) == 1:
+        print("supervision is not installed: only Spica's tiles are measured (--help tells how).", file=sys.stderr)
+    print(
+        f"{processor()}, {cores()} logical cores; {versions(('openvino', 'supervision', 'numpy'))}; photographs of "
+        f"3200 x 2400, tiles of {TILE}, overlap {OVERLAP:g}, score {THRESHOLD:g} and more, {given.rounds} rounds in "
+        "turn\n"
+    )
+    memory = {name: _memory(name) for name in known}
+    for title, large in (("small objects", False), ("small objects, and some larger than the overlap", True)):
+        image, truth, cells = scene(large=large)
+        alone = without_seams(detector, image, cells)
+        print(f"{title}, {len(truth)} in all\n\n{_table(known, image, truth, alone, memory, given.rounds)}")
+
+
+def _table(
+    known: dict[str, Way],
+    image: NDArray[np.uint8],
+    truth: Truth,
+    alone: Detections,
+    memory: dict[str, int],
+    rounds: int,
+) -> str:
+    answers = {name: way(image) for name, way in known.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in known}
+    for _ in range(rounds):
+        for name, way in known.items():
+            started = time.perf_counter()
+            way(image)
+            seconds[name].append(time.perf_counter() - started)
+    first = next(iter(seconds.values()))
+    lines = [("each field by itself, no tiles", "–", *_counts(alone, truth), "–")]
+    for name, answer in answers.items():
+        ratios = f"{median(seconds[name]) / median(first):.2f} / {min(seconds[name]) / min(first):.2f}"
+        lines.append((name, ratios, *_counts(answer, truth), f"{memory[name] / 2**20:.0f}"))
+    head = (
+        "way",
+        "time ÷ Spica's (median / min)",
+        "found",
+        "lost",
+        "of these cut by a tile's edge",
+        "doubled",
+        "made up",
+    )
+    return markdown((*head, "memory on top, MiB"), lines)
+
+
+def _counts(answer: Detections, truth: Truth) -> tuple[str, ...]:
+    told = judged(answer, truth)
+    return tuple(str(told[key]) for key in ("found", "lost", "lost_at_seams", "doubled", "made_up"))
+
+
+def _memory(name: str) -> int:
+    """Bytes that a look takes beyond the loaded network and the photograph, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.tiling", "--memory-of", name]
+    done = subprocess.run(  # noqa: S603 - our own interpreter and module
+        command, capture_output=True, check=True, cwd=Path(__file__).parent.parent
+    )
+    before, after = json.loads(done.stdout)
+    return int(after - before)
+
+
+if __name__ == "__main__":
+    main()
