@@ -247,11 +247,12 @@ def test_somebody_who_waits_already_is_not_kept_waiting_for_a_warm_up(waiting: b
 
 def test_a_warm_up_that_fails_is_a_model_that_failed() -> None:
     """The reason is told as if loading had failed."""
-    detector = ScriptedDetector()
+
+    def warm(given: Detector) -> None:
+        given.detect([an_image(13).pixels])
+
     with (
-        Engine(
-            "test", lambda: detector, queue_size=9, memory_bytes=9, warm=lambda it: it.detect([an_image(13).pixels])
-        ) as engine,
+        Engine("test", ScriptedDetector, queue_size=9, memory_bytes=9, warm=warm) as engine,
         pytest.raises(ModelUnavailableError),
     ):
         engine.wait_ready(WAIT_S)
