@@ -17,7 +17,8 @@ from safetensors.torch import load_file  # noqa: E402 - after the check for torc
 from spica.detectors.weights import inspect  # noqa: E402
 from spica.errors import DataSetError, TrainingError, UsageError  # noqa: E402
 from spica.evaluation.truth import Truth  # noqa: E402
-from spica.training import checkpoints, module, photographs  # noqa: E402
+from spica.training import checkpoints, gate, module, photographs  # noqa: E402
+from spica.training.answers import answer_with  # noqa: E402
 from spica.training.dataset import DataSet  # noqa: E402
 from spica.training.loop import Trained, train  # noqa: E402
 from spica.training.module import StoppedError, learning_rate  # noqa: E402
@@ -251,12 +252,46 @@ def test_recipes_by_the_amount_of_data() -> None:
         Recipe(epochs=0)
 
 
+LEARNS = Recipe(epochs=8, batch=4, lr=1e-3, min_size=240, max_size=320, threads=1)
+
+
+@pytest.fixture(scope="module")
+def fields(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+    """Sixteen rendered fields."""
+    return wheat(tmp_path_factory.mktemp("fields"), range(1000, 1016), width=320, height=240)
+
+
+@pytest.fixture(scope="module")
+def learned(fields: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A training on them that really learns."""
+    valid = wheat(tmp_path_factory.mktemp("others"), range(2000, 2006), width=320, height=240)
+    return train(fields, valid, tmp_path_factory.mktemp("learned"), LEARNS)
+
+
 @pytest.mark.slow
-def test_it_learns(tmp_path: Path) -> None:
+def test_it_learns(learned: Trained) -> None:
     """On sixteen rendered fields, AP50 on other fields rises from nearly nothing to 0.3 and more in 32 steps."""
-    data = wheat(tmp_path / "data", range(1000, 1016), width=320, height=240)
-    valid = wheat(tmp_path / "valid", range(2000, 2006), width=320, height=240)
-    recipe = Recipe(epochs=8, batch=4, lr=1e-3, min_size=240, max_size=320, threads=1)
-    history = train(data, valid, tmp_path / "training", recipe).history
-    assert (history[0].ap50 or 0) < 0.1
-    assert max(epoch.ap50 or 0 for epoch in history) > 0.3
+    assert (learned.history[0].ap50 or 0) < 0.1
+    assert max(epoch.ap50 or 0 for epoch in learned.history) > 0.3
+
+
+@pytest.mark.slow
+def test_a_training_on_shuffled_labels_is_refused(learned: Trained, fields: DataSet, tmp_path: Path) -> None:
+    """What goes on with the boxes of other images is refused by the gate; with its own boxes it would not be so bad."""
+    held = wheat(tmp_path / "held", range(3000, 3012), width=320, height=240)
+    truths = [example.truth for example in held.examples]
+    active = answer_with(learned.weights, held)
+    own = fields.examples[:8]
+    shuffled = tuple(replace(one, truth=other.truth) for one, other in zip(own, (*own[1:], own[0]), strict=True))
+    verdicts = []
+    for name, examples in (("shuffled", shuffled), ("own", own)):
+        recipe = replace(LEARNS, epochs=2, lr=3e-4)
+        trained = train(replace(fields, examples=examples), None, tmp_path / name, recipe, init=learned.weights)
+        answers = answer_with(trained.weights, held)
+        verdicts.append(gate.judge(truths, active, answers, held.classes, threshold=0.5, resamples=400))
+    wrong, right = verdicts
+    assert (wrong.passed, wrong.decided) == (False, True), wrong.reason
+    assert wrong.reason.startswith("Refused: worse in AP50")
+    assert wrong.ap50 is not None
+    assert right.ap50 is not None
+    assert wrong.ap50.candidate < right.ap50.candidate - 0.1
