@@ -42,7 +42,7 @@ RECIPE = {
     "zoom": False,
     "precision": "f32",
 }
-"""A training of seconds, whose version passes the gate by far: processors differ in the last bits, and so do weights."""
+"""A training of seconds, whose version passes the gate by far: processors round differently, and weights with them."""
 
 ANNOTATED, UNLABELLED = 16, 2
 BASE = read_card(model_folder()).id
