@@ -22,6 +22,7 @@ from spica.detectors.plain_weights import write_state_dict
 from spica.detectors.refusals import few, shown
 from spica.detectors.scratch import put_in_place, scratch, storage_error
 from spica.errors import StorageError, UsageError, WeightsError
+from spica.models.atomic import sync, sync_folder
 from spica.models.folders import files_of, is_id, open_version
 from spica.models.store import WEIGHTS
 from spica.models.version import ModelVersion
@@ -94,7 +95,9 @@ def bring_in(source: Path, data_dir: Path) -> tuple[ModelVersion, bool]:
         except OSError as error:
             raise storage_error(error, models) from error
         check_files(aside, card)
+        sync(aside)
         is_new = put_in_place(aside, models / card.id)
+        sync_folder(models)
     version = open_version(data_dir, card.id)
     if version.card.files != card.files:
         raise UsageError(
