@@ -98,7 +98,7 @@ def command(project: int, *extra: str, cost_ms: float = 1, model: str = MODEL, w
     """The command line of a worker that predicts a project."""
     arguments = ["prelabel", "--project", str(project), *extra]
     if weights:
-        arguments += ["--weights", "scripted.pth"]
+        arguments += ["--weights", "scripted.pth", "--precision", "f32"]  # there is nothing to compare in a script
     return [sys.executable, str(_TESTS / "bulk_worker.py"), str(cost_ms), model, *arguments]
 
 

@@ -160,7 +160,7 @@ def test_activate_and_rollback_without_label_studio(run: Run, tmp_path: Path, pa
     assert f"served with {pair[0]} from now on" in done.out
     assert BASE in done.out
     assert "Label Studio was not told" in done.out
-    assert "spica prelabel --project 1" in done.out
+    assert "spica predictions refresh --project 1" in done.out
     run("activate", pair[1], "--project", "1", "--why", "I like it")
     pointer = active.read(tmp_path, 1)
     assert pointer is not None
