@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -304,3 +304,16 @@ def test_a_version_of_somebodys_own_folder_is_not_written_to(
     on_machine(monkeypatch, *BOTH)
     identity = store.identify(model_folder(), data_dir=tmp_path, score_floor=0.05, max_detections=1000, norm_eps=0.0)
     assert not wants_check(identity, settings)
+
+
+@pytest.mark.parametrize("precision", ["f32", "auto"])
+def test_nothing_to_choose_between_needs_no_look_at_the_machine(
+    identity: ModelIdentity, settings: Settings, monkeypatch: pytest.MonkeyPatch, precision: Literal["f32", "auto"]
+) -> None:
+    """Looking takes as long as importing OpenVINO, and the server is not healthy before it knows what it serves."""
+
+    def looked() -> Machine:
+        raise AssertionError("the machine was looked at")
+
+    monkeypatch.setattr(serving, "machine", looked)
+    assert choose(identity, settings.model_copy(update={"precision": precision})).precision == "f32"

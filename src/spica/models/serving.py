@@ -78,11 +78,15 @@ def choose(identity: ModelIdentity, settings: Settings) -> Serving:
     """
     card = known_card(identity, settings.data_dir)
     forms = dict(card.precisions) if card is not None else {}
-    here = _computed_by(identity, card)
-    if settings.precision == "auto":
-        precision, why = _fastest(forms, here)
+    precision: Arithmetic
+    if settings.precision == "f32":  # here and below, what is known without OpenVINO is: each start waits for this
+        precision, why = "f32", "asked for"
+    elif settings.precision == "auto" and not forms:
+        precision, why = "f32", _without_forms(forms, on_gpu=gpu() is not None)
+    elif settings.precision == "auto":
+        precision, why = _fastest(forms, _computed_by(identity, card))
     else:
-        precision, why = _asked(settings.precision, forms, identity, here)
+        precision, why = _asked(settings.precision, forms, identity, _computed_by(identity, card))
     return Serving(
         precision,
         why,
@@ -152,7 +156,7 @@ def _fastest(recorded: Mapping[str, Form], here: Machine) -> tuple[Arithmetic, s
         precision: forms[precision] for precision in _OTHERS if precision in forms and forms[precision].usable
     }
     if not usable:
-        return "f32", _without_forms(forms, here)
+        return "f32", _without_forms(forms, on_gpu=here.device == "cuda")
     gains: dict[Arithmetic, float] = {"f32": 1.0}
     gains |= {precision: _gain(precision, form, here) for precision, form in usable.items() if precision in here.has}
     best = max(gains, key=lambda precision: gains[precision])
@@ -181,19 +185,17 @@ def _standing(form: Form) -> str:
     return f"has passed its check{result}" if form.passed else f"did not pass its check, which was accepted{result}"
 
 
-def _without_forms(forms: Mapping[str, Form], here: Machine) -> str:
+def _without_forms(forms: Mapping[str, Form], *, on_gpu: bool) -> str:
     failed = [name for name in _OTHERS if name in forms]
     if failed:
         return f"{' and '.join(failed)} did not pass the check against it"
-    where = " on this GPU" if here.device == "cuda" else ""
+    where = " on this GPU" if on_gpu else ""
     return f"no faster arithmetic has been checked for this model{where}; `spica models optimise` does that"
 
 
 def _asked(
     precision: Arithmetic, forms: Mapping[str, Form], identity: ModelIdentity, here: Machine
 ) -> tuple[Arithmetic, str]:
-    if precision == "f32":
-        return "f32", "asked for"
     if precision == "int8":
         if "int8" not in forms:
             raise UsageError(
