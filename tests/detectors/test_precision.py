@@ -19,11 +19,11 @@ from spica.demo import model_folder
 from spica.demo.field import render_field, write_images
 from spica.detectors import precision
 from spica.detectors.card import CARD, FileEntry, Form, check_files, read_card, record_form
-from spica.detectors.openvino import OpenVINODetector
-from spica.detectors.precision import Arithmetic, machine
+from spica.detectors.openvino import OpenVINODetector, runnable
+from spica.detectors.precision import REST, Arithmetic, machine
 from spica.detectors.quantisation import quantise
 from spica.detectors.quantisation_scope import float_nodes, quantisable_nodes, quantised_consumers
-from spica.detectors.quantise import _Photographs
+from spica.detectors.quantise import _Photographs, faster
 from spica.detectors.runtime import load_openvino
 from spica.errors import ImageError, StorageError, WeightsError
 from spica.evaluation.matching import match
@@ -421,3 +421,45 @@ def test_a_card_that_cannot_be_replaced_stays(version: Path, monkeypatch: pytest
     assert read_card(version).files["model.onnx"] == FileEntry(
         "130a2b3bba23b6acaa2c59cd5fe6a2da2f59ec7e348a8bd5330a3ddc25ebfacc", 3696830
     )
+
+
+# --- what is not quantised
+
+
+@pytest.mark.parametrize(
+    ("f32", "bf16", "expected"),
+    [(1.0, 0.5, "bf16"), (1.0, 0.9, "bf16"), (1.0, 0.92, "f32"), (1.0, 2.0, "f32")],
+    ids=["twice as fast", "just enough", "not enough", "slower"],
+)
+def test_the_rest_is_computed_in_bf16_only_where_that_is_clearly_faster(f32: float, bf16: float, expected: str) -> None:
+    """What would not be noticed is not worth bits."""
+    assert faster({"f32": f32, "bf16": bf16}) == expected
+
+
+@pytest.mark.parametrize(
+    ("told", "arithmetic", "expected"),
+    [
+        (None, "int8", "f32"),
+        ("f32", "int8", "f32"),
+        ("bf16", "int8", "bf16"),
+        ("nonsense", "int8", "f32"),
+        ("bf16", "f32", "f32"),
+    ],
+)
+def test_the_graph_says_in_which_arithmetic_its_rest_is_computed(
+    told: str | None, arithmetic: Arithmetic, expected: str
+) -> None:
+    """So it is computed as it was checked, and f32 stays f32 whatever a graph says."""
+    model = load_openvino().Core().read_model(GRAPH)
+    if told is not None:
+        model.set_rt_info(told, list(REST))
+    asked: list[dict[str, str]] = []
+
+    class Compiler:
+        """Remembers what it was asked."""
+
+        def compile_model(self, _model: Any, _device: str, config: dict[str, str]) -> None:
+            asked.append(config)
+
+    runnable(Compiler(), model, GRAPH, threads=0, cache_dir=None, precision=arithmetic)
+    assert [config["INFERENCE_PRECISION_HINT"] for config in asked] == [expected]

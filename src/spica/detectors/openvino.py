@@ -12,7 +12,7 @@ from spica.boxes import Detections
 from spica.detectors.cleaning import MAX_ASPECT, cleaned, widened
 from spica.detectors.compile_cache import compiled
 from spica.detectors.contract import RGBImage, checked
-from spica.detectors.precision import Arithmetic
+from spica.detectors.precision import REST, Arithmetic
 from spica.detectors.runtime import load_openvino
 from spica.errors import WeightsError
 
@@ -23,9 +23,19 @@ _CONFIG: Final[dict[Arithmetic, dict[str, str]]] = {
     # in float32 also where the processor could do less (bfloat16, or float16 on ARM)
     "f32": {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"},
     "bf16": {"INFERENCE_PRECISION_HINT": "bf16", "EXECUTION_MODE_HINT": "PERFORMANCE"},
-    # what is not quantised stays f32: bfloat16 beside int8 costs more in converting than it saves
+    # what is not quantised: see hints
     "int8": {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "PERFORMANCE"},
 }
+
+
+def hints(precision: Arithmetic, rest: Arithmetic = "f32") -> dict[str, str]:
+    """What OpenVINO is told: one image at a time, in this arithmetic.
+
+    Args:
+        precision: of the network.
+        rest: of what is not quantised in an int8 graph. bf16 may cost more there, in converting, than it saves.
+    """
+    return _LATENCY | _CONFIG[precision] | ({"INFERENCE_PRECISION_HINT": rest} if precision == "int8" else {})
 
 
 class OpenVINODetector:
@@ -112,7 +122,9 @@ def runnable(core: Any, model: Any, graph: Path, *, threads: int, cache_dir: Pat
     Raises:
         RuntimeError: OpenVINO can't run it.
     """
-    config = _LATENCY | _CONFIG[precision] | ({"INFERENCE_NUM_THREADS": str(threads)} if threads else {})
+    told = model.get_rt_info(list(REST)).astype(str) if model.has_rt_info(list(REST)) else "f32"
+    rest: Arithmetic = "bf16" if told == "bf16" else "f32"
+    config = hints(precision, rest) | ({"INFERENCE_NUM_THREADS": str(threads)} if threads else {})
 
     def compile_with(more: dict[str, str]) -> Any:
         return core.compile_model(model, "CPU", config | more)

@@ -16,7 +16,11 @@ from spica.detectors.runtime import load_openvino
 
 Arithmetic = Literal["f32", "bf16", "int8"]
 """``f32`` gives torch's own boxes. ``bf16`` keeps 8 of its 24 significant bits. ``int8`` computes the layers that have
-weights in 8-bit integers, in a graph of its own, and the rest in f32."""
+weights in 8-bit integers, in a graph of its own, and the rest in f32, or in bf16 where that was clearly faster when
+the graph was made; it says which, see :data:`REST`."""
+
+REST: Final = ("spica", "rest")
+"""Where an int8 graph names the arithmetic of its rest, among its runtime information."""
 
 _BF16_FLAGS: Final = frozenset({"avx512_bf16", "amx_bf16", "avx_ne_convert"})
 """Of x86, as Linux names them: with one of them bfloat16 is multiplied by the processor and not imitated."""
