@@ -202,6 +202,29 @@ def test_only_what_is_in_the_scope_was_quantised(int8: Path) -> None:
     assert names(done, "Convolution") <= quantised_consumers(done)
 
 
+def widest(graph: Path) -> float:
+    """Upper end of the widest range of numbers that the graph keeps in 8 bits right after its input."""
+    model = load_openvino().Core().read_model(graph)
+    first = next(node for node in model.get_ordered_ops() if node.get_type_name() == "FakeQuantize" and is_moving(node))
+    return float(np.max(first.input_value(2).get_node().data))
+
+
+def is_moving(node: Any) -> bool:
+    """Whether it quantises what is computed, and not weights."""
+    return bool(node.input_value(0).get_node().get_type_name() != "Constant")
+
+
+def test_what_few_photographs_show_is_not_cut_off(tmp_path: Path) -> None:
+    """A rare class may light up what no other does; ranges that are averaged over photographs would lose it."""
+    dark = [tmp_path / f"dark-{number}.png" for number in range(5)]
+    bright = tmp_path / "bright.png"
+    for path, level in [*((path, 3) for path in dark), (bright, 255)]:
+        Image.fromarray(np.full((64, 64, 3), level, np.uint8)).save(path)
+    quantise(GRAPH, tmp_path / "alone.xml", [bright], max_pixels=10**6)
+    quantise(GRAPH, tmp_path / "among.xml", [*dark, bright], max_pixels=10**6)
+    assert widest(tmp_path / "among.xml") == pytest.approx(widest(tmp_path / "alone.xml"), rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("size", "given"),
     [

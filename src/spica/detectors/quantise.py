@@ -55,6 +55,10 @@ def quantise(request: dict[str, Any], progress: Callable[[str], None]) -> dict[s
             # asymmetric activations: hard-swish and SiLU, of the lighter networks, go below zero only a little
             preset=nncf.QuantizationPreset.MIXED,
             ignored_scope=nncf.IgnoredScope(names=float_nodes(model), validate=False),
+            # Of all photographs, not the mean of each: what only few of them show, a rare class, would be cut off
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                activations_range_estimator_params=nncf.quantization.range_estimator.RangeEstimatorParametersSet.MINMAX
+            ),
         )
     except (RuntimeError, ValueError, nncf.InternalError, nncf.ValidationError) as error:  # NNCF's and OpenVINO's own
         raise WeightsError(
