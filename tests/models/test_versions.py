@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from spica.detectors.card import WEIGHTS
 from spica.errors import StorageError, UsageError, WeightsError
-from spica.models import active, pins, store, versions
+from spica.models import active, pins, versions
 from spica.models.content import content_digest
 from spica.models.folders import base_of
 from tiny_versions import FakeConversion, add_tiny, cache, fake_conversion, safetensors, tiny_version
@@ -255,4 +256,4 @@ def test_only_safetensors_are_trained_weights(tmp_path: Path, conversion: FakeCo
     """A .pth is refused with what is expected."""
     with pytest.raises(UsageError, match="safetensors"):
         add_tiny(tmp_path, tmp_path / "weights.pth")
-    assert store.WEIGHTS == "model.safetensors"
+    assert WEIGHTS == "model.safetensors"

@@ -15,6 +15,8 @@ from spica.cli.console import err, identify, label_studio, settings_with
 from spica.cli.evaluation_tables import show, tell
 from spica.cli.optimise import find_weights
 from spica.cli.options import (
+    AnnotatedData,
+    AnnotatedProject,
     ChosenPrecision,
     Eps,
     LabelStudioDataDir,
@@ -44,16 +46,8 @@ def evaluate(
         str,
         typer.Argument(help="Weights file, folder of a model version, or id of one in the store.", show_default=False),
     ],
-    data: Annotated[
-        Path | None,
-        typer.Argument(
-            help="A COCO json, a YOLO or Pascal VOC folder, or a JSON export of Label Studio.", show_default=False
-        ),
-    ] = None,
-    project: Annotated[
-        int | None,
-        typer.Option(min=1, help="The submitted annotations of this project of Label Studio.", show_default=False),
-    ] = None,
+    data: AnnotatedData = None,
+    project: AnnotatedProject = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Of a project all images, not only those held out of training.")
     ] = False,

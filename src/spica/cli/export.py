@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from spica.cli.console import client_for, err, label_studio, out
-from spica.cli.options import LabelStudioDataDir, Token, Url
+from spica.cli.options import AnnotatedData, AnnotatedProject, LabelStudioDataDir, Token, Url
 from spica.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,16 +19,8 @@ if TYPE_CHECKING:
 
 
 def export(
-    data: Annotated[
-        Path | None,
-        typer.Argument(
-            help="A COCO json, a YOLO or Pascal VOC folder, or a JSON export of Label Studio.", show_default=False
-        ),
-    ] = None,
-    project: Annotated[
-        int | None,
-        typer.Option(min=1, help="The submitted annotations of this project of Label Studio.", show_default=False),
-    ] = None,
+    data: AnnotatedData = None,
+    project: AnnotatedProject = None,
     format_name: Annotated[Literal["coco", "yolo", "voc"], typer.Option("--format", help="What to write.")] = "coco",
     folder: Annotated[
         Path | None, typer.Option("--out", help="The new folder.", show_default="project-N-FORMAT or DATA-FORMAT")

@@ -67,3 +67,15 @@ Report = Annotated[
     typer.Option(help="Write each failed task with its reason to this file, a JSON object a line.", show_default=False),
 ]
 ServerAuth = Annotated[str | None, typer.Option("--basic-auth", help=help_for("basic_auth"), show_default=False)]
+AnnotatedData = Annotated[
+    Path | None,
+    typer.Argument(
+        help="A COCO json, a YOLO or Pascal VOC folder, or a JSON export of Label Studio.", show_default=False
+    ),
+]
+AnnotatedProject = Annotated[
+    int | None,
+    typer.Option(
+        "--project", min=1, help="The submitted annotations of this project of Label Studio.", show_default=False
+    ),
+]

@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 from spica.cli.console import err, label_studio, out, settings_with
-from spica.cli.options import LabelStudioDataDir, Token, Url
+from spica.cli.options import AnnotatedData, AnnotatedProject, LabelStudioDataDir, Token, Url
 from spica.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,16 +32,8 @@ def train(
     target: Annotated[
         Path, typer.Option("--out", help="The weights to write: .pth, or .safetensors, which knows its classes.")
     ],
-    data: Annotated[
-        Path | None,
-        typer.Argument(
-            help="A COCO json, a YOLO or Pascal VOC folder, or a JSON export of Label Studio.", show_default=False
-        ),
-    ] = None,
-    project: Annotated[
-        int | None,
-        typer.Option(min=1, help="The submitted annotations of this project of Label Studio.", show_default=False),
-    ] = None,
+    data: AnnotatedData = None,
+    project: AnnotatedProject = None,
     valid: Annotated[
         Path | None,
         typer.Option(help="Annotated images to judge by.", show_default="a fifth of DATA, chosen by content"),

@@ -25,6 +25,9 @@ CARD = "model.json"
 CARD_FORMAT = 1
 """Number of this layout of the card."""
 
+WEIGHTS = "model.safetensors"
+"""The state_dict in a version's folder, so that a training can begin with it and CUDA can load it."""
+
 INPUT = {"name": "image", "layout": "CHW", "color": "RGB", "dtype": "float32", "range": [0, 1], "size": "native"}
 """What every graph is given: one image as it is, any size."""
 

@@ -6,11 +6,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from spica.detectors.card import CARD, Card, FileEntry, read_card
+from spica.detectors.card import CARD, WEIGHTS, Card, FileEntry, read_card
 from spica.detectors.refusals import shown
 from spica.detectors.weights import inspect
 from spica.errors import UsageError, WeightsError
-from spica.models.store import WEIGHTS
 from spica.models.version import ModelVersion
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

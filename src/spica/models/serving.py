@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
-from spica.detectors.card import Card, Form, read_card
+from spica.detectors.card import WEIGHTS, Card, Form, read_card
 from spica.detectors.load import gpu
 from spica.detectors.precision import Arithmetic, Machine, machine
 from spica.errors import UsageError, WeightsError
@@ -15,9 +15,6 @@ from spica.models.version import ModelIdentity
 from spica.settings import Settings
 
 Tile = int | Literal["auto"] | None
-
-WEIGHTS: Final = "model.safetensors"
-"""The trained numbers in a version's folder, which torch can load."""
 
 _OTHERS: Final[tuple[Arithmetic, ...]] = ("int8", "bf16")
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from spica.detectors.architecture import eps_is_a_setting, own_eps
-from spica.detectors.card import CARD, Card, check_files, describe_files, read_card
+from spica.detectors.card import CARD, WEIGHTS, Card, check_files, describe_files, read_card
 from spica.detectors.conversion import Request, convert
 from spica.detectors.foreign import ARCHITECTURES, data_files
 from spica.detectors.refusals import damaged
@@ -35,9 +35,6 @@ logger = logging.getLogger(__name__)
 
 EXPORT_FORMAT = 2
 """Raised when the conversion changes so that answers can change. 2: images are scaled to torch's size to the pixel."""
-
-WEIGHTS = "model.safetensors"
-"""The state_dict in a version's folder, so that a training can begin with it and CUDA can load it."""
 
 Progress = Callable[[str], None]
 

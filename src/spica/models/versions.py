@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from spica.detectors.card import CARD, GRAPHS, MAX_CARD_BYTES, read_card
+from spica.detectors.card import CARD, GRAPHS, MAX_CARD_BYTES, WEIGHTS, read_card
 from spica.detectors.refusals import shown
 from spica.detectors.version_id import fingerprint, version_id
 from spica.errors import UsageError, WeightsError
@@ -32,7 +32,7 @@ open = open_version  # noqa: A001 - read as versions.open(…)
 all = listing  # noqa: A001 - read as versions.all(…)
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
-_TAKEN = {CARD, *GRAPHS, "model.bin", store.WEIGHTS}
+_TAKEN = {CARD, *GRAPHS, "model.bin", WEIGHTS}
 
 
 def add(
@@ -81,7 +81,7 @@ def add(
         ModelUnavailableError: ``stop`` was set.
     """
     if weights.suffix.lower() != ".safetensors":
-        raise UsageError("trained weights are kept as safetensors", where=str(weights), expected=store.WEIGHTS)
+        raise UsageError("trained weights are kept as safetensors", where=str(weights), expected=WEIGHTS)
     _check_names(extra_files)
     told = len(json.dumps([training, metrics, gate], ensure_ascii=False, indent=2).encode("utf-8"))
     if told > MAX_CARD_BYTES // 2:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spica.detectors.architecture import FULL_TAIL, Norm, expected_shapes, names
+from spica.detectors.card import WEIGHTS
 from spica.detectors.own_networks import BUILDERS, load_backbone
 from spica.detectors.weights import WeightsInfo, inspect
 from spica.errors import TrainingError, WeightsError
@@ -113,7 +114,7 @@ def source_of(info: WeightsInfo) -> Path | None:
     """The state_dict's file: the weights file itself, or the one in a version's folder; None if there is none."""
     if info.format in ("state_dict", "safetensors"):
         return info.path
-    source = info.path / "model.safetensors"
+    source = info.path / WEIGHTS
     return source if info.card is not None and source.is_file() else None
 
 
