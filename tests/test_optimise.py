@@ -131,10 +131,10 @@ def spoiled(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An int8 form that rounds far too coarsely is made."""
 
     def spoil(graph: Path, target: Path, images: Sequence[Path], **_: object) -> dict[str, Any]:
-        from spica.detectors.runtime import load_openvino
+        from spica.detectors.runtime import openvino_core
 
-        openvino = load_openvino()
-        model = openvino.Core().read_model(good)
+        model = openvino_core().read_model(good)
+        import openvino
         from openvino import opset13
 
         for node in model.get_ordered_ops():

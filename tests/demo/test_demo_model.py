@@ -19,6 +19,7 @@ from spica.boxes import Detections, iou_xyxy
 from spica.demo import model_folder
 from spica.demo.field import DEMO_FIRST_SEED, Field, render_field
 from spica.detectors.contract import checked
+from spica.detectors.runtime import openvino_core
 
 REPOSITORY = Path(__file__).parents[2]
 FRESH_SEED = 400_000
@@ -36,9 +37,7 @@ def card() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def detect() -> Detect:
     """The shipped graph in OpenVINO, in float32; its answers are checked against the detectors' contract."""
-    import openvino
-
-    compiled = openvino.Core().compile_model(model_folder() / "model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino_core().compile_model(model_folder() / "model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
     def run(pixels: NDArray[np.uint8]) -> Detections:
         height, width = pixels.shape[:2]
@@ -129,7 +128,7 @@ def test_graph_keeps_the_contract() -> None:
     """OpenVINO reads one image of any size, and three outputs by the agreed names and types."""
     import openvino
 
-    graph = openvino.Core().read_model(model_folder() / "model.onnx")
+    graph = openvino_core().read_model(model_folder() / "model.onnx")
     (image,) = graph.inputs
     assert image.get_any_name() == "image"
     assert image.get_element_type() == openvino.Type.f32

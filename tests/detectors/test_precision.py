@@ -24,7 +24,7 @@ from spica.detectors.precision import REST, Arithmetic, machine
 from spica.detectors.quantisation import quantise
 from spica.detectors.quantisation_scope import float_nodes, quantisable_nodes, quantised_consumers
 from spica.detectors.quantise import _Photographs, faster
-from spica.detectors.runtime import load_openvino
+from spica.detectors.runtime import load_openvino, openvino_core
 from spica.errors import ImageError, StorageError, WeightsError
 from spica.evaluation.matching import match
 from spica.evaluation.truth import Truth
@@ -63,7 +63,7 @@ def test_what_a_machine_has(
 ) -> None:
     """bfloat16 counts only where OpenVINO offers it and the processor, or a measurement, confirms that it is real."""
     told = frozenset(flags.split()) if flags is not None else None
-    monkeypatch.setattr(precision, "load_openvino", lambda: type("OV", (), {"Core": lambda: Core(*offered)}))
+    monkeypatch.setattr(precision, "openvino_core", lambda: Core(*offered))
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(precision, "_is_x86", lambda: True)
     monkeypatch.setattr(precision, "_linux_flags", lambda _: told)
@@ -88,7 +88,7 @@ def test_the_measurement_agrees_with_the_flags() -> None:
     real = "bf16" in machine().has
     if not real:
         pytest.skip("this processor has no bfloat16")
-    assert precision._bf16_is_faster(load_openvino().Core())
+    assert precision._bf16_is_faster(openvino_core())
 
 
 # --- what may be quantised
@@ -96,7 +96,7 @@ def test_the_measurement_agrees_with_the_flags() -> None:
 
 def test_of_the_demos_network_only_layers_and_what_lies_between_are_quantised() -> None:
     """All 17 convolutions are in the scope; scores, boxes and their suppression are not."""
-    model = load_openvino().Core().read_model(GRAPH)
+    model = openvino_core().read_model(GRAPH)
     kinds = {node.get_friendly_name(): node.get_type_name() for node in model.get_ordered_ops()}
     kept = quantisable_nodes(model)
     assert sum(kinds[name] == "Convolution" for name in kept) == 17
@@ -195,7 +195,7 @@ def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_only_what_is_in_the_scope_was_quantised(int8: Path) -> None:
     """NNCF put its quantisers before the nodes it was allowed, and before every convolution."""
-    core = load_openvino().Core()
+    core = openvino_core()
     allowed = quantisable_nodes(core.read_model(GRAPH))
     done = core.read_model(int8)
     assert quantised_consumers(done) <= allowed
@@ -204,7 +204,7 @@ def test_only_what_is_in_the_scope_was_quantised(int8: Path) -> None:
 
 def widest(graph: Path) -> float:
     """Upper end of the widest range of numbers that the graph keeps in 8 bits right after its input."""
-    model = load_openvino().Core().read_model(graph)
+    model = openvino_core().read_model(graph)
     first = next(node for node in model.get_ordered_ops() if node.get_type_name() == "FakeQuantize" and is_moving(node))
     return float(np.max(first.input_value(2).get_node().data))
 
@@ -473,7 +473,7 @@ def test_the_graph_says_in_which_arithmetic_its_rest_is_computed(
     told: str | None, arithmetic: Arithmetic, expected: str
 ) -> None:
     """So it is computed as it was checked, and f32 stays f32 whatever a graph says."""
-    model = load_openvino().Core().read_model(GRAPH)
+    model = openvino_core().read_model(GRAPH)
     if told is not None:
         model.set_rt_info(told, list(REST))
     asked: list[dict[str, str]] = []

@@ -9,6 +9,7 @@ from spica.detectors import networks  # noqa: E402 - after the check for torch
 from spica.detectors.architecture import Recognised, recognise  # noqa: E402
 from spica.detectors.cleaning import cleaned  # noqa: E402
 from spica.detectors.own_networks import BUILDERS, FASTER_RCNN_LITE, load_backbone  # noqa: E402
+from spica.detectors.runtime import openvino_core  # noqa: E402
 from spica.detectors.verification import compare, rendered_images  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -54,8 +55,6 @@ def test_folded_norms_compute_the_same() -> None:
 
 def test_the_exported_graph_gives_its_answers() -> None:
     """As an ONNX graph in OpenVINO the network finds the boxes that it finds in torch."""
-    import openvino
-
     from spica.detectors.torchvision_export import export_onnx
 
     torch.manual_seed(0)
@@ -63,7 +62,7 @@ def test_the_exported_graph_gives_its_answers() -> None:
     state = {**model.state_dict(), **(load_backbone(FASTER_RCNN_LITE, count_batches=False) or {})}
     state["roi_heads.box_predictor.cls_score.weight"] *= 20  # else all scores are the same
     model.load_state_dict(state)
-    core = openvino.Core()
+    core = openvino_core()
     graph = core.read_model(io.BytesIO(export_onnx(model.eval())))
     served = core.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     image = next(rendered_images())

@@ -12,7 +12,7 @@ import numpy as np
 
 from spica.detectors.networks import build_from
 from spica.detectors.precision import Arithmetic, machine
-from spica.detectors.runtime import load_openvino
+from spica.detectors.runtime import load_openvino, openvino_core
 from spica.detectors.torchvision_export import load_state_dict
 from spica.images import decode
 
@@ -91,7 +91,7 @@ def _request(precision: Arithmetic) -> Any:
     last = opset13.reduce_max(node, opset13.constant([2, 3]), False)  # a small answer: writing it costs nothing
     hint = "bf16" if precision == "bf16" else "f32"
     config = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
-    made = openvino.Core().compile_model(openvino.Model([last], [given]), "CPU", config)
+    made = openvino_core().compile_model(openvino.Model([last], [given]), "CPU", config)
     return made.create_infer_request()
 
 

@@ -26,7 +26,7 @@ from spica.detectors.cleaning import cleaned
 from spica.detectors.contract import RGBImage
 from spica.detectors.digests import sha256_file
 from spica.detectors.openvino import OpenVINODetector
-from spica.detectors.runtime import load_openvino
+from spica.detectors.runtime import load_openvino, openvino_core
 from spica.detectors.scratch import storage_error
 from spica.detectors.verification import Comparison, compare, rendered_images
 from spica.detectors.weights import GRAPH_FORMAT
@@ -130,7 +130,7 @@ def _keep_weights(model: torch.nn.Module, folder: Path, told: dict[str, str], in
 def _save(onnx: bytes, folder: Path, told: dict[str, str]) -> None:
     openvino = load_openvino()
 
-    model = openvino.Core().read_model(io.BytesIO(onnx))
+    model = openvino_core().read_model(io.BytesIO(onnx))
     for key, value in told.items():
         model.set_rt_info(value, ["spica", key])
     try:

@@ -22,7 +22,7 @@ from spica.detectors.onnx_metadata import Port, read_summary
 from spica.detectors.openvino import runnable
 from spica.detectors.precision import Arithmetic
 from spica.detectors.refusals import shown
-from spica.detectors.runtime import load_openvino
+from spica.detectors.runtime import load_openvino, openvino_core
 from spica.errors import DetectorContractError, WeightsError
 
 
@@ -57,7 +57,7 @@ class ForeignDetector:
         self._floor, self._limit = score_floor, max_detections
         summary = read_summary(graph)
         network = recognised(graph, summary)
-        core = load_openvino().Core()
+        core = openvino_core()
         try:
             model = _of_one_size(core.read_model(graph), network)
             network = recognised(graph, replace(summary, output_ports=_ports(model)))  # whose sizes are known now

@@ -13,7 +13,7 @@ from spica.detectors.cleaning import MAX_ASPECT, cleaned, widened
 from spica.detectors.compile_cache import compiled
 from spica.detectors.contract import RGBImage, checked
 from spica.detectors.precision import REST, Arithmetic
-from spica.detectors.runtime import load_openvino
+from spica.detectors.runtime import load_openvino, openvino_core
 from spica.errors import WeightsError
 
 _LATENCY: Final = {"PERFORMANCE_HINT": "LATENCY"}
@@ -64,11 +64,9 @@ class OpenVINODetector:
         edit: Callable[[Any], None] | None = None,
         precision: Arithmetic = "f32",
     ) -> None:
-        openvino = load_openvino()
-
         self._classes = classes
         self._name = f"OpenVINO, {graph.name}"
-        core = openvino.Core()
+        core = openvino_core()
         try:
             model = core.read_model(graph)
             if edit is not None:

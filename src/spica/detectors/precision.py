@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from spica.detectors.runtime import load_openvino
+from spica.detectors.runtime import openvino_core
 
 Arithmetic = Literal["f32", "bf16", "int8"]
 """``f32`` gives torch's own boxes. ``bf16`` keeps 8 of its 24 significant bits. ``int8`` computes the layers that have
@@ -53,7 +53,7 @@ def machine() -> Machine:
     So the processor is asked as well where the system tells (Linux), and elsewhere a multiplication is timed. On ARM
     (Apple's too) OpenVINO offers no bfloat16.
     """
-    core = load_openvino().Core()
+    core = openvino_core()
     offered = set(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
     has: set[Arithmetic] = {"f32"}
     if "BF16" in offered and _bf16_is_real(core):

@@ -22,7 +22,7 @@ from spica.detectors.cleaning import widened
 from spica.detectors.openvino import hints
 from spica.detectors.precision import REST, Arithmetic, machine
 from spica.detectors.quantisation_scope import float_nodes, quantised_consumers
-from spica.detectors.runtime import load_openvino
+from spica.detectors.runtime import load_openvino, openvino_core
 from spica.detectors.scratch import storage_error
 from spica.errors import ImageError, WeightsError
 from spica.images import decode
@@ -44,7 +44,7 @@ def quantise(request: dict[str, Any], progress: Callable[[str], None]) -> dict[s
     nncf = _require_nncf()
     openvino = load_openvino()
     graph, target = Path(request["graph"]), Path(request["target"])
-    model = openvino.Core().read_model(graph)
+    model = openvino_core().read_model(graph)
     photographs = _Photographs(request, progress)
     try:
         quantised = nncf.quantize(
@@ -88,7 +88,7 @@ def _faster_rest(model: Any, photographs: _Photographs) -> Arithmetic:
     """The arithmetic for what is not quantised: bf16 where this machine has it and is clearly faster with it."""
     if "bf16" not in machine().has:
         return "f32"
-    core = load_openvino().Core()
+    core = openvino_core()
     given = next(iter(photographs))
     rests: tuple[Arithmetic, ...] = ("f32", "bf16")
     requests = {rest: core.compile_model(model, "CPU", hints("int8", rest)).create_infer_request() for rest in rests}
