@@ -135,6 +135,7 @@ def make_learning(studio: Studio, tmp_path: Path) -> Iterator[Make]:
             train_after: int = 20,
             models_bytes: int = 10**9,
             start: bool = True,
+            **more: Any,
         ) -> Learning:
             settings = Settings(
                 label_studio_url="http://127.0.0.1:9",
@@ -142,6 +143,7 @@ def make_learning(studio: Studio, tmp_path: Path) -> Iterator[Make]:
                 data_dir=tmp_path,
                 train_after=train_after,
                 models_bytes=models_bytes,
+                **more,
             )
             engine = stack.enter_context(
                 Engine("base-0001", lambda: ScriptedDetector(ANSWER), queue_size=10, memory_bytes=1000)
@@ -231,6 +233,16 @@ def test_when_a_training_starts(
     else:
         learning.close()  # whatever it has begun is over then
         assert studio.workers == []
+
+
+def test_a_training_is_told_how_photographs_are_looked_at(studio: Studio, make_learning: Make) -> None:
+    """Precision and tiles of the server: the gate compares what people would be shown."""
+    learning = make_learning(precision="bf16", tile="512", overlap=0.3)
+    hear(learning, studio, "START_TRAINING", 1)
+    until(lambda: studio.workers)
+    told = studio.workers[0].request.settings
+    assert (told["precision"], told["tile"], told["overlap"]) == ("bf16", "512", 0.3)
+    studio.workers[0].end()
 
 
 def test_what_was_refused_is_not_learned_at_once_again(studio: Studio, make_learning: Make) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import pytest
 from simulated_detectors import detect, scenes
 from spica.boxes import Detections
 from spica.detectors.card import read_card
-from spica.detectors.precision import Machine
+from spica.detectors.precision import Arithmetic, Machine
 from spica.errors import WeightsError
 from spica.models import checks, versions
+from spica.models.serving import Serving, Tile, suffix
 from spica.models.version import ModelVersion
 from spica.training import judgement, parent
 from spica.training.dataset import DataSet
@@ -59,16 +61,24 @@ class Lab:
         self.active = tiny_version(folder, "active")
         self.f32, self.bf16, self.theirs = Scripted(self.good), Scripted(self.good), Scripted(self.poor)
         patch.setattr(judgement, "computed_by", lambda _: Machine("a processor", frozenset({"f32", "bf16"})))
-        patch.setattr(judgement, "load_detector", lambda *_, **__: self.f32)
-        patch.setattr(parent, "load_detector", lambda *_, **__: self.theirs)
+        self.looked: list[str] = []
+        patch.setattr(judgement, "load_detector", partial(self._load, lambda: self.f32))
+        patch.setattr(parent, "load_detector", partial(self._load, lambda: self.theirs))
         patch.setattr(checks, "detector_in", self._detector_in)
 
     def _example(self, number: int) -> Any:
         pixels = np.full((8, 8, 3), number, np.uint8)
         return example(self.data_dir / f"{number}.png", pixels, self.truths[number])
 
-    def _detector_in(self, version: ModelVersion, precision: str, **_: Any) -> Scripted:
+    def _load(self, which: Callable[[], Scripted], _: object, *, threads: int, serving: Serving) -> Scripted:
+        self.looked.append(serving.precision + suffix(serving))
+        return which()
+
+    def _detector_in(
+        self, version: ModelVersion, precision: Arithmetic, *, threads: int, tile: Tile, overlap: float
+    ) -> Scripted:
         assert (version, precision) == (self.version, "bf16")
+        self.looked.append(suffix(Serving(precision, tile=tile, overlap=overlap)))
         return self.bf16
 
     def judge(self, names: tuple[str, ...] = ("spike",), drift: Drift | None = None, **settings: Any) -> Judged:
@@ -93,6 +103,23 @@ def test_the_candidate_is_compared_with_the_active_version(lab: Lab) -> None:
     assert judged.verdict.ap50 is not None
     assert judged.metrics["ap50"] == pytest.approx(judged.verdict.ap50.candidate, abs=1e-4)
     assert judged.metrics["images"] == IMAGES
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, ["f32", "f32", "-bf16"]),
+        ({"tile": "off", "overlap": 0.3}, ["f32", "f32", "-bf16"]),
+        ({"tile": "auto", "overlap": 0.2}, ["f32-tao20", "f32-tao20", "-bf16-tao20"]),
+        ({"tile": "512", "overlap": 0.35}, ["f32-t512o35", "f32-t512o35", "-bf16-t512o35"]),
+    ],
+)
+def test_all_look_at_the_photographs_as_they_are_served(
+    lab: Lab, settings: dict[str, Any], expected: list[str]
+) -> None:
+    """In tiles where the server looks at tiles: what is better on whole images need not be better there."""
+    lab.judge(**settings)
+    assert lab.looked == expected
 
 
 def test_bf16_that_loses_nothing_may_be_served(lab: Lab) -> None:

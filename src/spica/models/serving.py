@@ -87,7 +87,7 @@ def choose(identity: ModelIdentity, settings: Settings) -> Serving:
     return Serving(
         precision,
         why,
-        tile=_tile(settings.tile),
+        tile=tile_of(settings.tile),
         overlap=round(settings.overlap, 2),
         digits=forms["int8"].digits if precision == "int8" else "",
     )
@@ -211,7 +211,8 @@ def _asked(
     return "bf16", "asked for; it has passed its check" if form.passed else "asked for; it did not pass its check"
 
 
-def _tile(told: str) -> Tile:
+def tile_of(told: str) -> Tile:
+    """The setting ``tile`` as a number of pixels, ``auto`` or None."""
     if told == "off":
         return None
     return "auto" if told == "auto" else int(told)

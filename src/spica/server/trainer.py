@@ -51,6 +51,8 @@ _SETTINGS = (
     "media_timeout_s",
     "threshold",
     "precision",
+    "tile",
+    "overlap",
 )
 
 

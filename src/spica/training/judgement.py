@@ -1,7 +1,8 @@
 """A candidate on the hold-out: the gate's verdict against the version that answers now, and the check of bf16.
 
-Both versions answer in f32, to whole images. Where this machine computes faster in bf16, the candidate answers in it
-too, by the same truth: a version that is made here needs no check of its own before it is served fast.
+Both versions answer in f32, and in tiles where those are served. Where this machine computes faster in bf16, the
+candidate answers in it too, by the same truth: a version that is made here needs no check of its own before it is
+served fast.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from spica.images import decode
 from spica.models import checks
 from spica.models.checks import Check, Run
 from spica.models.locks import writing
+from spica.models.serving import Serving, tile_of
 from spica.models.version import ModelVersion
 from spica.training import gate
 from spica.training.dataset import DataSet
@@ -110,7 +112,8 @@ def judge(
     """
     from spica.evaluation import coco
 
-    ours = _Asked.with_names(load_detector(version, threads=request.threads), version.classes, held.classes)
+    detector = load_detector(version, threads=request.threads, serving=_seen(request))
+    ours = _Asked.with_names(detector, version.classes, held.classes)
     theirs, problem = _active(request, parent, held.classes)
     fast = _in_bf16(request, version, held.classes)
     truths: list[Truth] = []
@@ -159,11 +162,18 @@ def record_bf16(data_dir: Path, version: ModelVersion, judged: Judged) -> tuple[
     return judged.notes
 
 
+def _seen(request: Request) -> Serving:
+    """How the project's photographs are looked at, whole or in tiles, in f32."""
+    told = request.settings
+    tile = tile_of(str(told.get("tile", "off")))
+    return Serving("f32", "compared on the hold-out", tile=tile, overlap=float(told.get("overlap", 0.2)))
+
+
 def _active(request: Request, parent: Parent | None, classes: Sequence[str]) -> tuple[_Asked, str | None]:
     """What answers now; without a detector, and why, if it can't be asked."""
     if parent is None:
         return _Asked.with_names(None, (), classes), None
-    detector, problem = detector_of(parent, Path(request.data_dir), threads=request.threads)
+    detector, problem = detector_of(parent, Path(request.data_dir), threads=request.threads, serving=_seen(request))
     return _Asked.with_names(detector, parent.names, classes), problem
 
 
@@ -175,7 +185,10 @@ def _in_bf16(request: Request, version: ModelVersion, classes: Sequence[str]) ->
     try:
         if "bf16" not in computed_by(version).has:
             return None
-        asked.detector = checks.detector_in(version, "bf16", threads=request.threads)
+        seen = _seen(request)
+        asked.detector = checks.detector_in(
+            version, "bf16", threads=request.threads, tile=seen.tile, overlap=seen.overlap
+        )
     except (SpicaError, RuntimeError) as error:  # OpenVINO's own
         asked.problem = _told(error)
     return asked

@@ -15,6 +15,7 @@ from spica.errors import SpicaError
 from spica.labelstudio.control_tags import RectangleControl
 from spica.labelstudio.label_config import match_labels
 from spica.models import versions
+from spica.models.serving import Serving
 from spica.models.version import ModelVersion
 from spica.training import initialise
 from spica.training.gate import Drift
@@ -69,13 +70,15 @@ def is_stored(data_dir: Path, version: str) -> bool:
     return (data_dir / "models" / version).is_dir()
 
 
-def detector_of(parent: Parent, data_dir: Path, *, threads: int) -> tuple[Detector | None, str | None]:
-    """The version's detector in f32; None and why if it can't be asked."""
+def detector_of(
+    parent: Parent, data_dir: Path, *, threads: int, serving: Serving | None = None
+) -> tuple[Detector | None, str | None]:
+    """The version's detector, in f32 on whole images without ``serving``; None and why if it can't be asked."""
     try:
         card = read_card(parent.folder)
         known = versions.open(data_dir, parent.id) if is_stored(data_dir, parent.id) else None
         opened = known or ModelVersion(parent.folder, card, data_dir / "cache" / f"{parent.id}-compared")
-        return load_detector(opened, threads=threads), None
+        return load_detector(opened, threads=threads, serving=serving), None
     except SpicaError as error:
         logger.warning("the version that answers now can't be compared with: %s", error.one_line)
         return None, f"{parent.id} could not be asked ({error.what}), so it was compared with drawing by hand."
