@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from label_studio_sdk.label_interface import LabelInterface
 
 from spica.boxes import Detections, xywh_percent_to_xyxy
 from spica.errors import LabelConfigError
@@ -215,6 +216,10 @@ def change(region: dict[str, Any], **changes: Any) -> dict[str, Any]:
         pytest.param({"to_name": "nothing"}, "nothing", id="unknown-image"),
         pytest.param({"type": "polygonlabels"}, "polygonlabels", id="type"),
         pytest.param({"value": {"rectanglelabels": ["stone"]}}, "stone", id="unknown-label"),
+        pytest.param({"value": {"rectanglelabels": [["spike"]]}}, "Region", id="no-label"),
+        pytest.param({"value": {"rectanglelabels": None}}, "Region", id="null-for-labels"),
+        pytest.param({"value": {"x": None}}, "Region", id="null-for-percent"),
+        pytest.param({"value": {"rotation": 361}}, "Region", id="rotation"),
         pytest.param({"value": {"x": 101.0}}, "101", id="percent"),
         pytest.param({"value": {"x": -1.0}}, "outside the image", id="negative"),
         pytest.param({"value": {"x": 70.0, "width": 31.0}}, "outside the image", id="over-the-edge"),
@@ -228,6 +233,43 @@ def test_check_result_tells(changes: dict[str, Any], word: str) -> None:
     assert check_result(ONE_TAG, [good]) == []
     problems = check_result(ONE_TAG, [change(good, **changes)])
     assert any(word in problem for problem in problems), problems
+
+
+@pytest.mark.parametrize("place", [0, 150, 299])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"from_name": "nobody"},
+        {"type": "polygonlabels"},
+        {"value": {"rectanglelabels": ["stone"]}},
+        {"value": {"x": 101.0}},
+        {"value": {"rotation": 361}},
+    ],
+)
+def test_check_result_finds_the_one_among_many(place: int, changes: dict[str, Any]) -> None:
+    """Hundreds of regions that are alike are looked at once, and the one that is not is told by its number."""
+    good = regions_of(ONE_TAG, seen(*((n, n, n + 9, n + 9, 0.9, n % 2) for n in range(300))))
+    assert check_result(ONE_TAG, good) == []
+    problems = check_result(ONE_TAG, [*good[:place], change(good[place], **changes), *good[place + 1 :]])
+    assert problems
+    assert all(f"Region {place}:" in problem for problem in problems), problems
+
+
+def test_check_result_asks_the_sdk_about_each_kind_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its time does not grow with the number of boxes."""
+    good = regions_of(PAIR, seen(*((n, n, n + 9, n + 9, 0.9, 0) for n in range(300))))
+    assert len(good) == 600
+    check_result(PAIR, [])  # reads the configuration
+    asked: list[Any] = []
+    real = LabelInterface.validate_prediction
+
+    def counting(self: Any, prediction: Any, **options: Any) -> Any:
+        asked.extend(prediction["result"])
+        return real(self, prediction, **options)
+
+    monkeypatch.setattr(LabelInterface, "validate_prediction", counting)
+    assert check_result(PAIR, good) == []
+    assert [item["type"] for item in asked] == ["rectangle", "labels"]
 
 
 def test_check_result_tells_shared_ids() -> None:
