@@ -14,9 +14,9 @@ demo: $(VENV)/demo.stamp  ## Set up and run the demonstration: Label Studio, 24 
 
 setup: $(VENV)/dev.stamp  ## Create .venv with everything: all extras and the development tools.
 
-test: setup browser lint  ## Set up everything, browser included, and run all checks and tests.
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
-	$(MAKE) --no-print-directory wheel
+test: setup browser  ## Set up everything, browser included, and run all checks and tests.
+	$(MAKE) --no-print-directory -j 2 lint wheel
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 lint: setup  ## Style, types, and the arrows of the design.
 	$(BIN)/ruff check .
