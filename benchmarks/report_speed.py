@@ -70,10 +70,11 @@ def text(found: Found, *, command: str) -> str:
     if "lighter" in found:
         parts += [
             "## Other architectures",
-            "The same, untrained too; compare within one table. Where Spica finds more boxes and takes longer for it, "
-            "it does not stop where torchvision's own limits would cut a dense scene: at 150 proposals in "
-            "`fasterrcnn_mobilenet_v3_large_320_fpn`, at 300 to 1000 candidates in networks of one stage. Untrained "
-            "weights give so many boxes of nearly the same score that bf16 and int8 choose others.",
+            "The same, untrained too, and with as few proposals as a trained network makes; compare within one table. "
+            "Where Spica finds more boxes, it does not stop where torchvision's own limits would cut a dense scene: at "
+            "150 proposals in `fasterrcnn_mobilenet_v3_large_320_fpn`, at 300 to 1000 candidates in networks of one "
+            "stage. Untrained weights give boxes of nearly the same score, so that bf16 and int8 choose others: speed "
+            "is compared here, not accuracy.",
         ]
         for name, part in found["lighter"].items():
             parts += [f"### {name}", _when(part, conditions), _table(part)]
