@@ -22,12 +22,18 @@ from spica.labelstudio.launch import LabelStudioProcess
 _OURS = ("LABEL_STUDIO_", "HEARTEX_", "SPICA_", "LOCAL_FILES_")
 _HOMES = ("HOME", "USERPROFILE", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "LOCALAPPDATA", "APPDATA")
 _START_TIMEOUT_S = 500.0
+_LONGEST = ("live_kill", "live_up")
 
 
 def pytest_configure() -> None:
     """Children of the tests must understand Ctrl-C, also where a script has started the run in the background."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: begun last, one worker would still wait for servers when the others are done."""
+    items.sort(key=lambda item: item.path.parent.name not in _LONGEST)
 
 
 @pytest.fixture(autouse=True)
