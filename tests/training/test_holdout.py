@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +19,10 @@ from annotated_images import example, photograph
 from spica.errors import DataSetError, StorageError
 from spica.evaluation.truth import Truth
 from spica.images import digest_of
+from spica.models.locks import alone
+from spica.training import holdout
 from spica.training.dataset import DataSet, Example
-from spica.training.holdout import Frozen, path_of, read, split, target, write
+from spica.training.holdout import Frozen, divide, path_of, read, split, target, write
 
 TRUTH = Truth(np.zeros((0, 4), np.float32), np.zeros((0,), np.int64), 64, 48)
 
@@ -33,7 +38,7 @@ def hash_of(path: Path) -> int:
     return random.Random(path.name).getrandbits(63)  # noqa: S311 - no secret
 
 
-def divide(
+def sides_of(
     examples: Sequence[Example], frozen: Frozen | None = None, *, share: float = 0.2, minimum: int = 10
 ) -> tuple[set[str], set[str], Frozen]:
     """Digests of both sides, and the record."""
@@ -49,7 +54,7 @@ def divide(
 def test_target(count: int, wanted: int) -> None:
     """A fifth is held out, at least 10, and never more than half."""
     assert target(count, share=0.2, minimum=10) == wanted
-    assert len(divide([image(number) for number in range(count)])[1]) == wanted
+    assert len(sides_of([image(number) for number in range(count)])[1]) == wanted
 
 
 @settings(deadline=None, max_examples=60)
@@ -64,7 +69,7 @@ def test_growing(steps: list[list[int]], share: float, minimum: int) -> None:
     trained, held = set[str](), set[str]()
     for step in steps:
         present |= set(step)
-        train, holdout, frozen = divide(
+        train, holdout, frozen = sides_of(
             [image(number) for number in sorted(present)], frozen, share=share, minimum=minimum
         )
         assert not train & holdout
@@ -83,9 +88,9 @@ def test_what_is_alike_stays_together(names: list[tuple[int, bool]], seed: int) 
         image(number, f"photo{photo}_{number}_0.jpg") if tile else image(number, group=f"g{photo}")
         for number, (photo, tile) in enumerate(names)
     ]
-    train, holdout, _ = divide(examples, minimum=2)
+    train, holdout, _ = sides_of(examples, minimum=2)
     random.Random(seed).shuffle(examples)  # noqa: S311 - no secret
-    assert divide(examples, minimum=2)[:2] == (train, holdout)
+    assert sides_of(examples, minimum=2)[:2] == (train, holdout)
     sets = {str(each.group or each.name.split("_")[0]) for each in examples}
     if len(sets) == 1:
         return  # nothing could be held out otherwise
@@ -101,7 +106,7 @@ def test_what_is_alike_stays_together(names: list[tuple[int, bool]], seed: int) 
 def test_the_same_on_every_machine() -> None:
     """Which images are held out is decided by their bytes for good: another release must not draw others."""
     examples = [image(number) for number in range(20)]
-    held = divide(examples)[1]
+    held = sides_of(examples)[1]
     assert [number for number, each in enumerate(examples) if each.digest in held] == [
         1,
         3,
@@ -119,9 +124,9 @@ def test_the_same_on_every_machine() -> None:
 def test_a_new_image_joins_those_it_is_like() -> None:
     """A tile of a held-out photo is held out, one of a trained photo is trained on; the old ones stay."""
     old = [image(number, f"photo{number}_0_0.jpg") for number in range(20)]
-    train, holdout, frozen = divide(old)
+    train, holdout, frozen = sides_of(old)
     new = [image(100 + number, f"photo{number}_512_0.jpg") for number in range(20)]
-    now_train, now_holdout, _ = divide([*old, *new], frozen)
+    now_train, now_holdout, _ = sides_of([*old, *new], frozen)
     for before, after in zip(old, new, strict=True):
         assert (after.digest in now_holdout) == (before.digest in holdout)
     assert train <= now_train
@@ -131,7 +136,7 @@ def test_a_new_image_joins_those_it_is_like() -> None:
 def test_an_image_like_both_sides_is_set_aside() -> None:
     """What is like a trained and a held-out image is on neither side, now and later; those two stay where they were."""
     old = [image(number, f"photo{number}_0_0.jpg") for number in range(20)]
-    train, holdout, frozen = divide(old)
+    train, holdout, frozen = sides_of(old)
     trained = next(each for each in old if each.digest in train)
     held = next(each for each in old if each.digest in holdout)
     bridge = image(200, trained.name.replace("_0_0", "_512_512"))
@@ -175,7 +180,7 @@ def test_all_alike() -> None:
 def test_a_name_that_all_share_says_nothing() -> None:
     """A stem that nearly all images share does not bind them together."""
     examples = [image(number, f"img_{number}_{number}.jpg") for number in range(50)]
-    assert len(divide(examples)[1]) == 10
+    assert len(sides_of(examples)[1]) == 10
 
 
 def test_real_copies_stay_together(tmp_path: Path) -> None:
@@ -205,10 +210,63 @@ def test_written_and_read(tmp_path: Path) -> None:
     path = path_of(tmp_path, 7)
     assert read(path) == Frozen()
     examples = [image(number, f"畑{number}_0_0.jpg", group="g" if number % 3 else None) for number in range(12)]
-    frozen = divide(examples)[2]
+    frozen = sides_of(examples)[2]
     write(path, frozen)
     assert read(path) == frozen
     assert [each.name for each in path.parent.iterdir()] == ["7.json"]
+
+
+def test_dividing_keeps_the_record(tmp_path: Path) -> None:
+    """What is decided is on the disk, and new images are added to it; with one side empty nothing is decided."""
+    path = path_of(tmp_path, 7)
+    examples = [example(tmp_path, f"img{n:03}.jpg", photograph(n)) for n in range(12)]
+    assert not divide(path, DataSet(("spike",), (examples[0],)), share=0.2, minimum=2)[1].examples
+    assert read(path) == Frozen()
+    train, held = divide(path, DataSet(("spike",), tuple(examples[:6])), share=0.2, minimum=2)
+    assert (len(train.examples), len(held.examples)) == (4, 2)
+    before = read(path).images
+    assert {digest for digest, placed in before.items() if placed.side == "holdout"} == {
+        e.digest for e in held.examples
+    }
+    divide(path, DataSet(("spike",), tuple(examples)), share=0.5, minimum=2)
+    after = read(path).images
+    assert len(after) == 12
+    assert {digest: after[digest] for digest in before} == before
+
+
+def test_two_that_divide_at_once_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server and `spica train` that know different images both keep what they decide, each image on one side."""
+    path = path_of(tmp_path, 7)
+    examples = [example(tmp_path, f"img{n:03}.jpg", photograph(n)) for n in range(24)]
+    real, inside, most = holdout.split, [], []
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        inside.append(True)
+        most.append(len(inside))
+        time.sleep(0.1)
+        try:
+            return real(*arguments, **options)
+        finally:
+            inside.pop()
+
+    monkeypatch.setattr(holdout, "split", slow)
+    parts = [DataSet(("spike",), tuple(examples[:16])), DataSet(("spike",), tuple(examples[8:]))]
+    with ThreadPoolExecutor() as pool:
+        done = list(pool.map(lambda part: divide(path, part, share=0.5, minimum=2), parts))
+    assert most == [1, 1]
+    sides = {digest: placed.side for digest, placed in read(path).images.items()}
+    assert len(sides) == 24
+    for train, held in done:
+        assert {sides[each.digest] for each in train.examples} == {"train"}
+        assert {sides[each.digest] for each in held.examples} == {"holdout"}
+
+
+def test_a_record_that_somebody_extends_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a time of waiting, a sentence says who is in the way."""
+    path = path_of(tmp_path, 7)
+    monkeypatch.setattr(holdout, "_WAIT_S", 0.05)
+    with alone(path.with_suffix(".lock"), "it", wait_s=0), pytest.raises(StorageError, match="held-out images"):
+        divide(path, DataSet(("spike",), (image(1), image(2))), share=0.2, minimum=2)
 
 
 @pytest.mark.parametrize(

@@ -209,19 +209,16 @@ def _parts(dataset: DataSet, valid: Path | None, record: Path | None) -> tuple[D
         valid: other images to judge by.
         record: of a project's held-out images, extended by the new ones; None for a division of this training's own.
     """
-    from spica.training.holdout import Frozen, read, split, write
+    from spica.training.holdout import Frozen, divide, split
 
     learned, held = dataset, None
     if valid is None or record is not None:
         settings = settings_with()
-        learned, held, frozen = split(
-            dataset,
-            read(record) if record is not None else Frozen(),
-            share=settings.holdout_share,
-            minimum=settings.holdout_min,
-        )
-        if record is not None:
-            write(record, frozen)
+        share, minimum = settings.holdout_share, settings.holdout_min
+        if record is None:
+            learned, held, _ = split(dataset, Frozen(), share=share, minimum=minimum)
+        else:
+            learned, held = divide(record, dataset, share=share, minimum=minimum)
     if valid is None:
         if held is not None:
             _tell_problems(held)

@@ -34,14 +34,29 @@ def writing(data_dir: Path, wait_s: float = _WAIT_S) -> Iterator[None]:
     Raises:
         StorageError: somebody has it for longer than ``wait_s`` seconds, or the folder has no locks.
     """
-    path = data_dir / "active" / "store.lock"
+    with alone(data_dir / "active" / "store.lock", "the store of models", wait_s=wait_s):
+        yield
+
+
+@contextlib.contextmanager
+def alone(path: Path, what: str, *, wait_s: float) -> Iterator[None]:
+    """The right to change something; waits for whoever has it. Not to be nested.
+
+    Args:
+        path: of the lock's file, which is made and left there.
+        what: is changed, for the message.
+        wait_s: at most so many seconds.
+
+    Raises:
+        StorageError: somebody has it for longer, or the folder has no locks.
+    """
     handle = _open(path)
     try:
         until = time.monotonic() + wait_s
         while not _try_lock(handle, path):
             if time.monotonic() >= until:
                 raise StorageError(
-                    "another process is changing the store of models",
+                    f"another process is changing {what}",
                     where=str(path.parent),
                     hint="try again when it has ended",
                 )

@@ -23,11 +23,15 @@ from typing import Any, Final, Literal
 
 from spica.errors import DataSetError, ImageError, MediaError
 from spica.models.atomic import write_text
+from spica.models.locks import alone
 from spica.training.cleaning import unjudged
 from spica.training.dataset import DataSet, Example
 from spica.training.likeness import fingerprint_of, near_pairs, stem_of, telling
 
 Side = Literal["train", "holdout", "aside"]
+
+_WAIT_S: Final = 600.0
+"""For a record that somebody else extends: some thousand new photographs are looked at meanwhile."""
 
 _FORMAT: Final = 1
 _SALT: Final = "spica hold-out 1"
@@ -68,6 +72,29 @@ def target(count: int, *, share: float, minimum: int) -> int:
     return min(max(minimum, round(share * count)), count // 2)
 
 
+def divide(path: Path, dataset: DataSet, *, share: float, minimum: int) -> tuple[DataSet, DataSet]:
+    """Divide a project's images by its record, which is extended by the new ones before anything is trained.
+
+    One process at a time: two that each knew another half of the images would put what is alike on both sides. With
+    one side empty nothing is decided yet, and nothing written.
+
+    Args:
+        path: of the record.
+        dataset: all annotated images.
+        share: as for :func:`split`.
+        minimum: likewise.
+
+    Raises:
+        DataSetError: the record is damaged.
+        StorageError: it can't be written, or somebody else has been extending it for ten minutes.
+    """
+    with alone(path.with_suffix(".lock"), "the record of a project's held-out images", wait_s=_WAIT_S):
+        train, held, frozen = split(dataset, read(path), share=share, minimum=minimum)
+        if train.examples and held.examples:
+            write(path, frozen)
+    return train, held
+
+
 def split(
     dataset: DataSet,
     frozen: Frozen,
@@ -87,7 +114,7 @@ def split(
 
     Returns:
         What to train on, what to judge by (its ``problems`` tell what can't be judged by it), both in the order of
-        ``dataset``, and what is decided now: write it with :func:`write` before anything is trained.
+        ``dataset``, and what is decided now (:func:`divide` keeps it).
     """
     known = dict(frozen.images)
     new = {example.digest: example for example in dataset.examples if example.digest not in known}

@@ -139,9 +139,9 @@ def _threshold(request: Request, client: LabelStudioClient, controls: Sequence[R
 def _held_out(request: Request, data: DataSet) -> tuple[DataSet, DataSet]:
     """What to learn from and what to judge by, decided once and for all before anything is trained."""
     path = holdout.path_of(Path(request.data_dir), request.project)
-    train, held, frozen = holdout.split(
+    train, held = holdout.divide(
+        path,
         data,
-        holdout.read(path),
         share=float(request.settings["holdout_share"]),
         minimum=int(request.settings["holdout_min"]),
     )
@@ -153,7 +153,6 @@ def _held_out(request: Request, data: DataSet) -> tuple[DataSet, DataSet]:
             got=f"{len(data.examples)}" + (f"; {'; '.join(data.problems)}" if data.problems else ""),
             hint="annotate more images; near-duplicates count as one",
         )
-    holdout.write(path, frozen)
     return train, held
 
 
