@@ -22,7 +22,7 @@ from spica.labelstudio.launch import LabelStudioProcess
 _OURS = ("LABEL_STUDIO_", "HEARTEX_", "SPICA_", "LOCAL_FILES_")
 _HOMES = ("HOME", "USERPROFILE", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "LOCALAPPDATA", "APPDATA")
 _START_TIMEOUT_S = 500.0
-_LONGEST = ("live_kill", "live_up")
+_LONGEST = frozenset({"live_kill", "live_up", "test_loop"})
 
 
 def pytest_configure() -> None:
@@ -33,7 +33,7 @@ def pytest_configure() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first: begun last, one worker would still wait for servers when the others are done."""
-    items.sort(key=lambda item: item.path.parent.name not in _LONGEST)
+    items.sort(key=lambda item: _LONGEST.isdisjoint((item.path.parent.name, item.path.stem)))
 
 
 @pytest.fixture(autouse=True)
