@@ -42,8 +42,6 @@ RECIPE = {
 """A minute of one processor's time."""
 
 ANNOTATED, UNLABELLED = 30, 3
-LEAST = 0.3
-"""Share of a photograph's objects that are found after one training, of which the first version finds next to none."""
 TALL, LISTED = 1600, 15
 """Height of the window in pixels: the editor lists only the regions that there is room for, these at least."""
 
@@ -56,11 +54,13 @@ class Photographs:
         tags: of the labels, as the configuration has them; the first one is what the demo's detector says.
         labels: their names by class id.
         examples: photographs and the truth about them.
+        least: share of a photograph's objects that are found after one training.
     """
 
     tags: str
     labels: tuple[str, ...]
     examples: Sequence[Example]
+    least: float
 
     @property
     def config(self) -> str:
@@ -78,7 +78,7 @@ def blood_cells() -> Photographs:
     found = load(BLOOD_CELLS)
     first, *others = found.classes
     tags = f'<Label value="{first}" predicted_values="spike"/>' + "".join(f'<Label value="{o}"/>' for o in others)
-    return Photographs(tags, found.classes, found.examples[: ANNOTATED + UNLABELLED])
+    return Photographs(tags, found.classes, found.examples[: ANNOTATED + UNLABELLED], 0.5)
 
 
 def negatives(folder: Path) -> Photographs:
@@ -94,7 +94,7 @@ def negatives(folder: Path) -> Photographs:
             examples.append(example(folder / f"{seed}.png", 255 - field.pixels, truth))
         if len(examples) == ANNOTATED + UNLABELLED:
             break
-    return Photographs('<Label value="spike"/>', ("spike",), examples)
+    return Photographs('<Label value="spike"/>', ("spike",), examples, 0.3)
 
 
 @pytest.fixture(params=["real photographs", "rendered photographs"])
@@ -179,7 +179,7 @@ def test_corrections_become_better_boxes_without_touching_anything(
     assert scores == pytest.approx([region["score"] for region in listed], abs=0.006)
     expect(pages.dialog).to_have_count(0)
     pages.page.screenshot(path=tmp_path / "opened.png")
-    assert found_of(truths[ANNOTATED], prediction.result) > LEAST * len(truths[ANNOTATED])
+    assert found_of(truths[ANNOTATED], prediction.result) > photographs.least * len(truths[ANNOTATED])
     pages.submit()
     (stored,) = client.call("GET", f"/api/tasks/{unlabelled[0]}/annotations/")
     assert stored["parent_prediction"] == prediction.id
@@ -187,7 +187,7 @@ def test_corrections_become_better_boxes_without_touching_anything(
     annotator.label(unlabelled[1], truths[ANNOTATED + 1])
     (corrected,) = client.call("GET", f"/api/tasks/{unlabelled[1]}/annotations/")
     moved = sum(region["origin"] == "prediction-changed" for region in corrected["result"])
-    assert moved > LEAST * len(truths[ANNOTATED + 1])
+    assert moved > photographs.least * len(truths[ANNOTATED + 1])
     until(lambda: lab.standing(number).get("new") == 2, "only what came afterwards is new")
     assert len(lab.learning()["runs"]) == 1
 
