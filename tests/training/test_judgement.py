@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ import pytest
 from simulated_detectors import detect, scenes
 from spica.boxes import Detections
 from spica.detectors.card import read_card
-from spica.detectors.precision import Arithmetic, Machine
+from spica.detectors.precision import Machine
 from spica.errors import WeightsError
 from spica.models import checks, versions
-from spica.models.serving import Serving, Tile, suffix
+from spica.models.serving import Serving, suffix
 from spica.models.version import ModelVersion
 from spica.training import judgement, parent
 from spica.training.dataset import DataSet
@@ -62,24 +61,20 @@ class Lab:
         self.f32, self.bf16, self.theirs = Scripted(self.good), Scripted(self.good), Scripted(self.poor)
         patch.setattr(judgement, "computed_by", lambda _: Machine("a processor", frozenset({"f32", "bf16"})))
         self.looked: list[str] = []
-        patch.setattr(judgement, "load_detector", partial(self._load, lambda: self.f32))
-        patch.setattr(parent, "load_detector", partial(self._load, lambda: self.theirs))
-        patch.setattr(checks, "detector_in", self._detector_in)
+        patch.setattr(judgement, "load_detector", self._load)
+        patch.setattr(parent, "load_detector", self._load)
 
     def _example(self, number: int) -> Any:
         pixels = np.full((8, 8, 3), number, np.uint8)
         return example(self.data_dir / f"{number}.png", pixels, self.truths[number])
 
-    def _load(self, which: Callable[[], Scripted], _: object, *, threads: int, serving: Serving) -> Scripted:
-        self.looked.append(serving.precision + suffix(serving))
-        return which()
-
-    def _detector_in(
-        self, version: ModelVersion, precision: Arithmetic, *, threads: int, tile: Tile, overlap: float
-    ) -> Scripted:
-        assert (version, precision) == (self.version, "bf16")
-        self.looked.append(suffix(Serving(precision, tile=tile, overlap=overlap)))
-        return self.bf16
+    def _load(self, version: ModelVersion, *, threads: int, serving: Serving) -> Scripted:
+        who = "ours" if version == self.version else "theirs"
+        self.looked.append(who + suffix(serving))
+        if (who, serving.precision) == ("ours", "bf16"):
+            return self.bf16
+        assert serving.precision == "f32"
+        return self.f32 if who == "ours" else self.theirs
 
     def judge(self, names: tuple[str, ...] = ("spike",), drift: Drift | None = None, **settings: Any) -> Judged:
         given = {"max_pixels": 10**6, "precision": "auto", **settings}
@@ -108,10 +103,10 @@ def test_the_candidate_is_compared_with_the_active_version(lab: Lab) -> None:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, ["f32", "f32", "-bf16"]),
-        ({"tile": "off", "overlap": 0.3}, ["f32", "f32", "-bf16"]),
-        ({"tile": "auto", "overlap": 0.2}, ["f32-tao20", "f32-tao20", "-bf16-tao20"]),
-        ({"tile": "512", "overlap": 0.35}, ["f32-t512o35", "f32-t512o35", "-bf16-t512o35"]),
+        ({}, ["ours", "theirs", "ours-bf16"]),
+        ({"tile": "off", "overlap": 0.3}, ["ours", "theirs", "ours-bf16"]),
+        ({"tile": "auto", "overlap": 0.2}, ["ours-tao20", "theirs-tao20", "ours-bf16-tao20"]),
+        ({"tile": "512", "overlap": 0.35}, ["ours-t512o35", "theirs-t512o35", "ours-bf16-t512o35"]),
     ],
 )
 def test_all_look_at_the_photographs_as_they_are_served(
@@ -168,7 +163,11 @@ def test_a_failure_in_bf16_is_a_note(lab: Lab, where: str, monkeypatch: pytest.M
         raise WeightsError("the network fell over")
 
     if where == "at the start":
-        monkeypatch.setattr(checks, "detector_in", broken)
+
+        def in_bf16(version: ModelVersion, *, threads: int, serving: Serving) -> Any:
+            return broken() if serving.precision == "bf16" else lab._load(version, threads=threads, serving=serving)
+
+        monkeypatch.setattr(judgement, "load_detector", in_bf16)
     elif where == "in the midst":
         lab.bf16 = Scripted(lab.good, broken_at=5)
     else:

@@ -26,7 +26,7 @@ from spica.evaluation.truth import Truth
 from spica.images import Image, decode
 from spica.models.agreement import Agreement, agreement
 from spica.models.locks import writing
-from spica.models.serving import Serving, Tile
+from spica.models.serving import Serving
 from spica.models.version import ModelVersion
 from spica.settings import Settings
 
@@ -244,12 +244,9 @@ def check_bf16(
 _UP_ARITHMETICS: Final[tuple[Arithmetic, ...]] = ("f32", "bf16")
 
 
-def detector_in(
-    version: ModelVersion, precision: Arithmetic, *, threads: int, tile: Tile = None, overlap: float = 0.2
-) -> Detector:
-    """The version's detector in an arithmetic, on what will serve it; whole images if ``tile`` is None."""
-    serving = Serving(precision, "checked", tile=tile, overlap=overlap)
-    return load_detector(version, threads=threads, device="auto", serving=serving)
+def detector_in(version: ModelVersion, precision: Arithmetic, *, threads: int) -> Detector:
+    """The version's detector in an arithmetic, whole images, on what will serve it."""
+    return load_detector(version, threads=threads, device="auto", serving=Serving(precision=precision, why="checked"))
 
 
 def spread(paths: Sequence[Path], count: int) -> list[Path]:

@@ -185,10 +185,8 @@ def _in_bf16(request: Request, version: ModelVersion, classes: Sequence[str]) ->
     try:
         if "bf16" not in computed_by(version).has:
             return None
-        seen = _seen(request)
-        asked.detector = checks.detector_in(
-            version, "bf16", threads=request.threads, tile=seen.tile, overlap=seen.overlap
-        )
+        serving = replace(_seen(request), precision="bf16")
+        asked.detector = load_detector(version, threads=request.threads, serving=serving)
     except (SpicaError, RuntimeError) as error:  # OpenVINO's own
         asked.problem = _told(error)
     return asked
