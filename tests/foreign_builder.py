@@ -52,6 +52,7 @@ def write_foreign(
     free: bool = False,
     half: bool = False,
     class_offset: int = 0,
+    dinov3: bool = False,
 ) -> Path:
     """Write the network in a layout, and give the path back.
 
@@ -64,9 +65,11 @@ def write_foreign(
         free: batch, height and width are not fixed.
         half: the network computes in float16.
         class_offset: added to the classes in rows.
+        dinov3: around DINOv3, as DEIMv2 is, which takes pictures of ImageNet's mean and deviation.
     """
-    builder = _Builder(height, width, half)
-    builder.see("pixel_values" if layout == "logits" else "input" if layout == "dets" else "images", layout == "dets")
+    builder = _Builder(height, width, half, "backbone/dinov3" if dinov3 else "encoder/fpn_blocks.0")
+    picture = "pixel_values" if layout == "logits" else "input" if layout == "dets" else "images"
+    builder.see(picture, layout == "dets" or dinov3)
     outputs = getattr(builder, "put_" + layout.replace(" ", "_"))(class_offset)
     sides: list[Any] = ["batch", 3, "height", "width"] if free else [1, 3, height, width]
     inputs = [helper.make_tensor_value_info(builder.picture, builder.dtype, sides)]
@@ -81,8 +84,9 @@ def write_foreign(
 
 
 class _Builder:
-    def __init__(self, height: int, width: int, half: bool) -> None:
+    def __init__(self, height: int, width: int, half: bool, part: str) -> None:
         self.height, self.width = height, width
+        self.part = part
         self.dtype = TensorProto.FLOAT16 if half else TensorProto.FLOAT
         self.numpy = np.float16 if half else np.float32
         self.nodes: list[Any] = []
@@ -96,8 +100,8 @@ class _Builder:
 
     def op(self, kind: str, *inputs: str, name: str | None = None, **attributes: Any) -> str:
         output = name or f"t{len(self.nodes)}"
-        # as of RT-DETR's encoder: by this part of a name it is told from DETR
-        label = f"/model/encoder/fpn_blocks.0/{kind}_{len(self.nodes)}"
+        # by RT-DETR's encoder it is told from DETR, by its backbone DEIMv2 from D-FINE
+        label = f"/model/{self.part}/{kind}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, list(inputs), [output], name=label, **attributes))
         return output
 

@@ -74,6 +74,14 @@ def test_boxes_are_in_the_photographs_pixels(layout: str, picture: str, detector
     assert np.allclose(found.scores, [0.8 * certainty, 0.6 * certainty], atol=0.005)
 
 
+def test_deimv2_around_dinov3_takes_normalised_pictures(tmp_path: Path) -> None:
+    """DEIMv2 with DINOv3 has D-FINE's inputs and outputs, and sees what it was trained on: ImageNet's mean, not 0."""
+    image, red, green = PHOTOS["as it is"]
+    (found,) = opened(write_foreign(tmp_path / "deimv2.onnx", "deployed", dinov3=True)).detect([image])
+    assert np.abs(np.array(boxes(found)) - [red, green]).max() <= 0.6
+    assert np.allclose(found.scores, [0.8, 0.6], atol=0.005)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_one_pixel(layout: str, detectors: dict[str, ForeignDetector]) -> None:
     """A photograph of one pixel is one box; a black one has none."""

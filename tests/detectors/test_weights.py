@@ -5,16 +5,20 @@ import json
 import logging
 import os
 import pickle
+import re
 import shutil
 import struct
 import subprocess
 import sys
 import types
 import zipfile
+from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -27,6 +31,7 @@ from spica.errors import WeightsError
 from weights_builder import hollow_state_dict
 
 torch = pytest.importorskip("torch", reason="needs the extra spica[train]")
+torchvision = pytest.importorskip("torchvision", reason="needs the extra spica[train]")
 pytestmark = pytest.mark.torch
 MOBILE = "fasterrcnn_mobilenet_v3_large_fpn"
 MOBILE_320 = "fasterrcnn_mobilenet_v3_large_320_fpn"
@@ -123,7 +128,7 @@ BAD: dict[str, tuple[str, Callable[[], bytes], tuple[str, ...]]] = {
     "a whole model": (
         "gwhd.pth",
         lambda: saved(torch.nn.Sequential(torch.nn.Linear(2, 2))),
-        ("whole pickled model", "torch.nn.modules", "torch.save(model.state_dict()", "nothing of it was run"),
+        ("whole pickled model", "torch.nn.modules", "weights_only=False).state_dict(), 'gwhd-weights.pth')"),
     ),
     "an Ultralytics model": (
         "yolo11n.pt",
@@ -131,7 +136,7 @@ BAD: dict[str, tuple[str, Callable[[], bytes], tuple[str, ...]]] = {
         (
             "Ultralytics",
             "yolo export model=yolo11n.pt format=onnx",
-            "not served",
+            "give that",
             "ultralytics.nn.tasks.DetectionModel",
         ),
     ),
@@ -143,7 +148,7 @@ BAD: dict[str, tuple[str, Callable[[], bytes], tuple[str, ...]]] = {
     "a class of somebody's": (
         "gwhd.pth",
         lambda: of_foreign_class("my_training", "Config"),
-        ("asks for more than tensors", "my_training.Config", "torch.save(model.state_dict()"),
+        ("asks for more than tensors", "my_training.Config", "weights_only=False)['model'].state_dict(), 'gwhd-"),
     ),
     "TorchScript": (
         "gwhd.pt",
@@ -317,6 +322,77 @@ def test_weights_are_recognised(tmp_path: Path, content: Callable[[], bytes], re
     assert info.norm == ("batch" if request.node.callspec.id == "batch" else "frozen")
     assert info.nbytes == path.stat().st_size
     assert info.needs_conversion
+
+
+CHECKPOINTS: dict[str, Callable[[], dict[str, Any]]] = {
+    "torchvision's own script": lambda: {
+        "model": hollow_state_dict(3),
+        "optimizer": {"state": {0: {"momentum_buffer": torch.zeros(2)}}, "param_groups": [{"lr": 0.1}]},
+        "lr_scheduler": {"milestones": Counter({16: 1, 22: 1}), "gamma": 0.1},
+        "args": Namespace(data_path="/data/coco", lr_steps=[16, 22], device="cuda", opt=None),
+        "epoch": 25,
+    },
+    "a device": lambda: {"model": hollow_state_dict(3), "device": torch.device("cpu"), "dtype": torch.float16},
+    "NumPy's numbers": lambda: {
+        "model": hollow_state_dict(3),
+        "best": np.float64(0.87),
+        "epoch": np.int64(3),
+        "losses": np.array([0.5, 0.25], np.float32),
+    },
+    "a set and bytes": lambda: {
+        "model": hollow_state_dict(3),
+        "seen": {"a", "b"},
+        "tag": b"x",
+        "more": bytearray(b"y"),
+    },
+    "net": lambda: {"net": hollow_state_dict(3), "acc": 0.9},
+    "weights": lambda: {"weights": hollow_state_dict(3)},
+    "model_ema": lambda: {"model_ema": {f"module.{k}": v for k, v in hollow_state_dict(3).items()}, "epoch": 1},
+}
+"""What training scripts save, none of which can run anything."""
+
+
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS)
+def test_checkpoints_of_training_scripts_are_read(tmp_path: Path, checkpoint: str) -> None:
+    """A checkpoint with what scripts keep beside the weights is recognised, and torch gives the same tensors for it."""
+    from spica.detectors.torchvision_export import load_state_dict
+
+    path = tmp_path / "checkpoint.pth"
+    path.write_bytes(saved(CHECKPOINTS[checkpoint]()))
+    info = inspect(path)
+    assert (info.format, info.architecture, info.num_classes) == ("state_dict", "fasterrcnn_resnet50_fpn", 2)
+    assert load_state_dict(path).keys() == hollow_state_dict(3).keys()
+
+
+@pytest.mark.parametrize("kind", ["a whole model", "a model in a checkpoint", "a path beside the weights"])
+def test_the_line_in_a_refusal_mends_the_file(tmp_path: Path, kind: str) -> None:
+    """What a refusal says to run makes a file that is read, of the same numbers."""
+    network = torchvision.models.get_model(MOBILE, weights=None, weights_backbone=None, num_classes=3)
+    content = {
+        "a whole model": network,
+        "a model in a checkpoint": {"model": network, "epoch": 3},
+        "a path beside the weights": {"state_dict": network.state_dict(), "file": Path("/data")},
+    }[kind]
+    torch.save(content, tmp_path / "小麦 1.pth")
+    with pytest.raises(WeightsError, match="nothing of it was run") as refused:
+        inspect(tmp_path / "小麦 1.pth")
+    line = re.search(r'python -c "(.+?)"; then give', refused.value.hint or "")
+    assert line is not None
+    subprocess.run([sys.executable, "-c", line[1]], cwd=tmp_path, check=True)
+    assert inspect(tmp_path / "小麦 1-weights.pth").architecture == MOBILE
+
+
+@pytest.mark.parametrize("given", [".", "yolo11n.xml"])
+def test_an_openvino_export_says_what_to_give_instead(tmp_path: Path, given: str) -> None:
+    """The folder that `yolo export format=openvino` writes, or its graph, is refused with the line that helps."""
+    folder = tmp_path / "yolo11n_openvino_model"
+    folder.mkdir()
+    folder.joinpath("yolo11n.xml").write_text('<net name="Model0"><rt_info><model_info/></rt_info></net>', "utf-8")
+    folder.joinpath("yolo11n.bin").write_bytes(b"1")
+    folder.joinpath("metadata.yaml").write_text("task: detect\n", "utf-8")
+    with pytest.raises(WeightsError) as refused:
+        inspect(folder / given)
+    assert "yolo export model=yolo11n.pt format=onnx" in (refused.value.hint or "")
 
 
 def test_safetensors_are_recognised(tmp_path: Path) -> None:

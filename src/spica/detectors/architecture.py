@@ -28,8 +28,8 @@ _EPS_SETTABLE = (FASTER_RCNN, "retinanet_resnet50_fpn")
 """torchvision gives these two eps 0 with its COCO weights and 1e-5 else (``overwrite_eps`` in faster_rcnn.py and
 retinanet.py of torchvision/models/detection), and a file can't tell which one it was trained with."""
 
-_WRAPPERS = ("model", "state_dict", "model_state_dict")
-"""Under these keys training scripts keep the state_dict beside the optimizer's state."""
+_WRAPPERS = ("model", "state_dict", "model_state_dict", "net", "weights", "model_ema")
+"""Under these keys training scripts keep the state_dict beside the optimizer's state; the first of them counts."""
 
 _MOST_PREFIXES = 4
 """Lightning around an average of the weights around DataParallel around a compiled model."""
@@ -127,16 +127,22 @@ def find_state_dict(found: object, *, is_tensor: Callable[[object], bool]) -> di
     """
     if not isinstance(found, Mapping):
         return None
-    for key in _WRAPPERS:
-        inner = found.get(key)
-        if isinstance(inner, Mapping) and inner and all(is_tensor(value) for value in inner.values()):
-            found = inner
-            break
+    key = wrapper_of(found, is_inner=lambda inner: _is_state_dict(inner, is_tensor))
+    found = found if key is None else found[key]
     if not found or not all(isinstance(key, str) and is_tensor(value) for key, value in found.items()):
         return None
     plain = _without_prefixes(dict(found))
     fcos = any("bbox_ctrness" in key for key in plain)
     return {_present_name(key, fcos=fcos): value for key, value in plain.items()}
+
+
+def wrapper_of(found: Mapping[Any, Any], *, is_inner: Callable[[object], bool]) -> str | None:
+    """The key under which a training script keeps what is looked for; None if it is under none of the usual ones."""
+    return next((key for key in _WRAPPERS if is_inner(found.get(key))), None)
+
+
+def _is_state_dict(inner: object, is_tensor: Callable[[object], bool]) -> bool:
+    return isinstance(inner, Mapping) and bool(inner) and all(is_tensor(value) for value in inner.values())
 
 
 def _without_prefixes(state_dict: dict[str, T]) -> dict[str, T]:

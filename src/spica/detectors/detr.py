@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -32,8 +33,9 @@ RF_DETR: Final = "RF-DETR"
 
 MEAN: Final = (0.485, 0.456, 0.406)
 STD: Final = (0.229, 0.224, 0.225)
-"""ImageNet's, of RGB in [0, 1], with which RF-DETR was trained (src/rfdetr/export/_runtime/preprocess.py). RT-DETR and
-D-FINE take RGB in [0, 1] as it is (transformers, RTDetrImageProcessor, ``do_normalize = False``)."""
+"""ImageNet's, of RGB in [0, 1], with which RF-DETR (src/rfdetr/export/_runtime/preprocess.py) and DEIMv2 around DINOv3
+(Intellindust-AI-Lab/DEIMv2, configs/deimv2/deimv2_dinov3_*.yml) were trained. RT-DETR and D-FINE, and DEIMv2 around
+HGNetv2, take RGB in [0, 1] as it is (transformers, RTDetrImageProcessor, ``do_normalize = False``)."""
 
 _SCORE_HEAD = re.compile(r"(^|\.)((enc|dec)_score_head|class_embed)(\.\d+)?\.bias$")
 """Weights of which there is one a class, in RT-DETR and D-FINE."""
@@ -41,6 +43,9 @@ _SCORE_HEAD = re.compile(r"(^|\.)((enc|dec)_score_head|class_embed)(\.\d+)?\.bia
 _HYBRID_ENCODER = "fpn_blocks"
 """A part of RT-DETR's and D-FINE's encoder, which DETR, YOLOS and others with the same outputs lack: they want other
 pictures, and their scores mean something else."""
+
+_DINOV3 = re.compile(r"(^|[./])dinov3[./]")
+"""DEIMv2's backbone (engine/backbone/dinov3_adapter.py): its graphs have the inputs and outputs of D-FINE's."""
 
 _COCO_SLOTS = 91
 """RF-DETR's weights for COCO count by COCO's ids, 1 to 90, and have no background; all others have it in the last slot
@@ -64,7 +69,11 @@ def _deployed(summary: OnnxSummary) -> Foreign | str | None:
     sizes = [other for other in summary.input_ports if other.dtype in ("int64", "int32") and other.shape in _SIZES]
     if port is None or len(sizes) != 1:
         return None
-    return _counted(summary, DEPLOYED, port, sizes[0].name, None)
+    found = _counted(summary, DEPLOYED, port, sizes[0].name, None)
+    names = (*summary.nodes, *summary.initializers)
+    if isinstance(found, Foreign) and any(_DINOV3.search(name) for name in names):
+        return replace(found, imagenet=True)
+    return found
 
 
 _SIZES = ((1, 2), (None, 2), (None, None), (1, None))
@@ -118,7 +127,7 @@ def _rf_detr(summary: OnnxSummary, outputs: Mapping[str, Port]) -> Foreign | str
     if not named:
         return "outputs for the background alone"
     height, width = sides(port, summary.metadata)
-    return Foreign(RF_DETR, "dets", port.name, height, width, None, tuple(named.values()), tuple(named))
+    return Foreign(RF_DETR, "dets", port.name, height, width, None, tuple(named.values()), tuple(named), imagenet=True)
 
 
 def _slot_names(metadata: Mapping[str, str]) -> dict[int, str] | None:

@@ -232,7 +232,7 @@ def _with_photo_input(model: Any, network: Foreign) -> Any:
     image = processor.input(network.image)
     image.tensor().set_element_type(openvino.Type.u8).set_layout(openvino.Layout("NHWC"))
     steps = image.preprocess().convert_element_type(openvino.Type.f32)
-    if network.layout == "dets":
+    if network.imagenet:
         steps.mean([255 * mean for mean in detr.MEAN]).scale([255 * std for std in detr.STD])
     else:
         steps.scale(255.0)

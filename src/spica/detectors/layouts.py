@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ DEFAULT_SIDE: Final = 640
 D-FINE's configs, ``eval_spatial_size``)."""
 
 _MAX_LITERAL_CHARS = 256 * 1024
+_MAX_CLASSES = 10_000
 _SIDES = range(16, 8193)
 
 
@@ -36,6 +38,7 @@ class Foreign:
         sizes: name of the input that takes (width, height) of the photograph, None if there is none.
         classes: names by class id; empty strings where the file carries none.
         slots: which of the scores are those of the classes, in the order of ``classes``.
+        imagenet: whether it was trained on pictures of ImageNet's mean and deviation, not on RGB in [0, 1].
     """
 
     architecture: str
@@ -46,10 +49,11 @@ class Foreign:
     sizes: str | None
     classes: Names
     slots: tuple[int, ...]
+    imagenet: bool = False
 
 
 def literal(metadata: Mapping[str, str], key: str) -> object:
-    """A value that an exporter wrote as Python would print it; None if it is missing or no such text.
+    """A value that an exporter wrote as Python would print it, or as JSON; None if it is missing or neither.
 
     Only literals are read; nothing is run.
     """
@@ -61,19 +65,27 @@ def literal(metadata: Mapping[str, str], key: str) -> object:
             warnings.simplefilter("ignore")  # odd escapes in somebody else's file
             return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that its documentation names
+        pass
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
         return None
 
 
 def class_names(metadata: Mapping[str, str]) -> Names | None:
-    """The class names under ``names``, a dict by class id or a list, as Ultralytics writes them; None without any."""
+    """The class names under ``names``, a dict by class id or a list, as Ultralytics writes them; None without any.
+
+    Ids may be texts, as JSON has them. A class whose id is left out has no name.
+    """
     told = literal(metadata, "names")
     if isinstance(told, Mapping):
-        if sorted(told, key=str) != sorted(range(len(told)), key=str):
+        named = {int(key): name for key, name in told.items() if str(key).isascii() and str(key).isdecimal()}
+        if not named or len(named) != len(told) or max(named) >= _MAX_CLASSES:
             return None
-        told = [told[number] for number in range(len(told))]
+        told = [named.get(number, "") for number in range(max(named) + 1)]
     if not isinstance(told, list | tuple) or not told:
         return None
-    return tuple(str(name) for name in told)
+    return tuple("" if name is None else str(name) for name in told)
 
 
 def picture(summary: OnnxSummary) -> Port | None:

@@ -57,12 +57,21 @@ def bomb(path: Path, got: str, *, limit_bytes: int) -> WeightsError:
     )
 
 
-def other_onnx(path: Path, got: str) -> WeightsError:
-    """A graph that Spica did not write."""
+def yolo_export(path: Path) -> str:
+    """What to do about a model of Ultralytics' in another form than ONNX."""
+    name = f"{shown(path.stem.removesuffix('_openvino_model'))}.pt"
+    return f"`yolo export model={name} format=onnx` (pip install ultralytics) writes an .onnx file: give that"
+
+
+def other_graph(path: Path, got: str) -> WeightsError:
+    """A graph that is not served: an OpenVINO graph that Spica did not write, or an ONNX file of Spica's, altered."""
+    openvino = path.suffix.lower() == ".xml"
     return WeightsError(
-        "this graph was not written by Spica, and graphs of other origin are not served by this version",
+        "this OpenVINO graph was not written by Spica" if openvino else "this graph is not as Spica writes it",
         where=str(path),
         expected=EXPECTED,
         got=shown(got),
-        hint="give the weights file (.pth) it was made from, if that is of a detector of torchvision's",
+        hint=f"export it as ONNX instead; for YOLO: {yolo_export(path)}"
+        if openvino
+        else "give the weights file (.pth) or the ONNX export that it was made from",
     )

@@ -6,12 +6,20 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from spica.detectors.architecture import FASTER_RCNN, find_state_dict
+from spica.detectors.architecture import find_state_dict, wrapper_of
 from spica.detectors.pickles import Call, External, Global, Reading
-from spica.detectors.refusals import EXPECTED, SAVE_STATE_DICT, few
+from spica.detectors.refusals import EXPECTED, SAVE_STATE_DICT, few, shown, yolo_export
 from spica.errors import WeightsError
 
 Shape = tuple[int, ...]
+
+ALLOWED_BESIDE_TENSORS = (
+    "argparse.Namespace",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *("numpy.dtype", "numpy.ndarray"),
+)
+"""What training scripts keep beside the weights (torchvision's own keeps its arguments) and can run nothing, though
+torch's loader for weights alone refuses it unless it is told."""
 
 _ITEM_BYTES = {
     "DoubleStorage": 8,
@@ -33,11 +41,19 @@ _MAX_COUNT = 2**40
 _TENSOR = Global("torch._utils", "_rebuild_tensor_v2")
 _PARAMETER = Global("torch._utils", "_rebuild_parameter")
 
+_DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+
 _HARMLESS = frozenset(
-    {Global("collections", "OrderedDict"), Global("torch", "Size"), _TENSOR, _PARAMETER}
-    | {Global("torch", kind) for kind in _ITEM_BYTES}
+    {
+        *("collections.OrderedDict", "collections.Counter", "_codecs.encode"),
+        *(f"{home}.{kind}" for home in ("builtins", "__builtin__") for kind in ("set", "bytearray", "complex")),
+        *(f"torch.{kind}" for kind in ("Size", "device", "Tensor", "storage.UntypedStorage", *_ITEM_BYTES, *_DTYPES)),
+        *("torch.nn.parameter.Parameter", "torch._utils._rebuild_tensor", str(_TENSOR), str(_PARAMETER)),
+        *("torch._utils._rebuild_parameter_with_state", "torch.serialization._get_layout"),
+        *ALLOWED_BESIDE_TENSORS,
+    }
 )
-"""All that a state_dict needs; torch's own loader for weights alone allows these and little more."""
+"""What torch's own loader for weights alone allows that checkpoints of detectors have, and ours beside it."""
 
 _RUNS_CODE = frozenset(
     {
@@ -105,43 +121,56 @@ def refuse_code(reading: Reading, path: Path) -> None:
     Raises:
         WeightsError: with what it asks for. Nothing of it was run.
     """
-    unknown = [wanted for wanted in reading.imports if wanted not in _HARMLESS]
+    unknown = [wanted for wanted in reading.imports if str(wanted) not in _HARMLESS]
     if not unknown:
         return
     code = [w for w in unknown if w.module.partition(".")[0] in _RUNS_CODE or str(w) in _RUNS_CODE]
     roots = {wanted.module.partition(".")[0] for wanted in unknown}
     if code:
-        raise WeightsError(
-            "this file would run code when loaded; nothing of it was run",
-            where=str(path),
-            expected=EXPECTED,
-            got=f"a pickle that asks for {few([str(w) for w in code])}",
-            hint="don't load it with anything else either; get the weights from a source you trust",
-        )
-    if "ultralytics" in roots or any(wanted.module.startswith("models.yolo") for wanted in unknown):
-        raise WeightsError(
-            "this is a model of Ultralytics YOLO, which this version does not serve; nothing of it was run",
-            where=str(path),
-            expected=EXPECTED,
-            got=f"a pickle that asks for {few([str(w) for w in unknown])}",
-            hint=f"`yolo export model={path.name} format=onnx` frees it from its Python code, but ONNX files of YOLO "
-            f"are not served by this version either: use weights of {FASTER_RCNN}",
-        )
-    if any(wanted.module.startswith(("torch.nn", "torchvision.")) for wanted in unknown):
-        raise WeightsError(
-            "this is a whole pickled model, which could run code when loaded; nothing of it was run",
-            where=str(path),
-            expected=EXPECTED,
-            got=f"a pickle that asks for {few([str(w) for w in unknown])}",
-            hint=SAVE_STATE_DICT,
-        )
+        what = "this file would run code when loaded; nothing of it was run"
+        hint = "don't load it with anything else either; get the weights from a source you trust"
+    elif "ultralytics" in roots or any(wanted.module.startswith("models.yolo") for wanted in unknown):
+        what = "this is a model of Ultralytics YOLO, which is served as its ONNX export; nothing of it was run"
+        hint = yolo_export(path)
+    elif any(wanted.module.startswith(("torch.nn", "torchvision.")) for wanted in unknown):
+        what = "this is a whole pickled model, which could run code when loaded; nothing of it was run"
+        hint = _how_to_save(reading.value, path)
+    else:
+        what = "this file asks for more than tensors, which could run code when loaded; nothing of it was run"
+        hint = _how_to_save(reading.value, path)
     raise WeightsError(
-        "this file asks for more than tensors, which could run code when loaded; nothing of it was run",
+        what,
         where=str(path),
         expected=EXPECTED,
-        got=f"a pickle that asks for {few([str(w) for w in unknown])}",
-        hint=SAVE_STATE_DICT,
+        got=f"a pickle that asks for {few([str(w) for w in code or unknown])}",
+        hint=hint,
     )
+
+
+def _how_to_save(value: object, path: Path) -> str:
+    """The line that makes a file of the numbers alone, where what is in this one tells it."""
+    if isinstance(value, Call):
+        place = ".state_dict()"
+    elif isinstance(value, dict):
+        tensors = wrapper_of(value, is_inner=_holds_tensors)
+        model = wrapper_of(value, is_inner=lambda inner: isinstance(inner, Call) and _tensor(inner) is None)
+        if tensors is None and model is None:
+            return SAVE_STATE_DICT
+        place = f"['{tensors}']" if tensors is not None else f"['{model}'].state_dict()"
+    else:
+        return SAVE_STATE_DICT
+    source, target = (
+        shown(name).replace("'", "?").replace('"', "?") for name in (path.name, f"{path.stem}-weights.pth")
+    )
+    return (
+        "if you trust where it comes from, for this runs what is in it, save the numbers alone where the program that "
+        f"made it is installed: python -c \"import torch; torch.save(torch.load('{source}', map_location='cpu', "
+        f"weights_only=False){place}, '{target}')\"; then give {target}"
+    )
+
+
+def _holds_tensors(inner: object) -> bool:
+    return isinstance(inner, dict) and bool(inner) and all(_tensor(item) is not None for item in inner.values())
 
 
 def _outline(value: object) -> str:

@@ -6,7 +6,9 @@ here, never the process that serves on a CPU.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import importlib
 import io
 import logging
 import pickle
@@ -44,7 +46,8 @@ def load_state_dict(path: Path) -> dict[str, torch.Tensor]:
 
             found: Any = load_file(path)
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_beside_tensors()):
+                found = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
         raise WeightsError(
             "torch can't read this weights file",
@@ -57,6 +60,21 @@ def load_state_dict(path: Path) -> dict[str, torch.Tensor]:
     if state_dict is None:
         raise WeightsError("no state_dict in this weights file", where=str(path))
     return state_dict
+
+
+def _beside_tensors() -> list[Any]:
+    """What :data:`spica.detectors.tensors.ALLOWED_BESIDE_TENSORS` names, as torch's loader wants to be told."""
+    import numpy as np
+
+    from spica.detectors.tensors import ALLOWED_BESIDE_TENSORS
+
+    multiarray = importlib.import_module("numpy._core.multiarray" if hasattr(np, "_core") else "numpy.core.multiarray")
+    homes = {"argparse": argparse, "numpy": np}
+    found = [
+        (getattr(homes.get(path.rpartition(".")[0], multiarray), path.rpartition(".")[2]), path)
+        for path in ALLOWED_BESIDE_TENSORS
+    ]
+    return [*found, *{type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"}]
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from spica.detectors.digests import sha256_file
 from spica.detectors.foreign import data_files, is_foreign, recognised
 from spica.detectors.ir_metadata import read_rt_info
 from spica.detectors.onnx_metadata import OnnxSummary, read_summary
-from spica.detectors.refusals import EXPECTED, FIRST_CHOICES, damaged, few, other_onnx, shown
+from spica.detectors.refusals import EXPECTED, FIRST_CHOICES, damaged, few, other_graph, shown, yolo_export
 from spica.detectors.safetensors_header import read_shapes
 from spica.detectors.torch_file import read_legacy, read_zip
 from spica.errors import WeightsError
@@ -217,9 +217,9 @@ def _onnx(path: Path) -> WeightsInfo:
         return _foreign(path, summary)
     _check_format(path, summary.metadata)
     if summary.external:
-        raise other_onnx(path, "a graph whose numbers are kept in other files")
+        raise other_graph(path, "a graph whose numbers are kept in other files")
     if summary.inputs != ["image"] or set(summary.outputs) != _OUTPUTS:
-        raise other_onnx(path, f"inputs {few(summary.inputs)}, outputs {few(summary.outputs)}")
+        raise other_graph(path, f"inputs {few(summary.inputs)}, outputs {few(summary.outputs)}")
     return _graph(path, "onnx", summary.metadata, (path,))
 
 
@@ -242,13 +242,13 @@ def _openvino(path: Path) -> WeightsInfo:
 def _check_format(path: Path, metadata: Mapping[str, str]) -> None:
     told = metadata.get("spica.format")
     if told != GRAPH_FORMAT:
-        raise other_onnx(path, "no spica.format in its metadata" if told is None else f"spica.format {told}")
+        raise other_graph(path, "no spica.format in its metadata" if told is None else f"spica.format {told}")
 
 
 def _graph(path: Path, kind: Format, metadata: Mapping[str, str], files: tuple[Path, ...]) -> WeightsInfo:
     classes = _class_names(metadata, path)
     if not classes:
-        raise other_onnx(path, "no class names in its metadata")
+        raise other_graph(path, "no class names in its metadata")
     digests = [sha256_file(file) for file in files]
     return WeightsInfo(
         path,
@@ -267,12 +267,12 @@ def _folder(folder: Path) -> WeightsInfo:
             "this is a folder, not a weights file",
             where=str(folder),
             expected=f"{EXPECTED}; or the folder of a model version, with {CARD} in it",
-            hint="give the file inside it",
+            hint=_inside(folder),
         )
     card = read_card(folder)
     check_files(folder, card)
     if card.graph == "model.onnx" and not _has_its_numbers(folder, card):
-        raise other_onnx(folder / card.graph, "a graph whose numbers are kept in other files")
+        raise other_graph(folder / card.graph, "a graph whose numbers are kept in other files")
     return WeightsInfo(
         folder,
         _joined([entry.sha256 for _, entry in sorted(card.files.items())]),
@@ -283,6 +283,13 @@ def _folder(folder: Path) -> WeightsInfo:
         sum(entry.bytes for entry in card.files.values()),
         card,
     )
+
+
+def _inside(folder: Path) -> str:
+    """Which file of a folder to give."""
+    if any(folder.glob("*.onnx")) or not any(folder.glob("*.xml")):
+        return "give the file inside it"
+    return f"OpenVINO exports of others are not served; for YOLO: {yolo_export(folder)}"
 
 
 def _has_its_numbers(folder: Path, card: Card) -> bool:
