@@ -70,7 +70,7 @@ def _measure(
     # nothing may be remembered, or the second round would not run the network
     with startup.server(photographs[0].parent, options, {"SPICA_MEMORY_BYTES": "0"}) as running:
         running.wait_healthy()
-        with httpx.Client(timeout=_PATIENCE_S) as client:
+        with httpx.Client(timeout=_PATIENCE_S, trust_env=False) as client:
 
             def over_http(images: list[Path]) -> None:
                 startup.ask(client, running.url, images, photographs[0].parent, classes=len(version.classes))

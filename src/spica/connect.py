@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 
 from spica.errors import AuthenticationError, LaunchError, SpicaError
+from spica.labelstudio.api.transport import CERTIFICATE_HINT, certificate_trouble, http_client
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.label_config import parse_label_config
 
@@ -68,14 +69,17 @@ def _pair(basic_auth: str | None) -> tuple[str, str] | None:
 def _ask(model_url: str, setup: dict[str, Any], basic_auth: str | None) -> dict[str, Any]:
     where = f"{model_url.rstrip('/')}/setup"
     try:
-        answer = httpx.post(where, json=setup, auth=_pair(basic_auth), timeout=10)
+        with http_client(where, auth=_pair(basic_auth), timeout=10) as http:
+            answer = http.post(where, json=setup)
         body = answer.json()
     except httpx.HTTPError as error:
         raise LaunchError(
             "the model server does not answer",
             where=where,
-            got=type(error).__name__,
-            hint="start it with `spica serve --weights FILE`, or give its address with --model-url",
+            got=certificate_trouble(error) or type(error).__name__,
+            hint=CERTIFICATE_HINT
+            if certificate_trouble(error)
+            else "start it with `spica serve --weights FILE`, or give its address with --model-url",
         ) from None
     except ValueError:
         body = None

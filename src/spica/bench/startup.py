@@ -65,7 +65,7 @@ def measure(
     with server(image.parent, options, environment) as running:
         running.wait_healthy()
         healthy = time.perf_counter() - running.began
-        with httpx.Client(timeout=_PATIENCE_S) as client:
+        with httpx.Client(timeout=_PATIENCE_S, trust_env=False) as client:
             ask(client, running.url, [image], image.parent, classes=classes, names=names)
         return Startup(healthy, time.perf_counter() - running.began, status_bytes("VmHWM", running.process.pid))
 
@@ -136,7 +136,9 @@ class server:  # noqa: N801 - reads as the context manager that it is
         Raises:
             ModelUnavailableError: the server ended by itself, or took too long.
         """
-        with httpx.Client(timeout=10) as client:  # made once: loading certificates would be measured too
+        with httpx.Client(
+            timeout=10, trust_env=False
+        ) as client:  # made once: loading certificates would be measured too
             while True:
                 try:
                     if client.get(f"{self.url}/health").status_code == httpx.codes.OK:

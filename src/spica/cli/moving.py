@@ -17,6 +17,7 @@ import httpx
 
 from spica.cli.console import label_studio
 from spica.errors import SpicaError, UsageError
+from spica.labelstudio.api.transport import http_client
 from spica.settings import Settings
 
 if TYPE_CHECKING:
@@ -150,9 +151,8 @@ def _wait(url: str, setup: dict[str, Any], auth: str | None, version: str | None
 
 def _version_at(url: str, setup: dict[str, Any], auth: str | None) -> str | None:
     user, _, password = (auth or "").partition(":")
-    answer = httpx.post(
-        f"{url.rstrip('/')}/setup", json=setup, auth=(user, password) if auth is not None else None, timeout=10
-    )
+    with http_client(url, auth=(user, password) if auth is not None else None, timeout=10) as http:
+        answer = http.post(f"{url.rstrip('/')}/setup", json=setup)
     body = answer.json() if answer.is_success else None
     if not isinstance(body, dict) or "classes" not in body:
         return None

@@ -11,6 +11,7 @@ import httpx
 from pydantic import SecretStr
 
 from spica.errors import AuthenticationError, LaunchError, ModelUnavailableError, SpicaError, UsageError
+from spica.labelstudio.api.transport import CERTIFICATE_HINT, certificate_trouble, http_client
 
 _GONE_S = 15.0
 """A server that is busy for so long is taken to be gone."""
@@ -41,7 +42,7 @@ class RemoteServer:
     def __init__(self, url: str, basic_auth: str | None) -> None:
         self.url = url.rstrip("/")
         user, _, password = (basic_auth or "").partition(":")
-        self._http = httpx.Client(auth=(user, password) if basic_auth is not None else None, timeout=150)
+        self._http = http_client(self.url, auth=(user, password) if basic_auth is not None else None, timeout=150)
 
     def __enter__(self) -> Self:
         return self
@@ -63,8 +64,10 @@ class RemoteServer:
             raise LaunchError(
                 "no model server answers",
                 where=self.url,
-                got=type(error).__name__,
-                hint="start one with `spica serve --weights FILE` or `spica up`, or give its address with --model-url",
+                got=certificate_trouble(error) or type(error).__name__,
+                hint=CERTIFICATE_HINT
+                if certificate_trouble(error)
+                else "start one with `spica serve --weights FILE` or `spica up`, or give its address with --model-url",
             ) from None
         body = self._body(answer)
         if body.get("model_class") != "Spica":

@@ -8,6 +8,7 @@ from spica.doctor.finding import Section
 from spica.doctor.reach import Answer, ask
 from spica.doctor.remedies import environment
 from spica.errors import AuthenticationError, SpicaError
+from spica.labelstudio.api.transport import CERTIFICATE_HINT
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.tokens import token_kind
 from spica.settings import Settings
@@ -49,6 +50,8 @@ def _unreached(answer: Answer) -> tuple[str, str]:
     moved = "a Label Studio whose port is taken moves to the next one: its first lines tell which. Give it with --url"
     if answer.kind == "closed":
         return "Label Studio can't be reached", _START
+    if answer.kind == "untrusted":
+        return "the certificate of Label Studio is not trusted", CERTIFICATE_HINT
     if answer.kind == "invalid":
         return "this is no web address", "give Label Studio's with --url, such as http://127.0.0.1:8080"
     if answer.kind == "foreign":

@@ -9,7 +9,7 @@ from spica.doctor.finding import Section
 from spica.doctor.reach import Answer, ask
 from spica.doctor.remedies import environment, unblock_local_addresses
 from spica.labelstudio.api.backends import webhook_url
-from spica.labelstudio.api.transport import LabelStudioRefusedError
+from spica.labelstudio.api.transport import CERTIFICATE_HINT, LabelStudioRefusedError
 from spica.labelstudio.client import LabelStudioClient
 from spica.settings import Settings
 
@@ -91,6 +91,8 @@ def _check_reachable(model_url: str, answer: Answer, asks_password: bool, has_pa
     if answer.kind == "closed":
         what = "the model server does not run there"
         hint = "spica serve --weights FILE\nor give its address with --model-url"
+    elif answer.kind == "untrusted":
+        what, hint = "the certificate of the model server is not trusted", CERTIFICATE_HINT
     elif answer.kind == "invalid":
         what, hint = "this is no web address", "give the model server's with --model-url, such as http://127.0.0.1:8010"
     elif answer.kind == "foreign":

@@ -15,7 +15,7 @@ from spica.doctor.finding import Section
 from spica.errors import SpicaError
 from spica.images import decode
 from spica.labelstudio.api.records import LocalStorage, Project, TaskRow
-from spica.labelstudio.api.transport import is_loopback
+from spica.labelstudio.api.transport import http_client
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.confinement import ConfinedFolder
 from spica.labelstudio.control_tags import LabelConfig
@@ -182,7 +182,7 @@ def _check_served(
 
 def _served(settings: Settings, address: str) -> int:
     """The status with which Label Studio answers for an image, of which only the first byte is fetched; 0 without."""
-    with httpx.Client(trust_env=not is_loopback(address), timeout=settings.media_timeout_s) as http:
+    with http_client(address, timeout=settings.media_timeout_s) as http:
         try:
             with http.stream("GET", address, auth=_auth(settings), headers={"Range": "bytes=0-0"}) as response:
                 return response.status_code

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import httpx
 
-from spica.labelstudio.api.transport import is_loopback
+from spica.labelstudio.api.transport import certificate_trouble, http_client
 
 TIMEOUT_S = 10.0
 
@@ -19,13 +19,13 @@ class Answer:
 
     Attributes:
         kind: ``http``; ``closed`` when nobody takes connections there; ``foreign`` when somebody does and sends no
-            HTTP; ``invalid`` for no web address at all.
+            HTTP; ``untrusted`` when its certificate is refused; ``invalid`` for no web address at all.
         status: of HTTP, 0 without.
         body: the parsed JSON, None without.
         told: for people, what happened.
     """
 
-    kind: Literal["http", "closed", "foreign", "invalid"]
+    kind: Literal["http", "closed", "foreign", "untrusted", "invalid"]
     status: int = 0
     body: Any = None
     told: str = ""
@@ -46,9 +46,11 @@ def ask(
     """Ask for an address, with POST if there is a body to send; never raises for what may come back."""
     method = "GET" if json is None else "POST"
     try:
-        with httpx.Client(trust_env=not is_loopback(url), timeout=timeout_s) as http:
+        with http_client(url, timeout=timeout_s) as http:
             response = http.request(method, url, json=json, auth=auth)
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        if (told := certificate_trouble(error)) is not None:
+            return Answer("untrusted", told=told)
         return Answer("closed", told=str(error) or type(error).__name__)
     except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
         return Answer("invalid", told=str(error))

@@ -15,7 +15,7 @@ import httpx
 from fastapi.responses import Response
 
 from spica.errors import AuthenticationError, LabelStudioUnreachableError, NotFoundError, RequestError
-from spica.labelstudio.api.transport import LabelStudioRefusedError
+from spica.labelstudio.api.transport import LabelStudioRefusedError, http_client
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.predictions_backup import backup
 
@@ -90,14 +90,13 @@ class Forwarder:
 
     def _post(self, project: int, auth: httpx.Auth, body: bytes) -> Response:
         try:
-            answer = httpx.post(
-                f"{self._url}/api/dm/actions/",
-                params={"id": ACTION, "project": project},
-                content=body or b"{}",
-                headers={"Content-Type": "application/json"},
-                auth=auth,
-                timeout=300,
-            )
+            with http_client(self._url, auth=auth, timeout=300) as http:
+                answer = http.post(
+                    f"{self._url}/api/dm/actions/",
+                    params={"id": ACTION, "project": project},
+                    content=body or b"{}",
+                    headers={"Content-Type": "application/json"},
+                )
         except httpx.HTTPError as error:
             raise LabelStudioUnreachableError(
                 "Label Studio does not answer",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import ssl
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -11,7 +12,7 @@ from typing import Any, Self
 
 import httpx
 
-from spica.errors import AuthenticationError, LabelStudioError, LabelStudioUnreachableError
+from spica.errors import AuthenticationError, LabelStudioError, LabelStudioUnreachableError, UsageError
 from spica.labelstudio.tokens import LabelStudioAuth
 
 _RETRY_WAITS_S = (0.2, 0.6, 1.5)
@@ -20,6 +21,10 @@ _LOCKED = "database-is-locked-error"
 _GATEWAY_STATUSES = frozenset({502, 503, 504})
 _MAX_TOLD = 600
 _TAG = re.compile(r"<[^>]{0,300}>")
+CERTIFICATE_HINT = (
+    "if you trust it, set SSL_CERT_FILE to a PEM file with that certificate or its authority's, and use the name that "
+    "it is made out to in the address"
+)
 
 
 class Transport:
@@ -49,12 +54,12 @@ class Transport:
         self._secrets = tuple(secret for secret in (token,) if secret)
         if auth is None and token is not None:
             auth = LabelStudioAuth(self.url, token)
-        self._http = httpx.Client(
+        self._http = http_client(
+            self.url,
             base_url=self.url,
             auth=auth,
             timeout=timeout_s,
             transport=transport,
-            trust_env=not is_loopback(self.url),  # a proxy can't reach this machine's own addresses
             headers={"User-Agent": "spica", "Accept": "application/json"},
         )
 
@@ -105,7 +110,8 @@ class Transport:
             try:
                 response = self._http.request(method, path, params=params, json=json, files=files, **options)
             except httpx.TransportError as error:
-                if wait_s is not None and not isinstance(error, httpx.TimeoutException):
+                passing = not isinstance(error, httpx.TimeoutException) and certificate_trouble(error) is None
+                if wait_s is not None and passing:
                     time.sleep(wait_s)
                     continue
                 raise self._unreachable(where, error) from error
@@ -137,6 +143,10 @@ class Transport:
                 where=where,
                 got=type(error).__name__,
                 hint="it may be busy; try again, and look into its log if that does not help",
+            )
+        if (told := certificate_trouble(error)) is not None:
+            return LabelStudioUnreachableError(
+                "the certificate of Label Studio is not trusted", where=where, got=told, hint=CERTIFICATE_HINT
             )
         return LabelStudioUnreachableError(
             "Label Studio can't be reached",
@@ -203,6 +213,38 @@ def told_by(response: httpx.Response) -> str:
     else:
         words.append(_flat(body))
     return _TAG.sub("", ", ".join(words)).replace("\n", " ")
+
+
+def http_client(url: str, **options: Any) -> httpx.Client:
+    """A connection by HTTP to an address: no proxy for this machine's own, and certificates as SSL_CERT_FILE says.
+
+    Args:
+        url: that is going to be asked.
+        options: of ``httpx.Client``.
+
+    Raises:
+        UsageError: what SSL_CERT_FILE names can't be read.
+    """
+    # By a mount and not by trust_env, which would pass over SSL_CERT_FILE too.
+    mounts = {f"all://{httpx.URL(url).netloc.decode()}": None} if is_loopback(url) else None
+    try:
+        return httpx.Client(mounts=mounts, **options)
+    except OSError as error:
+        raise UsageError(
+            "the trusted certificates can't be read",
+            where="SSL_CERT_FILE",
+            expected="a PEM file",
+            got=str(error),
+            hint="mend the environment variable, or remove it",
+        ) from None
+
+
+def certificate_trouble(error: BaseException) -> str | None:
+    """What is wrong with the other side's certificate, if that ended a connection."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
+        cause = cause.__cause__ or cause.__context__
+    return None if cause is None else cause.verify_message
 
 
 def is_loopback(url: str) -> bool:
