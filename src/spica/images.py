@@ -9,7 +9,8 @@ Rules, in the order in which they apply:
   sees what it saw when it was trained.
 * 16-bit grey is scaled by its whole range (65535 becomes 255), as browsers show it; 16-bit colour likewise. Formats
   without a range of their own (32-bit integer and floating-point TIFF) take the first of [0, 1] (floating point only),
-  [0, 255] and [0, 65535] that holds all values, else their own minimum and maximum.
+  [0, 255] and [0, 65535] that holds all values, else their own minimum and maximum. Where zero is white (TIFF's
+  ``WhiteIsZero``), it is turned round.
 * Colour profiles are not applied.
 * The EXIF orientation is applied, as browsers do. An orientation that can't be read counts as none.
 """
@@ -21,13 +22,21 @@ import hashlib
 import importlib
 import io
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import BmpImagePlugin, GifImagePlugin, ImageFile, JpegImagePlugin, PngImagePlugin, PpmImagePlugin
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+)
 from PIL import Image as PILImage
 
 from spica.errors import ImageError
@@ -36,6 +45,8 @@ READABLE: Final = "JPEG, PNG, WebP, TIFF, BMP, GIF, PPM, JPEG 2000 or AVIF"
 
 _ORIENTATION_TAG: Final = 0x0112  # EXIF 2.32, table 4
 _SHORT: Final = 3  # EXIF type of a 16-bit unsigned number
+# TIFF 6.0: BitsPerSample, PhotometricInterpretation, SamplesPerPixel, PlanarConfiguration, SampleFormat
+_BITS_TAG, _PHOTOMETRIC_TAG, _SAMPLES_TAG, _PLANES_TAG, _FORMAT_TAG = 258, 262, 277, 284, 339
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,13 +92,13 @@ def decode(data: bytes, *, where: str, max_pixels: int) -> Image:
     width, height = opened.size
     if width * height > max_pixels:
         raise _too_large(where, f"{width} x {height} = {width * height} pixels", max_pixels)
+    orientation = _orientation_in(opened)
     try:
         stored = _plain_jpeg(data, opened)
         if stored is None:
             _skip_pillows_limit(opened)
             opened.load()
             stored = _rgb(opened)
-        orientation = _orientation(opened.info.get("exif"))  # a TIFF has no such block: Pillow turns it while loading
         pixels = _upright(stored, orientation)
     except Exception as error:  # a damaged file makes Pillow's readers raise nearly anything
         raise ImageError(
@@ -103,12 +114,10 @@ def decode(data: bytes, *, where: str, max_pixels: int) -> Image:
 def orientation_of(data: bytes, *, where: str) -> int:
     """The EXIF orientation, 1 to 8, by which :func:`decode` turns the photograph in ``data``; 1 for none.
 
-    1 for a TIFF too, which Pillow turns while loading.
-
     Raises:
         ImageError: no image, of no known format.
     """
-    return _orientation(_open(data, where).info.get("exif"))
+    return _orientation_in(_open(data, where))
 
 
 # --- formats
@@ -118,6 +127,32 @@ class _Jpeg(JpegImagePlugin.JpegImageFile):
     def _read_dpi_from_exif(self) -> None:
         """Nothing: the resolution is of no interest, and looking for it warns about damaged EXIF."""
 
+
+class _Tiff(TiffImagePlugin.TiffImageFile):
+    """Pillow's reader without its faults: what libtiff unpacks comes in this machine's byte order, and sixteen bits a
+    sample in planes are libtiff's to unpack, compressed or not. The picture stays as it is stored.
+    """
+
+    def _setup(self) -> None:
+        if self.tag_v2.get(_SAMPLES_TAG, 1) == 1:
+            self.tag_v2[_PLANES_TAG] = 1  # a single plane is no planes
+        super()._setup()
+        first = self.tile[0]
+        if self.use_load_libtiff and isinstance(first.args, tuple):
+            unpacked, *more = first.args
+            self.tile = [first._replace(args=(_NATIVE.get(str(unpacked), unpacked), *more))]
+        elif self._planar_configuration == 2 and max(self.tag_v2.get(_BITS_TAG, (1,))) == 16:
+            self.use_load_libtiff = True
+            args = (f"{self.mode};16N", False, self.tag_v2.offset)
+            self.tile = [first._replace(codec_name="libtiff", extents=(0, 0, *self._tile_size), offset=0, args=args)]
+        self._size = self._tile_size
+
+    def load_end(self) -> None:
+        """Nothing: Pillow would turn the picture, by XMP too."""
+
+
+_NATIVE: Final = {"F;32BF": "F;32NF", "I;16BS": "I;16NS", "I;32BS": "I;32NS"}
+"""Pillow's names of big-endian samples, and of the same in the machine's order."""
 
 Reader = Callable[[io.BytesIO], ImageFile.ImageFile]
 
@@ -139,7 +174,7 @@ def _readers() -> tuple[tuple[Callable[[bytes], bool], Reader], ...]:
         (begins(b"\xff\xd8\xff"), _Jpeg),
         (begins(b"\x89PNG\r\n\x1a\n"), PngImagePlugin.PngImageFile),
         (lambda head: head[:4] == b"RIFF" and head[8:12] == b"WEBP", plugin("WebPImagePlugin", "WebPImageFile")),
-        (begins(*tiff), plugin("TiffImagePlugin", "TiffImageFile")),
+        (begins(*tiff), _Tiff),
         (begins(b"BM"), BmpImagePlugin.BmpImageFile),
         (begins(b"GIF87a", b"GIF89a"), GifImagePlugin.GifImageFile),
         (lambda head: head[:1] == b"P" and head[1:2] in b"123456fy", PpmImagePlugin.PpmImageFile),
@@ -170,7 +205,9 @@ def _open(data: bytes, where: str) -> ImageFile.ImageFile:
             where=where,
             expected=READABLE,
             got=f"{len(data)} bytes; {_told(error)}",
-            hint="Copy or export the file again.",
+            hint="Save it as PNG, or as a TIFF of 8 or 16 bits a sample, grey or RGB."
+            if reader is _Tiff
+            else "Copy or export the file again.",
         ) from error
 
 
@@ -203,8 +240,7 @@ def _skip_pillows_limit(opened: ImageFile.ImageFile) -> None:
     """Give a large TIFF its memory before Pillow does: it would check its own limit, and warn, while doing so."""
     limit = PILImage.MAX_IMAGE_PIXELS
     if opened.format == "TIFF" and limit is not None and opened.width * opened.height > limit:
-        stored_size = getattr(opened, "_tile_size", opened.size)  # before Pillow turns it upright
-        opened.im = PILImage.new(opened.mode, stored_size).im
+        opened.im = PILImage.new(opened.mode, opened.size).im
 
 
 def _too_large(where: str, got: str, max_pixels: int) -> ImageError:
@@ -253,11 +289,8 @@ def _simplejpeg() -> Any:
 def _rgb(loaded: ImageFile.ImageFile) -> NDArray[np.uint8]:
     """The stored pixels, uint8 (H, W, 3), RGB, not yet oriented."""
     mode = loaded.mode
-    if mode.startswith("I;16"):
-        twelve_bits = loaded.format == "TIFF" and getattr(loaded, "tag_v2", {}).get(258) == (12,)  # BitsPerSample
-        return _grey(_scaled(np.asarray(loaded).astype(np.uint16), 4095 if twelve_bits else 65535))
-    if mode in ("I", "F"):
-        return _grey(_ranged(np.asarray(loaded)))
+    if mode.startswith("I;16") or mode in ("I", "F"):
+        return _grey(_eight_bits(np.asarray(loaded), getattr(loaded, "tag_v2", {})))
     image: PILImage.Image = loaded
     if mode in ("P", "PA") and "transparency" in loaded.info:
         image = image.convert("RGBA")  # Pillow warns when asked for RGB at once
@@ -272,6 +305,16 @@ def _grey(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.repeat(values[:, :, None], 3, axis=2)  # (H, W, 3)
 
 
+def _eight_bits(values: NDArray[Any], tags: Mapping[int, Any]) -> NDArray[np.uint8]:
+    """Grey (H, W) of 16 or 32 bits to [0, 255], white the highest; ``tags`` are a TIFF's, empty for other formats."""
+    bits, kind = tags.get(_BITS_TAG), tags.get(_FORMAT_TAG, (1,))
+    if values.dtype.itemsize == 2:
+        eight = _scaled(values.astype(np.uint16), 4095 if bits == (12,) else 65535)
+    else:
+        eight = _ranged(values.view(np.uint32) if bits == (32,) and kind == (1,) else values)
+    return 255 - eight if tags.get(_PHOTOMETRIC_TAG) == 0 else eight
+
+
 def _scaled(values: NDArray[np.uint16], maximum: int) -> NDArray[np.uint8]:
     """Values in [0, ``maximum``] to [0, 255], rounded to the nearest; larger ones are cut."""
     every = np.minimum(np.arange(65536, dtype=np.uint64), maximum)
@@ -279,7 +322,7 @@ def _scaled(values: NDArray[np.uint16], maximum: int) -> NDArray[np.uint8]:
     return np.asarray(table[values], np.uint8)
 
 
-def _ranged(values: NDArray[np.int32] | NDArray[np.float32]) -> NDArray[np.uint8]:
+def _ranged(values: NDArray[Any]) -> NDArray[np.uint8]:
     """Values without a range of their own to [0, 255], by the rule at the top; NaN and infinities are 0."""
     finite = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     low, high = float(finite.min()), float(finite.max())
@@ -296,6 +339,14 @@ def _upright(stored: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     rows = slice(None, None, -1 if orientation in (3, 4, 7, 8) else 1)
     columns = slice(None, None, -1 if orientation in (2, 3, 6, 7) else 1)
     return np.ascontiguousarray(turned[rows, columns])
+
+
+def _orientation_in(opened: ImageFile.ImageFile) -> int:
+    """The orientation, 1 to 8, by which an image is to be turned; 1 where none can be read."""
+    if isinstance(opened, _Tiff):  # a TIFF is itself a block of EXIF
+        told = opened.tag_v2.get(_ORIENTATION_TAG)
+        return told if isinstance(told, int) and 1 <= told <= 8 else 1
+    return _orientation(opened.info.get("exif"))
 
 
 def _orientation(exif: object) -> int:
