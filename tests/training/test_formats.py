@@ -178,7 +178,10 @@ def test_no_image_from_outside(tmp_path: Path, name: str, found: bool) -> None:
 
 
 def test_what_coco_leaves_out(tmp_path: Path) -> None:
-    """Missing, damaged, resized and doubled images, crowds and annotations without a box are told, the rest is read."""
+    """Missing, damaged, resized and doubled images, crowds and annotations without a box are told, the rest is read.
+
+    An image that has an object which can't be learned is left out whole, whatever else is in it.
+    """
     path = coco(
         tmp_path,
         images=[
@@ -188,10 +191,13 @@ def test_what_coco_leaves_out(tmp_path: Path) -> None:
             {"id": 8, "file_name": "resized.jpg", "width": 640, "height": 480},
             {"id": 9, "file_name": "copy.jpg"},
             {"id": 10, "file_name": "crowd.jpg"},
+            {"id": 11, "file_name": "half.jpg"},
         ],
         annotations=[
             {"id": 1, "image_id": 5, "category_id": 3, "bbox": [4, 6, 16, 12]},
-            {"id": 2, "image_id": 5, "category_id": 3, "bbox": "no"},
+            {"id": 2, "image_id": 11, "category_id": 3, "bbox": "no"},
+            {"id": 4, "image_id": 11, "category_id": 3, "bbox": [4, 6, 16, 12]},
+            {"id": 5, "image_id": 9, "category_id": 3, "bbox": [4, 6, 16, 12]},
             {"id": 3, "image_id": 10, "category_id": 3, "bbox": [4, 6, 16, 12], "iscrowd": 1},
         ],
     )
@@ -199,11 +205,29 @@ def test_what_coco_leaves_out(tmp_path: Path) -> None:
     (tmp_path / "images" / "resized.jpg").write_bytes(photograph(3))
     (tmp_path / "images" / "copy.jpg").write_bytes(photograph(1))
     (tmp_path / "images" / "crowd.jpg").write_bytes(photograph(4))
-    dataset = load(path)
+    (tmp_path / "images" / "half.jpg").write_bytes(photograph(5))
+    with pytest.raises(DataSetError, match="5 of 6 images"):
+        load(path)
+    dataset = load(path, allow_partial=True, notes=tmp_path / "notes.txt")
     assert [each.name for each in dataset.examples] == ["a.jpg"]
     assert dataset.boxes == 1
-    for words in ("missing", "decoded", "another shape", "more than once", "crowds", "no bbox", "not taken as empty"):
-        assert any(words in sentence for sentence in dataset.problems), words
+    told = dict(line.split("\t") for line in (tmp_path / "notes.txt").read_text("utf-8").splitlines())
+    words = {"gone": "missing", "broken": "decoded", "resized": "another size", "copy": "once more", "crowd": "crowd"}
+    for name, reason in (words | {"half": "without a bbox"}).items():
+        assert reason in told[f"{name}.jpg"]
+
+
+def test_one_image_with_different_labels(tmp_path: Path) -> None:
+    """Two annotations of the same image that contradict each other leave it out: neither is known to be right."""
+    path = coco(
+        tmp_path,
+        images=[{"id": number, "file_name": name} for number, name in ((5, "a.jpg"), (6, "b.jpg"), (7, "c.jpg"))],
+    )
+    (tmp_path / "images" / "b.jpg").write_bytes(photograph(1))
+    (tmp_path / "images" / "c.jpg").write_bytes(photograph(2))
+    dataset = load(path, allow_partial=True)
+    assert [each.name for each in dataset.examples] == ["c.jpg"]
+    assert dataset.problems == ("2 images left out: the same image is there with other labels (a.jpg, b.jpg)",)
 
 
 def yolo(folder: Path, yaml: str | None, images: str = "images", labels: str = "labels") -> Path:
@@ -243,19 +267,20 @@ def test_yolo(tmp_path: Path, yaml: str | None, images: str, labels: str) -> Non
 
 
 def test_yolo_splits_and_lines(tmp_path: Path) -> None:
-    """One split can be asked for; outlines become boxes; bad lines and unknown classes are told."""
+    """One split can be asked for; outlines become boxes; an image with a bad line or an unknown class is left out."""
     folder = yolo(
         tmp_path / "in", "names: [spike]\ntrain: images/train\nval: images/val\n", "images/train", "labels/train"
     )
     (folder / "images" / "val").mkdir()
-    (folder / "images" / "val" / "c.jpg").write_bytes(photograph(3))
     (folder / "labels" / "val").mkdir()
-    lines = "0 0.25 0.25 0.75 0.25 0.5 0.75\nnonsense\n7 0.5 0.5 0.1 0.1\n0 nan 0.5 0.1 0.1\n"
-    (folder / "labels" / "val" / "c.txt").write_text(lines, "utf-8")
-    dataset = load(folder, split="val")
+    outline = "0 0.25 0.25 0.75 0.25 0.5 0.75\n"
+    for name, line in {"c": "", "d": "nonsense\n", "e": "7 0.5 0.5 0.1 0.1\n", "f": "0 nan 0.5 0.1 0.1\n"}.items():
+        (folder / "images" / "val" / f"{name}.jpg").write_bytes(photograph(ord(name)))
+        (folder / "labels" / "val" / f"{name}.txt").write_text(outline + line, "utf-8")
+    dataset = load(folder, split="val", allow_partial=True)
     assert [each.name for each in dataset.examples] == ["c.jpg"]
     assert dataset.examples[0].truth.boxes_xyxy.tolist() == [[16, 12, 48, 36]]
-    for words in ("not understood", "unknown class", "no numbers"):
+    for words in ("not understood", "has no name", "no numbers"):
         assert any(words in sentence for sentence in dataset.problems), words
 
 
@@ -339,7 +364,7 @@ def test_label_studio_json(tmp_path: Path, uri: str, where: str) -> None:
     [
         pytest.param({"original_width": 640, "original_height": 480}, True, id="the same shape"),
         pytest.param({"original_width": 48, "original_height": 64}, False, id="another shape"),
-        pytest.param({"type": "polygonlabels", "value": {"points": []}}, False, id="only a polygon"),
+        pytest.param({"type": "polygonlabels", "value": {"polygonlabels": ["leaf"]}}, False, id="only a polygon"),
         pytest.param({"value": {"x": 1, "y": 1, "width": 9, "height": 9}}, False, id="no label"),
     ],
 )

@@ -3,9 +3,9 @@
 * A task counts if it has an annotation that is submitted: not skipped, and more than a draft.
 * One annotation counts for a task: ground truth before others, then the one that was changed last. What several people
   said is not mixed. Imported annotations are ground truth to Label Studio.
-* Regions of every ``<RectangleLabels>``, and ``<Rectangle>`` with ``<Labels>``, are objects; those with a label that
-  the configuration no longer has are dropped. An image that would be left without any object so is left out: it is not
-  empty. An image whose annotation has no region is a true negative.
+* Regions of every ``<RectangleLabels>``, and ``<Rectangle>`` with ``<Labels>``, are objects. One with a label that the
+  configuration no longer has leaves its image out, and so does any other doubt
+  (:mod:`spica.training.cleaning`). An image whose submitted annotation has no region is a true negative.
 * An image that can't be read is left out. Where Label Studio itself gives no answer, nothing is: that is an error.
 * A task with several images gives one example for each; the same image in several tasks gives one, by the same rule.
 """
@@ -62,6 +62,8 @@ def fetch(
     *,
     progress: Callable[[int, int], None] | None = None,
     stop: threading.Event | None = None,
+    allow_partial: bool = False,
+    notes: Path | None = None,
 ) -> DataSet:
     """Everything that a project's submitted annotations teach, by the rules above.
 
@@ -72,16 +74,19 @@ def fetch(
         folder: keeps the images by digest; may be shared by all projects. A second run reads only what is new.
         progress: told of the tasks done and the tasks there are.
         stop: when set, the reading ends with an error; what was read is kept.
+        allow_partial: go on even if more than a tenth of the images is left out.
+        notes: a file to which the name of every image that is left out is added, with the reason.
 
     Returns:
         Examples by ascending task, with classes as :func:`spica.training.formats.label_studio.class_names` orders them.
 
     Raises:
-        DataSetError: no annotation is submitted, or none can be used.
+        DataSetError: no annotation is submitted, none can be used, or more than a tenth of the images is left out.
         LabelConfigError: the project has no control tag with rectangles.
         LabelStudioError: Label Studio failed.
         StorageError: an image can't be kept.
         TrainingError: it was stopped.
+        UsageError: the notes can't be written.
     """
     controls = parse_label_config(client.project(project).label_config).controls
     total = client.annotated_count(project)
@@ -93,7 +98,7 @@ def fetch(
         reading.take(task)
         if progress is not None:
             progress(done, max(total, done))
-    dataset = reading.assembly.dataset()
+    dataset = reading.assembly.dataset(f"project {project}", allow_partial=allow_partial, notes=notes)
     if not dataset.examples:
         raise DataSetError(
             "there is no annotated image to learn from",
@@ -121,24 +126,21 @@ class _Reading:
         annotation = chosen(task.annotations)
         if annotation is None:
             return
-        tally = self.assembly.tally
         try:
-            found = sketches(task, annotation, self._controls, tally)
+            found = sketches(task, annotation, self._controls)
         except MediaError:
-            tally.add("{n} tasks have no address of an image: left out", f"task {task.id}")
-            self.assembly.leave_out_annotation(annotation.id, annotation.updated)
+            self.assembly.tally.leave_out(f"task {task.id}", "no address of an image")
+            self.assembly.pass_over(annotation.id, annotation.updated)
             return
-        rank = (int(annotation.ground_truth), moment(annotation.updated))
         for uri, sketch in found:
             try:
                 photo = self._photos.get(uri, partial(self._media.read, uri, task_id=task.id))
             except (ImageError, MediaError) as error:
                 if isinstance(error, MediaError):
                     self._client.whoami()  # raises where it is Label Studio that gives no answer
-                tally.add(left_out_image(error), f"task {task.id}: {sketch.name}")
-                self.assembly.leave_out(sketch)
+                self.assembly.leave_out(sketch, left_out_image(error))
                 continue
-            self.assembly.add(sketch, photo, rank=rank)
+            self.assembly.add(sketch, photo)
 
 
 def learned(dataset: DataSet) -> dict[int, str]:

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from spica.errors import ImageError
 from spica.evaluation.truth import Truth
 from spica.images import decode, orientation_of
-from spica.labelstudio.confinement import read_file
+from spica.labelstudio.confinement import printable, read_file
 from spica.training.cleaning import Tally, clean
 from spica.training.dataset import DataSet, Example
 from spica.training.formats.sketch import Sketch
 
-_SAME_SHAPE: Final = 0.02
-"""Two sizes are of one shape if their ratios differ by no more: scaled copies are rounded to whole pixels."""
+_SAME_SHAPE: Final = 50
+"""Two sizes are of one shape if their ratios differ by a 50th at most: scaled copies are rounded to whole pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +67,8 @@ class Assembly:
     Args:
         classes: names by class id.
         tally: told of everything that is changed or left out.
-        narrowed: ``classes`` were chosen from more: an image that has none of them is a true negative. Otherwise an
-            image that loses all its boxes to unknown classes is left out, since it does show objects.
+        narrowed: ``classes`` were chosen from more: objects of others are disregarded, and an image that has none of
+            them is a true negative. Otherwise an object of an unknown class puts its image in doubt.
     """
 
     def __init__(self, classes: Sequence[str], tally: Tally, *, narrowed: bool = False) -> None:
@@ -76,67 +76,105 @@ class Assembly:
         self.tally = tally
         self._ids = {name: number for number, name in enumerate(self.classes)}
         self._narrowed = narrowed
-        self._examples: dict[str, tuple[tuple[int, float], Example]] = {}
+        self._examples: dict[str, tuple[Sketch, Example | None]] = {}
         self._left_out: dict[int, str] = {}
 
-    def add(self, sketch: Sketch, photo: Photo, *, rank: tuple[int, float] = (0, 0.0)) -> None:
-        """Take one image. Of two with the same bytes the higher rank counts, else the first."""
-        image = sketch.name
-        boxes_xyxy = _placed(sketch, photo)
-        if boxes_xyxy is None:
-            self.tally.add("{n} images have another shape than when they were annotated: left out", image)
-            self.leave_out(sketch)
-            return
-        class_ids = np.array([self._ids.get(label, -1) for label in sketch.labels], np.int64)
-        unknown = bool((class_ids < 0).any())
-        if self._narrowed:
-            boxes_xyxy, class_ids, unknown = boxes_xyxy[class_ids >= 0], class_ids[class_ids >= 0], False
-        kept, kept_ids = clean(
-            boxes_xyxy, class_ids, width=photo.width, height=photo.height, image=image, tally=self.tally
-        )
-        if not len(kept_ids) and (unknown or sketch.is_partial):
-            self.tally.add("{n} images show only objects that can't be learned: left out, not taken as empty", image)
-            self.leave_out(sketch)
+    def add(self, sketch: Sketch, photo: Photo) -> None:
+        """Take one image, or leave it out where its labels are in doubt.
+
+        Of two with the same bytes the annotation that ranks higher counts; where none does and they differ, neither.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):  # absurd numbers become infinities, and those are told
+            read = self._truth(sketch, photo)
+        if isinstance(read, str):
+            self.leave_out(sketch, read)
             return
         example = Example(
             path=photo.path,
             digest=photo.digest,
-            truth=Truth(kept, kept_ids, photo.width, photo.height),
-            name=image,
+            truth=read,
+            name=printable(sketch.name),
             task=sketch.task,
             annotation=sketch.annotation,
             updated=sketch.updated,
         )
-        self._settle(sketch, example, rank)
+        self._settle(sketch, example)
 
-    def _settle(self, sketch: Sketch, example: Example, rank: tuple[int, float]) -> None:
-        known = self._examples.get(example.digest)
-        if known is None:
-            self._examples[example.digest] = (rank, example)
-            return
-        self.tally.add("{n} images are there more than once: the annotation that counts most is taken", sketch.name)
-        if rank <= known[0]:
-            self.leave_out(sketch)
-            return
-        self.leave_out_annotation(known[1].annotation, known[1].updated)
-        self._examples[example.digest] = (rank, example)
+    def _truth(self, sketch: Sketch, photo: Photo) -> Truth | str:
+        """What is in an image, or why that is in doubt."""
+        if sketch.doubt is not None:
+            return sketch.doubt
+        boxes_xyxy = _placed(sketch, photo)
+        if boxes_xyxy is None:
+            return "another size than when it was annotated"
+        unknown = {label for label in sketch.labels if label not in self._ids}
+        if "" in unknown:
+            return "a box of a class that has no name"
+        if unknown and not self._narrowed:
+            return f'a box of class "{min(unknown)[:40]}", which is not known'
+        if any(not label or label in self._ids for label in sketch.others) or (sketch.others and not sketch.labels):
+            return "an object that has no box"
+        boxes_xyxy = boxes_xyxy[np.array([label in self._ids for label in sketch.labels], np.bool_)]
+        class_ids = np.array([self._ids[label] for label in sketch.labels if label in self._ids], np.int64)
+        return clean(boxes_xyxy, class_ids, width=photo.width, height=photo.height, image=sketch.name, tally=self.tally)
 
-    def leave_out(self, sketch: Sketch) -> None:
+    def _settle(self, sketch: Sketch, example: Example) -> None:
+        digest = example.digest
+        if digest not in self._examples:
+            self._examples[digest] = (sketch, example)
+            return
+        before, known = self._examples[digest]
+        if sketch.rank == before.rank and (known is None or not _same(known.truth, example.truth)):
+            reason = "the same image is there with other labels"
+            if known is not None:
+                self.leave_out(before, reason)
+                self._examples[digest] = (before, None)
+            self.leave_out(sketch, reason)
+            return
+        lesser = sketch if sketch.rank <= before.rank else before
+        if known is not None or lesser is sketch:
+            self.leave_out(lesser, "the same image is there once more, which counts", is_doubt=False)
+        if lesser is before:
+            self._examples[digest] = (sketch, example)
+
+    def leave_out(self, sketch: Sketch, reason: str, *, is_doubt: bool = True) -> None:
+        """Leave an image out, as :meth:`spica.training.cleaning.Tally.leave_out`; its annotation counts as read."""
+        image = sketch.name if sketch.task is None else f"task {sketch.task}: {sketch.name}"
+        self.tally.leave_out(image, reason, is_doubt=is_doubt)
+        self.pass_over(sketch.annotation, sketch.updated)
+
+    def pass_over(self, annotation: int | None, updated: str | None) -> None:
         """Remember that an annotation was read, though it gives no example."""
-        self.leave_out_annotation(sketch.annotation, sketch.updated)
-
-    def leave_out_annotation(self, annotation: int | None, updated: str | None) -> None:
-        """The same by its number and the time of its last change."""
         if annotation is not None:
             self._left_out[annotation] = updated or ""
 
-    def dataset(self) -> DataSet:
-        """All that was taken, in the order in which it was first met."""
+    def dataset(self, where: str, *, allow_partial: bool = False, notes: Path | None = None) -> DataSet:
+        """All that was taken, in the order in which it was first met.
+
+        Args:
+            where: the data, for messages.
+            allow_partial: even if more than a tenth of the images is left out.
+            notes: a file for the names of those.
+
+        Raises:
+            DataSetError: more than a tenth is left out.
+            UsageError: the notes can't be written.
+        """
         taken: set[str] = set()
-        examples = tuple(_renamed(example, taken) for _rank, example in self._examples.values())
+        examples = tuple(_renamed(example, taken) for _, example in self._examples.values() if example is not None)
+        self.tally.settle(len(examples), where=where, allow_partial=allow_partial, notes=notes)
         used = {example.annotation for example in examples}
         passed = tuple((number, updated) for number, updated in self._left_out.items() if number not in used)
         return DataSet(self.classes, examples, self.tally.sentences(), passed)
+
+
+def _same(one: Truth, other: Truth) -> bool:
+    """Whether two annotations of one image say the same."""
+    rows = [
+        sorted(map(tuple, np.column_stack([each.class_ids, each.boxes_xyxy.round(2)]).tolist()))
+        for each in (one, other)
+    ]
+    return rows[0] == rows[1]
 
 
 def _renamed(example: Example, taken: set[str]) -> Example:
@@ -170,7 +208,7 @@ def _placed(sketch: Sketch, photo: Photo) -> NDArray[np.float64] | None:
 
 def _same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
     ratio, wanted = one[0] * other[1], one[1] * other[0]
-    return abs(ratio - wanted) <= _SAME_SHAPE * wanted
+    return abs(ratio - wanted) * _SAME_SHAPE <= wanted
 
 
 def hulls(boxes_xyxy: NDArray[np.float64], rotations: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -206,7 +244,5 @@ def upright(boxes_xyxy: NDArray[np.float64], orientation: int, width: int, heigh
 
 
 def left_out_image(error: Exception) -> str:
-    """The tally's sentence for an image that could not be used."""
-    if isinstance(error, ImageError):
-        return "{n} images can't be decoded: left out"
-    return "{n} images are gone or can't be read: left out"
+    """The tally's reason for an image that could not be used."""
+    return "it can't be decoded" if isinstance(error, ImageError) else "it is gone or can't be read"

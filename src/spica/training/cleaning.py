@@ -1,100 +1,171 @@
-"""Boxes as people and tools leave them, made fit to learn from; everything changed is counted and told.
+"""Labels as people and tools leave them, made fit to learn from; everything changed is counted and told.
 
-The rules, in their order:
+An image is a true negative only where its annotation says so. So **any doubt about its labels leaves the whole image
+out**: an object that is left unlabelled teaches "nothing here" too. Doubtful are a box with a NaN or an infinity, of a
+class that is not known, wholly outside the image, or less than 1 pixel wide or high. Mended, and told, are:
 
-* a box with a NaN or an infinity is dropped;
-* one of a class that is not known is dropped;
-* one that reaches beyond the image is cut to it (told from 1 pixel on), one wholly outside is dropped;
-* one of less than 1 pixel in width or height is dropped;
+* exchanged corners, or a negative size: turned round;
+* a box that reaches beyond the image: cut to it (told from 1 pixel on);
 * of boxes of one class with an IoU of at least 0.95 only the first is kept: they were submitted twice.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spica.boxes import Float32Array, Int64Array, clip_xyxy, iou_xyxy
-from spica.errors import DataSetError
+from spica.boxes import Int64Array, clip_xyxy, iou_xyxy
+from spica.errors import DataSetError, UsageError
+from spica.evaluation.truth import Truth
+from spica.labelstudio.confinement import printable
 from spica.training.dataset import DataSet
 
 DOUBLE_IOU: Final = 0.95
 MIN_SIDE_PX: Final = 1.0
+MAX_LEFT_OUT: Final = 0.1
+"""A larger share of the images is left out only where the caller has said that it may be."""
 _ROUNDING_PX: Final = 1e-3
 _TOLD_PX: Final = 1.0
 _NAMED: Final = 3
 
 
+class LeftOut(NamedTuple):
+    """An image that gives no example, and why: a phrase such as "no label file".
+
+    Attributes:
+        is_doubt: False where nothing is lost by it, as with a copy of another image.
+    """
+
+    image: str
+    reason: str
+    is_doubt: bool
+
+
 class Tally:
-    """Counts what was changed, by its sentence, with a few of the images it happened in."""
+    """Counts what was mended, and knows every image that was left out.
+
+    Attributes:
+        left_out: in the order in which they were met.
+    """
 
     def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
-        self._images: dict[str, dict[str, None]] = {}
+        self.left_out: list[LeftOut] = []
+        self._mended: Counter[str] = Counter()
+        self._images: dict[str, list[str]] = {}
 
     def add(self, sentence: str, image: str, count: int = 1) -> None:
-        """Count something that happened in an image. ``sentence`` has a ``{n}`` where the number goes."""
+        """Count something that was mended in an image. ``sentence`` has a ``{n}`` where the number goes."""
         if count:
-            self._counts[sentence] += count
-            self._images.setdefault(sentence, {})[image] = None
+            self._mended[sentence] += count
+            self._images.setdefault(sentence, []).append(printable(image))
+
+    def leave_out(self, image: str, reason: str, *, is_doubt: bool = True) -> None:
+        """An image gives no example.
+
+        Args:
+            image: its name, for people.
+            reason: a phrase that says what is wrong with it, such as "no label file"; equal ones are told together.
+            is_doubt: False where nothing is lost by it, as with a copy of another image.
+        """
+        self.left_out.append(LeftOut(printable(image), printable(reason), is_doubt))
 
     def sentences(self) -> tuple[str, ...]:
-        """One for each kind, in the order of their first happening."""
-        return tuple(
-            f"{sentence.format(n=count)} ({_named(list(self._images[sentence]))})"
-            for sentence, count in self._counts.items()
+        """One for each kind, with three of its images: first what was left out, then what was mended."""
+        by_reason: dict[str, list[str]] = {}
+        for image, reason, _ in self.left_out:
+            by_reason.setdefault(reason, []).append(image)
+        out = (f"{_images(len(names))} left out: {reason} ({_named(names)})" for reason, names in by_reason.items())
+        mended = (f"{sentence.format(n=n)} ({_named(self._images[sentence])})" for sentence, n in self._mended.items())
+        return (*out, *mended)
+
+    def settle(self, examples: int, *, where: str, allow_partial: bool, notes: Path | None) -> None:
+        """Once all is read: write the notes, and ask where more than a tenth of the images is in doubt.
+
+        Args:
+            examples: images that were not left out.
+            where: the data, for messages.
+            allow_partial: go on without those in doubt, however many they are.
+            notes: a file to which every image that was left out is added, a line each: its name, a tab, the reason.
+
+        Raises:
+            DataSetError: too many are left out.
+            UsageError: the notes can't be written.
+        """
+        if notes is not None:
+            append(notes, (f"{image}\t{reason}\n" for image, reason, _ in self.left_out))
+        doubtful = sum(each.is_doubt for each in self.left_out)
+        there = examples + doubtful
+        if allow_partial or not examples or doubtful <= MAX_LEFT_OUT * there:
+            return
+        told = self.sentences()[: len({each.reason for each in self.left_out})]
+        raise DataSetError(
+            f"{doubtful} of {there} images would be left out, for their labels are in doubt",
+            where=where,
+            expected=f"at most {MAX_LEFT_OUT:.0%}",
+            got="; ".join(told[:5]) + ("; …" if len(told) > 5 else ""),
+            hint="mend what is named (--notes FILE lists every image), or go on without these with --allow-partial",
         )
 
 
-def _named(images: Sequence[str]) -> str:
-    more = len(images) - _NAMED
-    return ", ".join(images[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+def append(notes: Path, lines: Iterable[str] = ()) -> None:
+    """Add lines to a file in UTF-8, which is made where it is missing.
+
+    Raises:
+        UsageError: it can't be written.
+    """
+    try:
+        with notes.open("a", encoding="utf-8", newline="\n") as file:
+            file.writelines(lines)
+    except OSError as error:
+        raise UsageError("the notes can't be written", where=f"--notes {notes}", got=error.strerror) from error
+
+
+def _images(count: int) -> str:
+    return f"{count} image" if count == 1 else f"{count} images"
+
+
+def _named(images: Iterable[str]) -> str:
+    different = list(dict.fromkeys(images))
+    more = len(different) - _NAMED
+    return ", ".join(different[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def clean(
     boxes_xyxy: NDArray[np.float64], class_ids: Int64Array, *, width: int, height: int, image: str, tally: Tally
-) -> tuple[Float32Array, Int64Array]:
-    """The boxes that can be learned from, by the rules above, in their order.
+) -> Truth | str:
+    """The boxes that can be learned from, by the rules above, in their order; or why the image is in doubt.
 
     Args:
         boxes_xyxy: float64 (M, 4), pixels of the upright image.
-        class_ids: int64 (M,), -1 for an unknown class.
+        class_ids: int64 (M,).
         width: of the upright image, in pixels.
         height: of the upright image, in pixels.
         image: its name, for the tally.
-        tally: told of everything that is changed.
+        tally: told of everything that is mended.
 
     Returns:
-        float32 (K, 4) and int64 (K,).
+        What is in the image; or a reason, as :meth:`Tally.leave_out` takes it.
     """
-
-    def keep(mask: NDArray[np.bool_], sentence: str) -> None:
-        nonlocal boxes_xyxy, class_ids
-        tally.add(sentence, image, int((~mask).sum()))
-        boxes_xyxy, class_ids = boxes_xyxy[mask], class_ids[mask]
-
-    keep(np.asarray(np.isfinite(boxes_xyxy).all(axis=1)), "{n} boxes were no numbers: dropped")
-    keep(class_ids >= 0, "{n} boxes of an unknown class: dropped")
-    limits = np.array([width, height, width, height], np.float64)
-    cut = np.clip(boxes_xyxy, 0.0, limits)
-    sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
-    inside = cut[:, 2:] - cut[:, :2]
-    outside = np.asarray((sides > 0).all(axis=1) & (inside <= 0).any(axis=1))
-    beyond = np.asarray((np.abs(boxes_xyxy - cut) >= _TOLD_PX).any(axis=1) & (sides > 0).all(axis=1)) & ~outside
+    if not np.isfinite(boxes_xyxy).all():
+        return "a box that is no numbers"
+    low, high = np.minimum(boxes_xyxy[:, :2], boxes_xyxy[:, 2:]), np.maximum(boxes_xyxy[:, :2], boxes_xyxy[:, 2:])
+    turned = np.concatenate([low, high], axis=1)
+    cut = np.clip(turned, 0.0, np.array([width, height, width, height], np.float64))
+    if (high - low < MIN_SIDE_PX - _ROUNDING_PX).any():
+        return "a box less than a pixel wide or high"
+    if (cut[:, 2:] - cut[:, :2] < MIN_SIDE_PX - _ROUNDING_PX).any():
+        return "a box outside the image"
+    doubles = _doubles(cut, class_ids)
+    tally.add("{n} boxes had exchanged corners: turned round", image, int((turned != boxes_xyxy).any(axis=1).sum()))
+    beyond = (np.abs(turned - cut) >= _TOLD_PX).any(axis=1)
     tally.add("{n} boxes reached beyond their image: cut to it", image, int(beyond.sum()))
-    boxes_xyxy = np.where(outside[:, None], boxes_xyxy, cut)
-    keep(~outside, "{n} boxes lay outside their image: dropped")
-    sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
-    keep(
-        np.asarray((sides >= MIN_SIDE_PX - _ROUNDING_PX).all(axis=1)),
-        "{n} boxes were less than a pixel wide or high: dropped",
-    )
-    keep(~_doubles(boxes_xyxy, class_ids), "{n} boxes were there twice: one of each kept")
-    return clip_xyxy(boxes_xyxy.astype(np.float32), width, height), class_ids
+    tally.add("{n} boxes were there twice: one of each kept", image, int(doubles.sum()))
+    return Truth(clip_xyxy(cut[~doubles].astype(np.float32), width, height), class_ids[~doubles], width, height)
 
 
 def _doubles(boxes_xyxy: NDArray[np.float64], class_ids: Int64Array) -> NDArray[np.bool_]:

@@ -116,12 +116,13 @@ def _material(
         if kept is not None:
             return kept, ["It was interrupted and went on with the annotations that it had begun with."]
         notes = [f"It was interrupted and began anew: {why_not}."] if why_not is not None else []
-    data = submissions.fetch(
+    data = submissions.fetch(  # nobody is there to be asked: it goes on with what is sure, and its notes say so
         client,
         media,
         request.project,
         photos_in(Path(request.data_dir)),
         progress=lambda done, total: tell(stage=f"reading annotations, task {done} of {total}"),
+        allow_partial=True,
     )
     material.write(folder, data, parent=request.parent_id)
     return data, notes

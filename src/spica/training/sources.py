@@ -22,12 +22,19 @@ _EXPECTED = (
 
 
 def load(
-    data: str | Path, *, images: Path | None = None, classes: Sequence[str] | None = None, split: str | None = None
+    data: str | Path,
+    *,
+    images: Path | None = None,
+    classes: Sequence[str] | None = None,
+    split: str | None = None,
+    allow_partial: bool = False,
+    notes: Path | None = None,
 ) -> DataSet:
     """Read annotated images.
 
-    Every image is decoded once, so that a damaged one is found now. What is left out or mended is told in the data
-    set's ``problems``; no file outside the folder of the data, or ``images``, is read.
+    Every image is decoded once, so that a damaged one is found now. What is left out (by the rule at the top of
+    :mod:`spica.training.cleaning`) or mended is told in the data set's ``problems``; no file outside the folder of the
+    data, or ``images``, is read.
 
     Args:
         data: a COCO json, a folder with one, a YOLO folder or its yaml file, a Pascal VOC folder, or a JSON export of
@@ -35,9 +42,13 @@ def load(
         images: folder of the images, where they are elsewhere; for Label Studio its document root will do.
         classes: names by class id; objects of others are disregarded. None: as the format orders them.
         split: only this part (train, val, test) of a YOLO or VOC folder; all of them if None.
+        allow_partial: go on even if more than a tenth of the images is left out.
+        notes: a file to which the name of every image that is left out is added, with the reason.
 
     Raises:
-        DataSetError: nothing of these formats is there, it is damaged, or no image is left.
+        DataSetError: nothing of these formats is there, it is damaged, no image is left, or more than a tenth is left
+            out.
+        UsageError: the notes can't be written.
     """
     path = Path(data)
     kind, place = recognise(path)
@@ -53,10 +64,10 @@ def load(
         try:
             photo = photo_of(image, max_pixels=limits.max_pixels, max_bytes=limits.max_image_bytes)
         except (ImageError, MediaError, OSError) as error:
-            found.tally.add(left_out_image(error), sketch.name)
+            found.leave_out(sketch.name, left_out_image(error))
             continue
         assembly.add(sketch, photo)
-    dataset = assembly.dataset()
+    dataset = assembly.dataset(str(path), allow_partial=allow_partial, notes=notes)
     if not dataset.examples:
         raise DataSetError(
             "no annotated image is left",

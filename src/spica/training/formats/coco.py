@@ -50,11 +50,11 @@ class Coco:
             path = finder.find(name)
             shown = name.replace("\\", "/").rsplit("/", 1)[-1]
             if path is None:
-                found.tally.add("{n} images are missing: left out", shown or "an image without file_name")
+                found.leave_out(shown or "an image without file_name", "it is missing")
                 continue
             # Label Studio's own export writes the stored size beside boxes that lie in the upright image.
             is_upright = contributor == "Label Studio"
-            sketch = _sketch(shown, image, by_image[image.get("id")], names, found, is_upright=is_upright)
+            sketch = _sketch(shown, image, by_image[image.get("id")], names, is_upright=is_upright)
             found.images.append((sketch, path))
         if not found.images and body["images"]:
             raise DataSetError(
@@ -129,22 +129,19 @@ def _sketch(
     image: dict[str, Any],
     annotations: list[dict[str, Any]],
     names: dict[Any, str],
-    found: Found,
     *,
     is_upright: bool,
 ) -> Sketch:
     boxes: list[list[float]] = []
     labels: list[str] = []
-    partial = False
+    doubt = None
     for annotation in annotations:
         if annotation.get("iscrowd"):
-            found.tally.add("{n} annotations are of crowds: dropped", name)
-            partial = True
+            doubt = "a crowd (iscrowd), which is no single object"
             continue
         box = annotation.get("bbox")
         if not (isinstance(box, list) and len(box) == 4 and all(isinstance(side, int | float) for side in box)):
-            found.tally.add("{n} annotations have no bbox of four numbers: dropped", name)
-            partial = True
+            doubt = "an annotation without a bbox of four numbers"
             continue
         left, top, width, height = (float(side) for side in box)
         boxes.append([left, top, left + width, top + height])
@@ -157,7 +154,7 @@ def _sketch(
         boxes_xyxy=np.array(boxes, np.float64) if boxes else no_boxes(),
         size=(int(size[0] or 0), int(size[1] or 0)) if known else None,
         is_upright=is_upright,
-        is_partial=partial,
+        doubt=doubt,
     )
 
 

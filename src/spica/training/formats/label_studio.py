@@ -4,6 +4,9 @@ One annotation counts for a task (:func:`spica.labelstudio.api.annotations.chose
 image, as the browser shows it. A turned rectangle becomes the upright box around it; turning the whole image in the
 editor changes nothing. A region with several labels is an object of each. A task's further images without regions are
 true negatives as long as the annotation was submitted.
+
+Regions of other kinds (outlines, points, strokes) are disregarded beside rectangles, as long as their labels are none
+that is learned; else they are objects without a box, and their image is in doubt.
 """
 
 from __future__ import annotations
@@ -19,11 +22,10 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 
 from spica.errors import DataSetError, MediaError
-from spica.labelstudio.api.annotations import AnnotatedTask, Annotation, chosen
+from spica.labelstudio.api.annotations import AnnotatedTask, Annotation, chosen, moment
 from spica.labelstudio.api.records import Json
 from spica.labelstudio.control_tags import RectangleControl
 from spica.labelstudio.protocol import Task, image_uris
-from spica.training.cleaning import Tally
 from spica.training.formats.coco import read_json
 from spica.training.formats.sketch import IMAGE_SUFFIXES, Found, ImageFinder, Sketch, no_boxes
 
@@ -33,8 +35,6 @@ _SHAPES: Final = frozenset(
     for labels in ("", "labels")
 ) | {"labels"}
 _UPLOADED: Final = re.compile(r"[0-9a-f]{8}-")  # before the name of an uploaded file (data_import/models.py)
-_UNLABELLED: Final = "{n} regions have no label: dropped"
-_FOREIGN: Final = "{n} regions are no rectangles of a control tag that is learned from: dropped"
 
 
 @dataclass(slots=True)
@@ -45,11 +45,12 @@ class _Regions:
     boxes: list[list[float]] = field(default_factory=list)
     rotations: list[float] = field(default_factory=list)
     size: tuple[int, int] | None = None
-    is_partial: bool = False
+    others: list[str] = field(default_factory=list)
+    doubt: str | None = None
 
 
 def sketches(
-    task: AnnotatedTask, annotation: Annotation, controls: Sequence[RectangleControl], tally: Tally
+    task: AnnotatedTask, annotation: Annotation, controls: Sequence[RectangleControl]
 ) -> list[tuple[str, Sketch]]:
     """The images of a task, each once, with their addresses.
 
@@ -62,14 +63,16 @@ def sketches(
         for index, uri in enumerate(image_uris(Task(id=task.id, data=task.data), control)):
             regions.setdefault(uri, _Regions())
             where[(control.to_name, index)] = uri
-    names = {uri: name_of(uri) for uri in regions}
+    doubt = None if annotation.result is not None else "an annotation without regions, not even none"
     for item, owner, labels in _items(annotation.result or (), controls):
         place = where.get((str(item.get("to_name")), _index(item)))
         if place is not None:
-            _take(item, owner, labels, regions[place], names[place], tally)
+            _take(item, owner, labels, regions[place])
         elif owner is not None:
-            tally.add("{n} regions are on an image that the task does not have: dropped", f"task {task.id}")
-    return [(uri, _sketch(found, names[uri], task.id, annotation)) for uri, found in regions.items()]
+            doubt = "a region on an image that the task does not have"
+    for found in regions.values():
+        found.doubt = doubt or found.doubt
+    return [(uri, _sketch(found, name_of(uri), task.id, annotation)) for uri, found in regions.items()]
 
 
 def _items(
@@ -79,7 +82,9 @@ def _items(
     by_name: dict[str, RectangleControl] = {control.from_name: control for control in controls}
     texts = {control.labels_from_name for control in controls if control.labels_from_name}
     labels: dict[tuple[str, str], list[Any]] = defaultdict(list)
+    any_labels: dict[str, list[Any]] = defaultdict(list)  # of regions that are not ours
     for item in result:
+        any_labels[str(item.get("id"))] += _listed(item, str(item.get("type")))
         if item.get("from_name") in texts:
             labels[(str(item.get("from_name")), str(item.get("id")))] += _listed(item, "labels")
     found: list[tuple[Json, RectangleControl | None, list[Any]]] = []
@@ -90,7 +95,7 @@ def _items(
             beside = labels[(control.labels_from_name or "", str(item.get("id")))]
             found.append((item, control, own if control.kind == "rectanglelabels" else beside))
         elif item.get("type") in _SHAPES and item.get("from_name") not in texts:
-            found.append((item, None, []))
+            found.append((item, None, any_labels[str(item.get("id"))]))
     return found
 
 
@@ -105,16 +110,16 @@ def _index(item: Json) -> int:
     return index if isinstance(index, int) else 0
 
 
-def _take(
-    item: Json, control: RectangleControl | None, labels: Sequence[Any], into: _Regions, name: str, tally: Tally
-) -> None:
+def _take(item: Json, control: RectangleControl | None, labels: Sequence[Any], into: _Regions) -> None:
     size = item.get("original_width"), item.get("original_height")
     if isinstance(size[0], int) and isinstance(size[1], int) and min(size[0], size[1]) > 0:
         into.size = (size[0], size[1])
-    box = None if control is None else _box(item.get("value"))
+    if control is None:
+        into.others += [str(label) for label in labels] or [""]
+        return
+    box = _box(item.get("value"))
     if box is None or not labels:
-        tally.add(_UNLABELLED if box is not None else _FOREIGN, name)
-        into.is_partial = True
+        into.doubt = "a region without numbers" if box is None else "a region without a label"
         return
     for label in labels:
         into.labels.append(str(label))
@@ -144,7 +149,9 @@ def _sketch(regions: _Regions, name: str, task: int, annotation: Annotation) -> 
         rotations=rotations if rotations.any() else None,
         size=regions.size,
         is_upright=True,
-        is_partial=regions.is_partial,
+        others=tuple(regions.others),
+        doubt=regions.doubt,
+        rank=(int(annotation.ground_truth), moment(annotation.updated)),
         task=task,
         annotation=annotation.id,
         updated=annotation.updated,
@@ -213,15 +220,15 @@ class LabelStudioJson:
             if annotation is None:
                 continue
             try:
-                pairs = sketches(task, annotation, _controls(task, annotation), found.tally)
+                pairs = sketches(task, annotation, _controls(task, annotation))
             except MediaError:
-                found.tally.add("{n} tasks have no address of an image: left out", f"task {task.id}")
+                found.leave_out(f"task {task.id}", "no address of an image")
                 continue
             for uri, sketch in pairs:
                 path = _locate(uri, finder)
                 if path is None:
                     missing.append(uri)
-                    found.tally.add("{n} images are missing: left out", sketch.name)
+                    found.leave_out(sketch.name, "it is missing")
                 else:
                     found.images.append((sketch, path))
         if missing and not found.images:

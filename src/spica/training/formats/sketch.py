@@ -33,7 +33,10 @@ class Sketch:
         rotations: float64 (M,), degrees clockwise around the box's left upper corner, or None for none.
         size: (width, height) that the format declares, or None.
         is_upright: the boxes lie in the upright image even where ``size`` is that of the stored pixels.
-        is_partial: it had objects that are not boxes of ours: without any box left it is no true negative.
+        others: labels of objects that are no boxes, "" for one without: outlines, points, strokes. One of a class that
+            is learned puts the image in doubt; so do all of them where there is no box, for it is no true negative.
+        doubt: why the labels can't be relied on, as :meth:`Found.leave_out` takes it: the image is left out.
+        rank: of two annotations of one image the one that ranks higher counts.
         task: number of Label Studio's task.
         annotation: number of its annotation.
         updated: when that was last changed.
@@ -46,7 +49,9 @@ class Sketch:
     rotations: NDArray[np.float64] | None = None
     size: tuple[int, int] | None = None
     is_upright: bool = False
-    is_partial: bool = False
+    others: tuple[str, ...] = ()
+    doubt: str | None = None
+    rank: tuple[int, float] = (0, 0.0)
     task: int | None = None
     annotation: int | None = None
     updated: str | None = None
@@ -59,12 +64,16 @@ class Found:
     Attributes:
         classes: names by class id, as the format orders them.
         images: sketches, and the files of their images.
-        tally: what could not be used.
+        tally: what was mended, and the images that were left out.
     """
 
     classes: tuple[str, ...]
     images: list[tuple[Sketch, Path]]
     tally: Tally = field(default_factory=Tally)
+
+    def leave_out(self, image: str, reason: str) -> None:
+        """Leave an image out before it is a sketch; see :meth:`spica.training.cleaning.Tally.leave_out`."""
+        self.tally.leave_out(image, reason)
 
 
 class Reader(Protocol):

@@ -51,7 +51,7 @@ class Voc:
                 continue
             image = finder.find(file_name) or _of_stem(finder, path.stem)
             if image is None:
-                found.tally.add("{n} images are missing: left out", file_name)
+                found.leave_out(file_name, "it is missing")
                 continue
             found.images.append((sketch, image))
         if not found.images:
@@ -113,20 +113,19 @@ def _sketch(path: Path, found: Found) -> tuple[Sketch | None, str]:
     try:
         root: Element = parse(path, forbid_dtd=True).getroot()
     except (OSError, ParseError, DefusedXmlException, ValueError):
-        found.tally.add("{n} XML files can't be read: left out", path.name)
+        found.leave_out(path.name, "an XML file that can't be read")
         return None, path.stem
     if root.tag != "annotation":
-        found.tally.add("{n} XML files are no annotations: left out", path.name)
+        found.leave_out(path.name, "an XML file that is no annotation")
         return None, path.stem
     name = (root.findtext("filename") or "").strip().replace("\\", "/").rsplit("/", 1)[-1] or f"{path.stem}.jpg"
     boxes: list[list[float]] = []
     labels: list[str] = []
-    partial = False
+    doubt = None
     for each in root.iter("object"):
         box = _box(each)
         if box is None:
-            found.tally.add("{n} objects have no bndbox of four numbers: dropped", name)
-            partial = True
+            doubt = "an object without a bndbox of four numbers"
             continue
         boxes.append(box)
         labels.append((each.findtext("name") or "").strip())
@@ -135,7 +134,7 @@ def _sketch(path: Path, found: Found) -> tuple[Sketch | None, str]:
         labels=tuple(labels),
         boxes_xyxy=np.array(boxes, np.float64) if boxes else no_boxes(),
         size=_size(root),
-        is_partial=partial,
+        doubt=doubt,
     )
     return sketch, name
 

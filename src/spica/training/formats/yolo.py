@@ -44,7 +44,7 @@ class Yolo:
         found = Found(tuple(dict.fromkeys(names.values())), [])
         folders = [images] if images is not None else _image_folders(body, root, split)
         for path in _unique(path for folder in folders for path in _image_files(folder, root)):
-            found.images.append((_sketch(path, _label_file(path, root), names, found), path))
+            found.images.append((_sketch(path, _label_file(path, root), names), path))
         if not found.images:
             raise DataSetError(
                 "there are no images",
@@ -193,10 +193,10 @@ def _label_file(image: Path, root: Path) -> Path:
     return there if there.is_file() else image.with_suffix(".txt")
 
 
-def _sketch(path: Path, labels_file: Path, names: dict[int, str], found: Found) -> Sketch:
+def _sketch(path: Path, labels_file: Path, names: dict[int, str]) -> Sketch:
     boxes: list[list[float]] = []
     labels: list[str] = []
-    partial = False
+    doubt = None
     try:
         lines = labels_file.read_text("utf-8-sig").splitlines()
     except FileNotFoundError:
@@ -208,8 +208,7 @@ def _sketch(path: Path, labels_file: Path, names: dict[int, str], found: Found) 
             continue
         read = _box(line)
         if read is None:
-            found.tally.add("{n} lines of labels are not understood: dropped", path.name)
-            partial = True
+            doubt = "a line of labels that is not understood"
             continue
         boxes.append(read[1])
         labels.append(names.get(read[0], ""))
@@ -219,7 +218,7 @@ def _sketch(path: Path, labels_file: Path, names: dict[int, str], found: Found) 
         boxes_xyxy=np.array(boxes, np.float64) if boxes else no_boxes(),
         relative=True,
         is_upright=True,
-        is_partial=partial,
+        doubt=doubt,
     )
 
 
