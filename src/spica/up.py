@@ -19,7 +19,6 @@ from spica.errors import LabelConfigError, LabelStudioError, StorageError, Usage
 from spica.inference import Engine
 from spica.labelstudio.api.backends import same_url
 from spica.labelstudio.api.records import Project
-from spica.labelstudio.api.transport import is_loopback
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.known import LABEL_STUDIO_FOLDER, remember
 from spica.labelstudio.launch import LabelStudioProcess
@@ -38,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 DATA_FOLDER = "spica-data"
 """Where everything is kept, beside the folder of photographs, unless --data-dir says otherwise."""
+
+MADE_BY_UP = "made by `spica up`"
+"""Label Studio keeps this with a model that ``spica up`` has connected: what carries no such mark is not touched."""
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 """What a browser, and so Label Studio, can show."""
@@ -221,7 +223,7 @@ def running(
         project = _project(client, request)
         storage = client.ensure_local_storage(project.id, images)
         client.sync_storage(storage.id)
-        _connect(client, project, server.url)
+        _connect(client, project, server.url, note)
         plan = service.plan(project.id, project.label_config)
         for problem in plan.problems:
             note(problem)
@@ -291,13 +293,27 @@ def _ready(
     )
 
 
-def _connect(client: LabelStudioClient, project: Project, model_url: str) -> None:
-    """Connect our server; a former run's, which had another port and is gone, would be asked before it."""
-    for backend in client.backends(project.id):
-        if not same_url(backend.url, model_url) and is_loopback(backend.url) and not backend.is_connected:
+def _connect(client: LabelStudioClient, project: Project, model_url: str, note: Callable[[str], None]) -> None:
+    """Connect our server: a former run's connection follows it to its address, and other people's models stay."""
+    before = client.backends(project.id)
+    is_there = any(same_url(backend.url, model_url) for backend in before)
+    for backend in before:
+        if backend.description != MADE_BY_UP or same_url(backend.url, model_url):
+            continue
+        if is_there:
             client.disconnect_backend(backend)
-    for warning in client.connect_backend(project.id, url=model_url, is_interactive=True).warnings:
-        logger.warning("%s", warning)
+        else:
+            client.move_backend(backend, model_url)
+            is_there = True
+    connected = client.connect_backend(project.id, url=model_url, is_interactive=True, description=MADE_BY_UP)
+    for warning in connected.warnings:
+        note(warning)
+    first = client.backends(project.id)[0]
+    if first.id != connected.id:
+        note(
+            f"Label Studio asks only the first connected model, {first.title!r} at {first.url}, when a task is opened; "
+            "if that one is not wanted, delete it under Settings > Model"
+        )
 
 
 def _project(client: LabelStudioClient, request: Request) -> Project:

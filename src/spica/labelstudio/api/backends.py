@@ -49,10 +49,18 @@ class BackendsApi(ProjectsApi):
 
     def disconnect_backend(self, backend: Backend) -> None:
         """Remove a connected model and its webhook, which Label Studio itself would leave behind."""
+        self._delete_webhooks(backend)
+        self.call("DELETE", f"/api/ml/{backend.id}")
+
+    def move_backend(self, backend: Backend, url: str) -> None:
+        """Give a connected model another address, where it runs now; all else that is stored of it stays."""
+        self._delete_webhooks(backend)
+        self._patch(backend.id, {"url": url, "project": backend.project})
+
+    def _delete_webhooks(self, backend: Backend) -> None:
         for hook in self.webhooks(backend.project):
             if same_url(hook.url, webhook_url(backend.url)):
                 self.call("DELETE", f"/api/webhooks/{hook.id}/")
-        self.call("DELETE", f"/api/ml/{backend.id}")
 
     def connect_backend(
         self,
@@ -63,6 +71,7 @@ class BackendsApi(ProjectsApi):
         is_interactive: bool = True,
         extra_params: Json | None = None,
         basic_auth: tuple[str, str] | None = None,
+        description: str = "",
     ) -> Backend:
         """Connect a running model with a project; connecting it again changes nothing.
 
@@ -76,6 +85,7 @@ class BackendsApi(ProjectsApi):
             is_interactive: whether it is asked while somebody draws.
             extra_params: sent along with every ``/setup``; None keeps what is stored.
             basic_auth: user and password that the model asks for.
+            description: kept with a model that was not connected before.
 
         Returns:
             The connected model, with ``warnings`` about what could not be done.
@@ -92,7 +102,7 @@ class BackendsApi(ProjectsApi):
             wanted["auth_method"] = "BASIC_AUTH"
             wanted["basic_auth_user"], wanted["basic_auth_pass"] = basic_auth
         warnings: list[str] = []
-        backend = self._update_or_create(project, wanted, warnings)
+        backend = self._update_or_create(project, wanted, warnings, description)
         version = backend.model_version
         if version and backend.title != version:
             backend = self._patch(backend.id, {**wanted, "title": version})
@@ -104,7 +114,7 @@ class BackendsApi(ProjectsApi):
             warnings.append(f"Label Studio says: {backend.error_message or 'disconnected'}")
         return replace(backend, warnings=tuple(warnings))
 
-    def _update_or_create(self, project: int, wanted: Json, warnings: list[str]) -> Backend:
+    def _update_or_create(self, project: int, wanted: Json, warnings: list[str], description: str) -> Backend:
         url = str(wanted["url"])
         same = [backend for backend in self.backends(project) if same_url(backend.url, url)]
         if same:
@@ -116,7 +126,8 @@ class BackendsApi(ProjectsApi):
                 )
             return self._patch(same[0].id, wanted)
         try:
-            return Backend.read(self.call("POST", "/api/ml/", json=wanted, timeout_s=_ACCEPT_S))
+            body = {**wanted, "description": description} if description else wanted
+            return Backend.read(self.call("POST", "/api/ml/", json=body, timeout_s=_ACCEPT_S))
         except LabelStudioRefusedError as refusal:
             if refusal.http_status != 403:
                 raise _explained(refusal, url) from refusal

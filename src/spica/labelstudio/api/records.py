@@ -66,6 +66,7 @@ class Backend:
         state: ``CO`` connected, ``DI`` disconnected, ``ER`` error, ``TR`` training, ``PR`` predicting.
         model_version: what its ``/setup`` answered last; "" when it never did.
         error_message: of the last failure, "" without one.
+        description: a text that Label Studio keeps with it.
         warnings: what connecting it could not do, each with a remedy.
     """
 
@@ -77,6 +78,7 @@ class Backend:
     model_version: str
     error_message: str
     is_interactive: bool
+    description: str = ""
     warnings: tuple[str, ...] = ()
 
     @property
@@ -96,6 +98,7 @@ class Backend:
             model_version=body.get("model_version") or "",
             error_message=body.get("error_message") or "",
             is_interactive=bool(body.get("is_interactive")),
+            description=body.get("description") or "",
         )
 
 
