@@ -237,6 +237,7 @@ def yolo(folder: Path, yaml: str | None, images: str = "images", labels: str = "
     (folder / images / "a.jpg").write_bytes(photograph(1))
     (folder / images / "b.jpg").write_bytes(photograph(2))
     (folder / labels / "a.txt").write_text("1 0.5 0.5 0.25 0.5\n", "utf-8")
+    (folder / labels / "b.txt").touch()
     if yaml is not None:
         (folder / "data.yaml").write_text(yaml, "utf-8")
     return folder
@@ -254,7 +255,7 @@ def yolo(folder: Path, yaml: str | None, images: str = "images", labels: str = "
     ],
 )
 def test_yolo(tmp_path: Path, yaml: str | None, images: str, labels: str) -> None:
-    """The usual layouts are read; an image without a text file is a true negative."""
+    """The usual layouts are read; an image with an empty text file is a true negative."""
     folder = yolo(tmp_path / "in", yaml, images, labels)
     if yaml is None:
         (folder / "classes.txt").write_text("spike\nweed\n", "utf-8")

@@ -51,10 +51,12 @@ class Tally:
 
     Attributes:
         left_out: in the order in which they were met.
+        lacking: parts of the data that are described and not there, so that nobody knows how many images they have.
     """
 
     def __init__(self) -> None:
         self.left_out: list[LeftOut] = []
+        self.lacking: list[str] = []
         self._mended: Counter[str] = Counter()
         self._images: dict[str, list[str]] = {}
 
@@ -81,7 +83,8 @@ class Tally:
             by_reason.setdefault(reason, []).append(image)
         out = (f"{_images(len(names))} left out: {reason} ({_named(names)})" for reason, names in by_reason.items())
         mended = (f"{sentence.format(n=n)} ({_named(self._images[sentence])})" for sentence, n in self._mended.items())
-        return (*out, *mended)
+        lacking = (f"a part is not there: {printable(part)}" for part in self.lacking)
+        return (*out, *lacking, *mended)
 
     def settle(self, examples: int, *, where: str, allow_partial: bool, notes: Path | None) -> None:
         """Once all is read: write the notes, and ask where more than a tenth of the images is in doubt.
@@ -93,11 +96,18 @@ class Tally:
             notes: a file to which every image that was left out is added, a line each: its name, a tab, the reason.
 
         Raises:
-            DataSetError: too many are left out.
+            DataSetError: too many are left out, or a part is not there.
             UsageError: the notes can't be written.
         """
         if notes is not None:
             append(notes, (f"{image}\t{reason}\n" for image, reason, _ in self.left_out))
+        if self.lacking and examples and not allow_partial:
+            raise DataSetError(
+                "a part of the data set is not there",
+                where=where,
+                got="; ".join(map(printable, self.lacking)),
+                hint="mend where it is said to be, or go on without it with --allow-partial",
+            )
         doubtful = sum(each.is_doubt for each in self.left_out)
         there = examples + doubtful
         if allow_partial or not examples or doubtful <= MAX_LEFT_OUT * there:

@@ -1,28 +1,29 @@
-"""YOLO, as Ultralytics writes it (https://docs.ultralytics.com/datasets/detect/), and Label Studio's own export.
+"""YOLO, as Ultralytics writes it (https://docs.ultralytics.com/datasets/detect/), CVAT's YOLO 1.1, and Label Studio's.
 
-A text file an image in ``labels/``, a line an object: class, centre x, centre y, width, height, the last four as
-shares of the upright image. Lines with more points are outlines or turned boxes: the box around them is taken. An image
-without a text file, or with an empty one, has no objects. Names are in ``data.yaml`` or ``classes.txt``.
+A text file an image, a line an object: class, centre x, centre y, width, height, the last four as shares of the upright
+image. Lines with more points are outlines or turned boxes: the box around them is taken. An image with an empty text
+file has no objects; one without a text file is left out. Names are in ``data.yaml`` or ``classes.txt``.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
-from spica.errors import ConfinementError, DataSetError
-from spica.labelstudio.confinement import ConfinedFolder
+from spica.errors import DataSetError
+from spica.training.cleaning import Tally
 from spica.training.dataset import DataSet
-from spica.training.formats.sketch import IMAGE_SUFFIXES, Found, Sketch, no_boxes
+from spica.training.formats.sketch import Found, Sketch, no_boxes
+from spica.training.formats.text import read_lines
+from spica.training.formats.yolo_folder import Files, class_names, describe, wanted_images
+from spica.training.formats.yolo_labels import pair
 
-_SPLITS: Final = ("train", "val", "valid", "test")
-_MAX_YAML: Final = 2**20
 _DIGITS: Final = 8  # a share: 0.001 pixels at a width of 100,000
+_NO_LABELS: Final = "no label file (an empty one says that nothing is there)"
+_MOST: Final = 1.01  # tools round shares up to a little over 1
 
 
 class Yolo:
@@ -37,22 +38,37 @@ class Yolo:
         Raises:
             DataSetError: names or images are missing, or the yaml file is damaged.
         """
-        config = data if data.is_file() else next((each for each in yaml_files(data)), None)
-        root = data.parent if data.is_file() else data
-        body = _read_yaml(config) if config is not None else {}
-        names = _names(body, config) if body.get("names") else _listed_names(root)
-        found = Found(tuple(dict.fromkeys(names.values())), [])
-        folders = [images] if images is not None else _image_folders(body, root, split)
-        for path in _unique(path for folder in folders for path in _image_files(folder, root)):
-            found.images.append((_sketch(path, _label_file(path, root), names), path))
-        if not found.images:
+        found = Found((), [])
+        root = (data.parent if data.is_file() else data).resolve()
+        described, body = describe(root / data.name if data.is_file() else root, found.tally)
+        names = class_names(body, described, root, found.tally)
+        found.classes = tuple(dict.fromkeys(names.values()))
+        files = Files((root,) if images is None else (images.resolve(), root), found.tally)
+        wanted = wanted_images(body, root, files, split, found.tally)
+        if not wanted.images and not wanted.missing:
             raise DataSetError(
-                "there are no images",
+                "there are no images" if split is None else f"there are no images of {split}",
                 where=str(root),
                 expected="images/ beside labels/, or train: and val: in data.yaml",
-                got=", ".join(str(folder) for folder in folders) or "neither",
+                got="; ".join(wanted.lacking) or None,
                 hint="give the folder of the images with --images",
             )
+        pairs = pair([*wanted.images, *wanted.others], files)
+        found.tally.lacking += wanted.lacking
+        for name in wanted.missing:
+            found.leave_out(name, "its file is not there")
+        for path in wanted.images:
+            label = pairs.label_of.get(path)
+            if path in files.outside:
+                found.leave_out(path.name, "a link that leads out of the folder")
+            elif label is None:
+                shared = "label files that may be another image's, or several"
+                found.leave_out(path.name, shared if path in pairs.shared else _NO_LABELS)
+            else:
+                found.images.append((_sketch(path, label, names, is_pose=bool(body.get("kpt_shape"))), path))
+        for path in pairs.spare:
+            if _is_label(path):
+                found.tally.add("{n} label files belong to no image: not used", path.name)
         return found
 
     def write(self, dataset: DataSet, files: tuple[str, ...], folder: Path) -> None:
@@ -82,136 +98,21 @@ class Yolo:
         (folder / "data.yaml").write_text("\n".join(text) + "\n", "utf-8")
 
 
-def yaml_files(folder: Path) -> list[Path]:
-    """The yaml files of a folder, data.yaml first."""
-    found = sorted(path for path in folder.iterdir() if path.suffix in (".yaml", ".yml") and path.is_file())
-    return sorted(found, key=lambda path: path.stem not in ("data", "dataset"))
-
-
-def is_yolo(folder: Path) -> bool:
-    """Whether a folder looks like this format."""
-    if yaml_files(folder) or ((folder / "labels").is_dir() and (folder / "images").is_dir()):
-        return True
-    return any((folder / split / "labels").is_dir() for split in _SPLITS)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    yaml = importlib.import_module("yaml")  # heavy for a command that needs none; and it carries no types
-    try:
-        text = path.read_text("utf-8-sig")
-        body = yaml.safe_load(text) if len(text) <= _MAX_YAML else None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise DataSetError("the file can't be read", where=str(path), expected="YAML", got=str(error)[:200]) from error
-    if not isinstance(body, dict):
-        raise DataSetError("this is no data set of YOLO", where=str(path), expected="names:, train: and val:")
-    return body
-
-
-def _names(body: dict[str, Any], config: Path | None) -> dict[int, str]:
-    names = body["names"]
-    if isinstance(names, list):
-        names = dict(enumerate(names))
-    if not isinstance(names, dict) or not all(str(number).isdecimal() for number in names):
-        raise DataSetError("the names of the classes can't be read", where=str(config), expected="a list, or 0: name …")
-    return {int(number): str(name) for number, name in sorted(names.items(), key=lambda each: int(each[0]))}
-
-
-def _listed_names(root: Path) -> dict[int, str]:
-    for name in ("classes.txt", "obj.names", "labels/classes.txt"):
-        if (root / name).is_file():
-            lines = (root / name).read_text("utf-8-sig").splitlines()
-            return dict(enumerate(line.strip() for line in lines if line.strip()))
-    raise DataSetError(
-        "the names of the classes are missing",
-        where=str(root),
-        expected="data.yaml with names:, or classes.txt with a name a line",
-    )
-
-
-def _image_folders(body: dict[str, Any], root: Path, split: str | None) -> list[Path]:
-    """The folders, or files with lists, that the yaml file names and that lie below its own folder."""
-    wanted = _SPLITS if split is None else {"val": ("val", "valid"), "valid": ("val", "valid")}.get(split, (split,))
-    confined = ConfinedFolder(root, setting="the folder of data.yaml")
-    found: list[Path] = []
-    for key in wanted:
-        value = body.get(key)
-        for entry in value if isinstance(value, list) else [value]:
-            place = _place(str(entry), str(body.get("path") or ""), confined) if entry else None
-            if place is not None:
-                found.append(place)
-    if found:
-        return found
-    plain = [root / split / "images" for split in wanted]
-    joined = [root / "images" / split for split in wanted]
-    there = [folder for folder in (*plain, *joined) if folder.is_dir()]
-    return there if there or (split is not None) else [root / "images"]
-
-
-def _place(entry: str, prefix: str, confined: ConfinedFolder) -> Path | None:
-    # Where a download was unpacked elsewhere than its author thought ("../train/images"), its own folder counts.
-    shortened = entry.replace("\\", "/")
-    while shortened.startswith("../"):
-        shortened = shortened[3:]
-    for name in dict.fromkeys((f"{prefix}/{entry}" if prefix not in ("", ".") else entry, entry, shortened)):
-        try:
-            found = confined.find(name.removeprefix("./"))
-        except ConfinementError:
-            continue
-        if found is not None:
-            return found
-    return None
-
-
-def _image_files(place: Path, root: Path) -> Iterator[Path]:
-    """The images in a folder and its sub-folders, by name; or those that a text file lists, below ``root``."""
-    if place.is_file():
-        confined = ConfinedFolder(root, setting="the folder of data.yaml")
-        for line in place.read_text("utf-8-sig").splitlines():
-            found = _place(line.strip(), "", confined) if line.strip() else None
-            if found is not None and found.is_file():
-                yield found
-    elif place.is_dir():
-        inside = place.resolve()
-        for path in sorted(place.rglob("*")):
-            if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and path.resolve().is_relative_to(inside):
-                yield path
-
-
-def _unique(paths: Iterator[Path]) -> list[Path]:
-    return list(dict.fromkeys(paths))
-
-
-def _label_file(image: Path, root: Path) -> Path:
-    """The same path with the last ``images`` in it as ``labels``, as Ultralytics finds it; else beside the image."""
-    parts = list(image.parts)
-    lowest = len(root.parts) - 1
-    for index in range(len(parts) - 2, lowest, -1):
-        if parts[index] == "images":
-            parts[index] = "labels"
-            return Path(*parts).with_suffix(".txt")
-    there = root / "labels" / image.with_suffix(".txt").name
-    return there if there.is_file() else image.with_suffix(".txt")
-
-
-def _sketch(path: Path, labels_file: Path, names: dict[int, str]) -> Sketch:
-    boxes: list[list[float]] = []
+def _sketch(path: Path, label: Path, names: dict[int, str], *, is_pose: bool) -> Sketch:
     labels: list[str] = []
+    boxes: list[list[float]] = []
     doubt = None
     try:
-        lines = labels_file.read_text("utf-8-sig").splitlines()
-    except FileNotFoundError:
-        lines = []
-    except (OSError, UnicodeDecodeError):
-        lines = ["unreadable"]
+        lines = [line for line in read_lines(label, Tally()) if line]
+    except DataSetError:
+        lines, doubt = [], "a label file that can't be read"
     for line in lines:
-        if not line.strip():
-            continue
-        read = _box(line)
-        if read is None:
-            doubt = "a line of labels that is not understood"
-            continue
-        boxes.append(read[1])
+        read = _object(line, is_pose=is_pose)
+        if isinstance(read, str):
+            doubt = read
+            break
         labels.append(names.get(read[0], ""))
+        boxes.append(read[1])
     return Sketch(
         name=path.name,
         labels=tuple(labels),
@@ -222,17 +123,30 @@ def _sketch(path: Path, labels_file: Path, names: dict[int, str]) -> Sketch:
     )
 
 
-def _box(line: str) -> tuple[int, list[float]] | None:
-    """Class number and box as shares, or None for a line that is neither a box nor an outline."""
+def _object(line: str, *, is_pose: bool) -> tuple[int, list[float]] | str:
+    """Class number and box as shares; or why a line is neither a box nor an outline."""
+    not_understood = "a line of labels that is not understood"
     try:
         number, *values = (float(word) for word in line.split())
     except ValueError:
-        return None
-    if not number.is_integer():  # neither are NaN and infinities
-        return None
-    if len(values) in (4, 5):  # the fifth is a score
+        return not_understood
+    if is_pose:  # key points follow
+        values = values[:4]
+    is_box = len(values) in (4, 5)  # the fifth is a score
+    if not number.is_integer() or not (is_box or (len(values) >= 6 and len(values) % 2 == 0)):
+        return not_understood
+    if max(values[:4] if is_box else values) > _MOST:
+        return "coordinates over 1, perhaps in pixels, where shares of the image are meant"
+    if is_box:
         x, y, width, height = values[:4]
         return int(number), [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
-    if len(values) >= 6 and len(values) % 2 == 0:
-        return int(number), [min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])]
-    return None
+    return int(number), [min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])]
+
+
+def _is_label(path: Path) -> bool:
+    """Whether a text file holds labels, not names or a licence."""
+    try:
+        first = next((line for line in read_lines(path, Tally()) if line), "")
+    except DataSetError:
+        return False
+    return not isinstance(_object(first, is_pose=False), str)
