@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -11,8 +13,8 @@ import pytest
 
 from spica.boxes import Detections
 from spica.detectors.contract import Detector, RGBImage
-from spica.errors import ModelUnavailableError, QueueFullError, SpicaError, WeightsError
-from spica.images import Image
+from spica.errors import DetectorContractError, ModelUnavailableError, QueueFullError, SpicaError, WeightsError
+from spica.images import Image, digest_of
 from spica.inference import Engine, Memory, Priority, Seen
 
 WAIT_S = 30
@@ -45,6 +47,8 @@ class ScriptedDetector:
         assert self.go.wait(WAIT_S)
         if mark == 13:
             raise ZeroDivisionError("unlucky")
+        if mark == 15:
+            raise DetectorContractError("a detector gave an answer that breaks its contract")
         return [one_box(mark / 255)]
 
 
@@ -191,6 +195,104 @@ def test_closing_answers_everybody_and_may_happen_twice() -> None:
     engine.close()
     with pytest.raises(ModelUnavailableError):
         engine.submit(an_image(3), Priority.BULK).result(WAIT_S)
+
+
+def test_closing_twice_at_once_answers_the_image_in_hand() -> None:
+    """However many close an engine at the same time, the image in hand is answered and the thread ends by itself."""
+    detector = ScriptedDetector()
+    detector.go.clear()
+    engine = Engine("test", lambda: detector, queue_size=10, memory_bytes=1000)
+    engine.start()
+    in_hand = engine.submit(an_image(1), Priority.BULK)
+    assert detector.begun.wait(WAIT_S)
+    closers = [threading.Thread(target=engine.close) for _ in range(3)]
+    for closer in closers:
+        closer.start()
+    closers[0].join(0.2)  # all are in close() by now
+    assert not in_hand.done()
+    detector.go.set()
+    for closer in closers:
+        closer.join(WAIT_S)
+    assert len(in_hand.result(WAIT_S).detections) == 1
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["while it waits", "while it is computed"])
+def test_whoever_cancels_ends_it_for_nobody_else(begun: bool) -> None:
+    """A cancelled question neither ends the engine's thread nor fails another who asked about the same image."""
+    detector = ScriptedDetector()
+    detector.go.clear()
+    with engine_of(detector) as engine:
+        first = engine.submit(an_image(1), Priority.BULK)
+        assert detector.begun.wait(WAIT_S)
+        if not begun:
+            first = engine.submit(an_image(2), Priority.BULK)
+        second = engine.submit(an_image(2 - begun), Priority.BULK)
+        assert first.cancel()
+        detector.go.set()
+        assert len(second.result(WAIT_S).detections) == 1
+        assert len(engine.submit(an_image(3), Priority.BULK).result(WAIT_S).detections) == 1
+
+
+def test_an_image_that_nobody_waits_for_any_more_is_not_computed() -> None:
+    """A question cancelled while it waits costs nothing, and may be asked again."""
+    detector = ScriptedDetector()
+    detector.go.clear()
+    with engine_of(detector) as engine:
+        engine.submit(an_image(1), Priority.BULK)
+        assert detector.begun.wait(WAIT_S)
+        assert engine.submit(an_image(2), Priority.BULK).cancel()
+        last = engine.submit(an_image(3), Priority.BULK)
+        detector.go.set()
+        last.result(WAIT_S)
+        assert detector.asked == [1, 3]
+        assert engine.status.waiting == 0
+        engine.submit(an_image(2), Priority.BULK).result(WAIT_S)
+
+
+def test_a_failed_model_tells_its_reason_to_each_in_an_exception_of_its_own() -> None:
+    """An exception grows with each place that it is raised at: a thousand requests raise a thousand of them."""
+
+    def load() -> Detector:
+        raise WeightsError("the weights are truncated", where="a.pth", hint="export them again")
+
+    raised: list[WeightsError] = []
+    with Engine("test", load, queue_size=10, memory_bytes=1000) as engine:
+        for ask in (engine.wait_ready, lambda: engine.submit(an_image(1), Priority.OPENED).result(WAIT_S)) * 3:
+            with pytest.raises(WeightsError) as caught:
+                ask()
+            raised.append(caught.value)
+    assert len({id(error) for error in raised}) == len(raised)
+    assert {(error.what, error.where, error.hint) for error in raised} == {
+        ("the weights are truncated", "a.pth", "export them again")
+    }
+
+
+def test_an_engine_at_rest_holds_no_image() -> None:
+    """Once it is answered, failed or moved forward, nothing holds the pixels any more."""
+    detector = ScriptedDetector()
+    detector.go.clear()
+    with engine_of(detector) as engine:
+        images = {mark: an_image(mark) for mark in (1, 15, 2, 3)}
+        alive = [weakref.ref(image.pixels) for image in images.values()]
+        futures = [engine.submit(image, Priority.BULK) for image in images.values()]
+        assert detector.begun.wait(WAIT_S)
+        futures.append(engine.submit(images[3], Priority.OPENED))
+        images.clear()
+        detector.go.set()
+        for future in futures:
+            future.exception(WAIT_S)
+        assert [ref() is None for ref in alive] == [True] * 4
+
+
+def test_memory_counts_what_it_takes() -> None:
+    """The bound in bytes is one of the process's memory, the objects around small answers included."""
+    memory = Memory(limit_bytes=10**9)
+    tracemalloc.start()
+    for number in range(2000):
+        memory.put(digest_of(str(number).encode()), Seen(one_box(0.5), 1000 + number, 3000 + number))
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert taken <= memory.nbytes <= 2 * taken
 
 
 def test_memory_forgets_the_least_recently_used_beyond_its_bound() -> None:
