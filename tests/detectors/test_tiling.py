@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scripted_detector import ScriptedDetector, detections
 from spica.boxes import Detections, Float32Array, clip_xyxy, iou_xyxy
 from spica.detectors.contract import RGBImage
+from spica.detectors.seams import View, merged
 from spica.detectors.tiling import TiledDetector, seen_by, shrunk, tiled, windows
 
 Scene = tuple[Float32Array, NDArray[np.int64]]
@@ -277,6 +278,52 @@ def test_small_boxes_of_the_whole_do_not_count() -> None:
     truth = np.array([[20, 20, 30, 32], [88, 120, 100, 131]], np.float32), np.array([0, 1])
     (found,) = TiledDetector(Blurred(photo, truth), tile=100, overlap=0.2, sees=90).detect([photo])
     assert same_objects(found, truth, 0.01)
+
+
+class BusyDetector:
+    """A thousand boxes anywhere in whatever it is given, the surest before."""
+
+    classes = ("a",)
+
+    def __init__(self) -> None:
+        self.random = np.random.default_rng(0)
+
+    def detect(self, images: Sequence[RGBImage]) -> list[Detections]:
+        """Of each."""
+        return [self._one(*image.shape[:2]) for image in images]
+
+    def _one(self, height: int, width: int) -> Detections:
+        corners = self.random.uniform(0, [width - 40, height - 40], (1000, 2))
+        boxes = np.concatenate([corners, corners + self.random.uniform(10, 40, (1000, 2))], axis=1)
+        scores = np.sort(self.random.random(1000).astype(np.float32))[::-1]
+        return Detections(boxes.astype(np.float32), np.ascontiguousarray(scores), np.zeros(1000, np.int64))
+
+
+@pytest.mark.parametrize("limit", [1, 100, 699, 700, 1000])
+def test_the_limit_is_the_photographs_and_not_each_tiles(limit: int) -> None:
+    """Of a photograph in tiles no more objects are answered than asked for: those of the highest scores, each whole."""
+    photo = np.zeros((600, 800, 3), np.uint8)
+    truth = scene(1, 800, 600, 700, 60)
+    (found,) = TiledDetector(
+        PerfectDetector(photo, truth), tile=100, overlap=0.2, max_detections=limit, sees=1000
+    ).detect([photo])
+    assert len(found) == min(limit, 700)
+    assert same_objects(found, (truth[0][:limit], truth[1][:limit]), 0.01)  # the scene's scores descend
+
+
+def test_what_goes_into_merging_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The boxes that are compared with each other grow with the limit, not with the photograph."""
+    compared: list[int] = []
+
+    def counted(views: Sequence[View], **more: Any) -> Detections:
+        compared.append(sum(len(view.found) for view in views))
+        return merged(views, **more)
+
+    monkeypatch.setattr("spica.detectors.tiling.merged", counted)
+    TiledDetector(BusyDetector(), tile=256, overlap=0.2, max_detections=100).detect(
+        [np.zeros((1500, 2000, 3), np.uint8)]
+    )
+    assert compared == [500]
 
 
 def test_no_boxes_and_no_images() -> None:

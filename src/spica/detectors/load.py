@@ -93,7 +93,13 @@ def load_detector(
         return detector
     from spica.detectors.tiling import seen_by, tiled
 
-    return tiled(detector, tile=serving.tile, overlap=serving.overlap, sees=seen_by(version.card.architecture))
+    return tiled(
+        detector,
+        tile=serving.tile,
+        overlap=serving.overlap,
+        max_detections=version.card.max_detections or 1000,
+        sees=seen_by(version.card.architecture),
+    )
 
 
 def _load(version: Servable, *, threads: int, device: Device, precision: Arithmetic) -> Detector:

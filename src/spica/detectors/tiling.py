@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final, Literal
 
 import numpy as np
@@ -35,11 +36,21 @@ _LARGE: Final = 2
 """``auto`` begins where a photograph is so many times as long as what the network sees. Below, an object keeps at least
 half of its pixels across, which networks are trained to bear, and tiles would cost four times the time and more."""
 
+_VIEWS: Final = 5
+"""An object shows in four tiles at most, and in the whole."""
+
 _MARGIN: Final = 0.01
 """Share of a tile that a network errs by at an edge, where it sees half of things: ten pixels of 1024."""
 
 
-def tiled(detector: Detector, *, tile: int | Literal["auto"], overlap: float, sees: int | None = None) -> TiledDetector:
+def tiled(
+    detector: Detector,
+    *,
+    tile: int | Literal["auto"],
+    overlap: float,
+    max_detections: int = 1000,
+    sees: int | None = None,
+) -> TiledDetector:
     """The detector for large photographs.
 
     Args:
@@ -47,13 +58,13 @@ def tiled(detector: Detector, *, tile: int | Literal["auto"], overlap: float, se
         tile: side in pixels; ``auto`` for tiles only where the photograph's longer side is more than twice what the
             network sees, and then of 1024 pixels, or as many as it sees if these are fewer.
         overlap: share of a tile that its neighbour sees too, in [0, 0.5].
+        max_detections: at most so many boxes of a photograph, the surest.
         sees: longer side in pixels to which the network shrinks an image, where the detector does not tell it itself
             (``detector.sees``); None for that of torchvision's larger networks, 1333.
     """
     seen = int(getattr(detector, "sees", None) or sees or USUALLY_SEEN)
-    if tile == "auto":
-        return TiledDetector(detector, tile=min(AUTO_TILE, seen), overlap=overlap, above=_LARGE * seen, sees=seen)
-    return TiledDetector(detector, tile=tile, overlap=overlap, above=0, sees=seen)
+    side, above = (min(AUTO_TILE, seen), _LARGE * seen) if tile == "auto" else (tile, 0)
+    return TiledDetector(detector, tile=side, overlap=overlap, max_detections=max_detections, above=above, sees=seen)
 
 
 def seen_by(architecture: str) -> int:
@@ -72,17 +83,26 @@ class TiledDetector:
         detector: for a tile, and for the whole.
         tile: side in pixels.
         overlap: share of a tile that its neighbour sees too, in [0, 0.5].
+        max_detections: at most so many boxes of an image, the surest.
         above: images whose longer side has at most so many pixels are given to the detector as they are.
         sees: longer side in pixels to which the network shrinks an image; the whole image is given to it no larger than
             twice that, so that memory is bounded.
     """
 
     def __init__(
-        self, detector: Detector, *, tile: int, overlap: float, above: int = 0, sees: int = USUALLY_SEEN
+        self,
+        detector: Detector,
+        *,
+        tile: int,
+        overlap: float,
+        max_detections: int = 1000,
+        above: int = 0,
+        sees: int = USUALLY_SEEN,
     ) -> None:
         self._detector = detector
         self._tile = tile
         self._overlap = overlap
+        self._max_detections = max_detections
         self._above = above
         self._whole_side = max(_LARGE * sees, tile)
 
@@ -102,7 +122,10 @@ class TiledDetector:
             (answer,) = self._detector.detect([image])
             return answer
         views = [self._whole(image), *(self._through(image, window) for window in places)]
+        # more would not come through: each of the surest objects has a box among these
+        views = _surest(views, _VIEWS * self._max_detections)
         answer = merged(views, width=width, height=height, margin=_MARGIN * self._tile)
+        answer = answer.where(np.arange(len(answer)) < self._max_detections)
         return checked(answer, classes=len(self.classes), width=width, height=height, detector="tiles")
 
     def _through(self, image: RGBImage, window: Window) -> View:
@@ -118,6 +141,16 @@ class TiledDetector:
         scale = np.array([width / small.shape[1], height / small.shape[0]] * 2, np.float32)
         boxes = Detections(found.boxes_xyxy * scale, found.scores, found.class_ids)
         return View((0, 0, width, height), boxes, coarse=True)
+
+
+def _surest(views: Sequence[View], count: int) -> list[View]:
+    """The views with their boxes of the highest scores, so many in all."""
+    scores = np.concatenate([view.found.scores for view in views])
+    keep = np.zeros(len(scores), bool)
+    keep[np.argsort(-scores, kind="stable")[:count]] = True
+    ends = np.cumsum([len(view.found) for view in views])[:-1]
+    parts = np.split(keep, ends)
+    return [replace(view, found=view.found.where(part)) for view, part in zip(views, parts, strict=True)]
 
 
 def windows(width: int, height: int, *, tile: int, overlap: float) -> list[Window]:
