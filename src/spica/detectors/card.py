@@ -15,7 +15,7 @@ from typing import Any
 
 from spica.detectors.digests import sha256_file
 from spica.detectors.refusals import damaged, shown
-from spica.detectors.scratch import storage_error
+from spica.detectors.scratch import patiently, storage_error
 from spica.detectors.version_id import fingerprint, version_id
 from spica.errors import WeightsError
 
@@ -150,7 +150,7 @@ def read_card(folder: Path) -> Card:
     try:
         if path.stat().st_size > MAX_CARD_BYTES:
             raise damaged(path, f"a card of {path.stat().st_size} bytes")
-        told = json.loads(path.read_text("utf-8"))
+        told = json.loads(patiently(lambda: path.read_text("utf-8")))
     except (OSError, ValueError, RecursionError) as error:
         raise damaged(path, f"a card that can't be read: {error}") from error
     if not isinstance(told, dict):
@@ -216,7 +216,7 @@ def record_form(folder: Path, precision: str, form: Form) -> Card:
     aside = folder / f".{CARD}.{uuid.uuid4().hex}"
     try:
         aside.write_text(json.dumps(told, ensure_ascii=False, indent=2) + "\n", "utf-8")
-        aside.replace(path)
+        patiently(lambda: aside.replace(path))
     except OSError as error:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)

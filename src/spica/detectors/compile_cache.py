@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 from spica.detectors.digests import sha256_file
-from spica.detectors.scratch import discard, put_in_place, scratch
+from spica.detectors.scratch import discard, put_in_place, remove, scratch
 from spica.errors import StorageError
 
 logger = logging.getLogger(__name__)
@@ -42,7 +41,7 @@ def compiled(compile_with: Callable[[dict[str, str]], T], folder: Path) -> T:
         return _fill(compile_with, folder)
     except (StorageError, OSError, RuntimeError) as error:  # OpenVINO raises RuntimeError only
         logger.warning("the cache of compiled models in %s can't be used: %s", folder, error)
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
         return compile_with({})
 
 
@@ -55,7 +54,7 @@ def _fill(compile_with: Callable[[dict[str, str]], T], folder: Path) -> T:
             runtime = folder.name.partition("_")[0]
             for other in folder.parent.iterdir():
                 if other.name.partition("_")[0] != runtime and not other.name.startswith("."):
-                    shutil.rmtree(other, ignore_errors=True)
+                    remove(other)
     return made
 
 

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import shutil
+import stat
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from spica.errors import StorageError
 
 _PREFIX = ".tmp-"
 _ABANDONED_S = 24 * 3600
+_PATIENCE_S = 3.0
+_PAUSE_S = 0.02
+
+_T = TypeVar("_T")
 
 
 @contextlib.contextmanager
@@ -33,7 +40,7 @@ def scratch(parent: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
 
 
 def put_in_place(folder: Path, target: Path) -> bool:
@@ -41,7 +48,7 @@ def put_in_place(folder: Path, target: Path) -> bool:
     if target.exists():  # Windows and POSIX differ in whether renaming onto an empty folder works
         return False
     try:
-        folder.rename(target)
+        patiently(lambda: folder.rename(target))
     except OSError as error:
         if target.exists():
             return False
@@ -57,11 +64,38 @@ def discard(folder: Path) -> None:
     """
     with scratch(folder.parent) as aside:
         try:
-            folder.rename(aside / folder.name)
+            patiently(lambda: folder.rename(aside / folder.name))
         except FileNotFoundError:
             return
         except OSError as error:
             raise storage_error(error, folder) from error
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder with all that is in it, as far as that is possible.
+
+    Read-only files too, as OpenVINO's compiled models are: Windows removes none, POSIX none in a read-only folder.
+    """
+    for path in (folder, *folder.rglob("*")):
+        with contextlib.suppress(OSError):
+            if not path.is_symlink():
+                path.chmod(path.stat().st_mode | stat.S_IRWXU)
+    try:
+        patiently(lambda: shutil.rmtree(folder))
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def patiently(act: Callable[[], _T]) -> _T:
+    """What ``act`` gives. Windows refuses to replace, rename or open what somebody else has open at that moment."""
+    until = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return act()
+        except PermissionError:
+            if os.name != "nt" or time.monotonic() >= until:
+                raise
+        time.sleep(_PAUSE_S)
 
 
 def storage_error(error: OSError, where: Path) -> StorageError:
@@ -85,4 +119,4 @@ def _sweep(parent: Path) -> None:
     for folder in parent.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):  # another process may be removing it
             if time.time() - folder.stat().st_mtime > _ABANDONED_S:
-                shutil.rmtree(folder, ignore_errors=True)
+                remove(folder)

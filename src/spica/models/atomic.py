@@ -4,20 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
-from spica.detectors.scratch import storage_error
-
-_T = TypeVar("_T")
-
-_PATIENCE_S = 3.0
-"""Windows refuses to replace a file that somebody reads, and to open one that is being replaced, for that moment."""
-
-_PAUSE_S = 0.02
+from spica.detectors.scratch import patiently, storage_error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -36,7 +26,7 @@ def write_text(path: Path, text: str) -> None:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            _patiently(lambda: aside.replace(path))
+            patiently(lambda: aside.replace(path))
         finally:
             with contextlib.suppress(OSError):
                 aside.unlink(missing_ok=True)
@@ -52,18 +42,7 @@ def read_text(path: Path) -> str:
         OSError: it is missing or can't be read.
         UnicodeDecodeError: it is not text.
     """
-    return _patiently(lambda: path.read_text("utf-8"))
-
-
-def _patiently(act: Callable[[], _T]) -> _T:
-    until = time.monotonic() + _PATIENCE_S
-    while True:
-        try:
-            return act()
-        except PermissionError:
-            if os.name != "nt" or time.monotonic() >= until:
-                raise
-        time.sleep(_PAUSE_S)
+    return patiently(lambda: path.read_text("utf-8"))
 
 
 def sync(folder: Path) -> None:

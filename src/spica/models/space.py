@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from spica.detectors.scratch import discard
+from spica.detectors.scratch import discard, remove
 from spica.errors import SpicaError, UsageError
 from spica.models import active
 from spica.models.folders import find, folder_of, is_id, peek
@@ -193,5 +192,5 @@ def _order(each: Listed) -> tuple[bool, str, str]:
 def _remove(data_dir: Path, version: str) -> None:
     """The caches first: a kill between the two leaves a version without caches, never caches without a version."""
     for cache in caches_of(data_dir, version):
-        shutil.rmtree(cache, ignore_errors=True)
+        remove(cache)
     discard(folder_of(data_dir, version))
