@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from annotated_images import small_set
 from spica.cli.export import export
-from spica.errors import UsageError
+from spica.errors import DataSetError, UsageError
 from spica.labelstudio.api.records import Project
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.launch import LabelStudioProcess
@@ -37,6 +37,25 @@ def test_from_one_format_to_another(tmp_path: Path) -> None:
     assert load(tmp_path / "c").classes == ("spike", "weed")
     run(tmp_path / "b", "--format", "coco", "--out", tmp_path / "c", "--force")
     assert load(tmp_path / "c").fingerprint == load(tmp_path / "a").fingerprint
+
+
+def test_a_doubt_is_asked_about(tmp_path: Path) -> None:
+    """With more than a tenth in doubt nothing is written before --allow-partial; --notes names each image anew."""
+    exports.export(small_set(tmp_path / "in"), "coco", tmp_path / "a")
+    path, notes, out = tmp_path / "a" / "annotations.json", tmp_path / "notes 穂.txt", tmp_path / "b"
+    body = json.loads(path.read_text("utf-8"))
+    body["annotations"][0]["bbox"] = [1, 2, 0, 4]
+    path.write_text(json.dumps(body), "utf-8")
+    for _ in range(2):
+        with pytest.raises(DataSetError, match="1 of 3 images"):
+            run(tmp_path / "a", "--out", out, "--notes", notes)
+        assert not out.exists()
+        assert notes.read_text("utf-8") == "a.jpg\ta box less than a pixel wide or high\n"
+    told = run(tmp_path / "a", "--out", out, "--allow-partial")
+    assert "1 image left out: a box less than a pixel wide or high (a.jpg)" in told
+    assert "2 images with 1 boxes" in told
+    with pytest.raises(UsageError, match="notes"):
+        run(tmp_path / "a", "--out", tmp_path / "c", "--notes", tmp_path)
 
 
 @pytest.mark.parametrize("arguments", [[], ["data", "--project", "1"]], ids=["neither", "both"])

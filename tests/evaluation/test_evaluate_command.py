@@ -150,7 +150,7 @@ def test_wrong_use(field: Path, tmp_path: Path, arguments: list[str], error: typ
 def test_a_project_is_judged_by_its_hold_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a project that Spica trains on only the held-out images count; with --all the rest too, which is told."""
     dataset = small_set(tmp_path / "images")
-    monkeypatch.setattr(sys.modules["spica.cli.export"], "fetch_project", lambda *_: dataset)
+    monkeypatch.setattr(sys.modules["spica.cli.evaluate"], "fetch_project", lambda *_, **__: dataset)
     monkeypatch.setenv("SPICA_DATA_DIR", str(tmp_path))
     arguments = (model_folder(), "--project", 7, "--json", "-")
     assert json.loads(run(*arguments).stdout)["metrics"]["images"] == 3

@@ -142,7 +142,7 @@ def test_a_projects_hold_out_is_never_learned_from(
 ) -> None:
     """Of a project the images that its server holds out are judged by at most, and new ones are divided by its rule."""
     data = wheat(tmp_path / "photographs", range(1000, 1012), width=96, height=64)
-    monkeypatch.setattr(sys.modules["spica.cli.export"], "fetch_project", lambda *_: data)
+    monkeypatch.setattr(sys.modules["spica.cli.train"], "fetch_project", lambda *_, **__: data)
     monkeypatch.setenv("SPICA_DATA_DIR", str(tmp_path))
     monkeypatch.setenv("SPICA_HOLDOUT_MIN", "2")
     path = holdout.path_of(tmp_path, 7)

@@ -11,16 +11,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from spica.cli.annotated import fetch_project, read_data, require_one
 from spica.cli.console import err, identify, label_studio, settings_with
 from spica.cli.evaluation_tables import show, tell
 from spica.cli.optimise import find_weights
 from spica.cli.options import (
+    AllowPartial,
     AnnotatedData,
     AnnotatedProject,
     ChosenPrecision,
     Eps,
     LabelStudioDataDir,
     MaxDetections,
+    NotesFile,
     Overlap,
     Threshold,
     Tile,
@@ -71,6 +74,8 @@ def evaluate(
     html_file: Annotated[
         Path | None, typer.Option("--html", help="Write a page that needs nothing else.", show_default=False)
     ] = None,
+    allow_partial: AllowPartial = False,
+    notes_file: NotesFile = None,
     threshold: Threshold = None,
     norm_eps: Eps = None,
     max_detections: MaxDetections = None,
@@ -90,12 +95,7 @@ def evaluate(
 
     [bold]Exit status[/bold]: 0 all images judged, 3 some could not be, 2 wrong usage, 1 other errors.
     """
-    if (data is None) == (project is None):
-        raise UsageError(
-            "tell what to judge by",
-            expected="either DATA or --project",
-            got="both" if data is not None else "neither",
-        )
+    require_one(data, project, "judge by", notes_file)
     _require_packages(figures=html_file is not None)
     given = {
         "threshold": threshold,
@@ -114,9 +114,11 @@ def evaluate(
     identify(path, settings)  # a mistake in the first argument is told before the images are read
     notes: list[str] = []
     if data is not None:
-        dataset, source = _read(data, images, split), str(data)
+        dataset = read_data(data, images, split=split, allow_partial=allow_partial, notes=notes_file)
+        source = str(data)
     else:
-        dataset, source = _of_project(project or 0, settings, notes, everything=everything)
+        dataset = fetch_project(project or 0, settings, allow_partial=allow_partial, notes=notes_file)
+        dataset, source = _held_out(dataset, project or 0, settings, notes, everything=everything)
     detector, model = _load(path, settings, labels)
     report = _judge(detector, model, dataset, source, settings, notes)
     _write(report, json_file, html_file)
@@ -141,19 +143,12 @@ def _require_packages(*, figures: bool) -> None:
         )
 
 
-def _read(data: Path, images: Path | None, split: str | None) -> DataSet:
-    from spica.training.sources import load
-
-    with err.status(f"Reading {escape(str(data))} …"):
-        return load(data, images=images, split=split)
-
-
-def _of_project(project: int, settings: Settings, notes: list[str], *, everything: bool) -> tuple[DataSet, str]:
-    """The hold-out if there is one, and what it is called."""
-    from spica.cli.export import fetch_project
+def _held_out(
+    dataset: DataSet, project: int, settings: Settings, notes: list[str], *, everything: bool
+) -> tuple[DataSet, str]:
+    """The hold-out of a project if there is one, and what it is called."""
     from spica.training import holdout
 
-    dataset = fetch_project(project, settings)
     path = holdout.path_of(settings.data_dir, project)
     if not path.exists():
         return dataset, f"project {project}"

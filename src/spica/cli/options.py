@@ -73,6 +73,19 @@ AnnotatedData = Annotated[
         help="A COCO json, a YOLO or Pascal VOC folder, or a JSON export of Label Studio.", show_default=False
     ),
 ]
+AllowPartial = Annotated[
+    bool,
+    typer.Option("--allow-partial", help="Go on even if the labels of more than a tenth of the images are in doubt."),
+]
+NotesFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--notes",
+        metavar="FILE",
+        help="Write each image that is left out to this file, with the reason.",
+        show_default=False,
+    ),
+]
 AnnotatedProject = Annotated[
     int | None,
     typer.Option(

@@ -12,8 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 import typer
 from rich.markup import escape
 
+from spica.cli.annotated import fetch_project, read_data, require_one, tell_problems
 from spica.cli.console import err, label_studio, out, settings_with
-from spica.cli.options import AnnotatedData, AnnotatedProject, LabelStudioDataDir, Token, Url
+from spica.cli.options import (
+    AllowPartial,
+    AnnotatedData,
+    AnnotatedProject,
+    LabelStudioDataDir,
+    NotesFile,
+    Token,
+    Url,
+)
 from spica.errors import UsageError
 
 if TYPE_CHECKING:
@@ -87,6 +96,8 @@ def train(
     ] = True,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same weights.")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="At most so many; 0 for all.")] = 0,
+    allow_partial: AllowPartial = False,
+    notes: NotesFile = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.")] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Replace --out if it exists, and drop a training of it that was stopped.")
@@ -103,22 +114,28 @@ def train(
 
     [bold]Example[/bold]: spica train annotations.json --out gwhd.pth
     """
-    if (data is None) == (project is None):
-        raise UsageError(
-            "tell what to learn from",
-            expected="either DATA or --project",
-            got="both" if data is not None else "neither",
-        )
+    require_one(data, project, "learn from", notes)
     _check_target(target, force=force, resume=resume)
     from spica.training.loop import require_packages
 
     require_packages()
     record: Path | None = None
     if data is not None:
-        dataset = _read(data, images)
+        dataset = read_data(data, images, allow_partial=allow_partial, notes=notes)
     else:
-        dataset, record = _fetch(project or 0, url, token, data_dir)
-    learned, judged = _parts(dataset, valid, record)
+        from spica.training.holdout import path_of
+
+        settings = label_studio(url, token, data_dir)
+        settings = settings if data_dir is None else settings.model_copy(update={"data_dir": data_dir})
+        # what is exported is what is learned from
+        dataset = fetch_project(project or 0, settings, allow_partial=allow_partial, notes=notes)
+        record = path_of(settings.data_dir, project or 0)  # of those that are never trained on
+    tell_problems(dataset)
+    others: DataSet | None = None
+    if valid is not None:
+        others = read_data(valid, None, classes=dataset.classes, allow_partial=allow_partial, notes=notes)
+        tell_problems(others)
+    learned, judged = _parts(dataset, others, record)
     recipe = _recipe(
         len(learned.examples),
         _architecture(arch, init),
@@ -175,60 +192,33 @@ def _work_of(target: Path) -> Path:
     return target.with_name(target.name + _WORK)
 
 
-def _read(data: Path, images: Path | None, classes: tuple[str, ...] | None = None) -> DataSet:
-    from spica.training.sources import load
-
-    with err.status(f"Reading {escape(str(data))} …"):
-        found = load(data, images=images, classes=classes)
-    _tell_problems(found)
-    return found
-
-
-def _fetch(project: int, url: str | None, token: str | None, data_dir: Path | None) -> tuple[DataSet, Path]:
-    """A project's annotated images, and the record of those that are never trained on."""
-    from spica.cli.export import fetch_project  # what is exported is what is learned from
-    from spica.training.holdout import path_of
-
-    settings = label_studio(url, token, data_dir)
-    settings = settings if data_dir is None else settings.model_copy(update={"data_dir": data_dir})
-    found = fetch_project(project, settings)
-    _tell_problems(found)
-    return found, path_of(settings.data_dir, project)
-
-
-def _tell_problems(dataset: DataSet) -> None:
-    for problem in dataset.problems:
-        err.print(f"[yellow]Note:[/yellow] {escape(problem)}")
-
-
-def _parts(dataset: DataSet, valid: Path | None, record: Path | None) -> tuple[DataSet, DataSet | None]:
+def _parts(dataset: DataSet, others: DataSet | None, record: Path | None) -> tuple[DataSet, DataSet | None]:
     """What is learned from, and what is judged by.
 
     Args:
         dataset: all images.
-        valid: other images to judge by.
+        others: other images to judge by.
         record: of a project's held-out images, extended by the new ones; None for a division of this training's own.
     """
     from spica.training.holdout import Frozen, divide, split
 
     learned, held = dataset, None
-    if valid is None or record is not None:
+    if others is None or record is not None:
         settings = settings_with()
         share, minimum = settings.holdout_share, settings.holdout_min
         if record is None:
             learned, held, _ = split(dataset, Frozen(), share=share, minimum=minimum)
         else:
             learned, held = divide(record, dataset, share=share, minimum=minimum)
-    if valid is None:
+    if others is None:
         if held is not None:
-            _tell_problems(held)
+            tell_problems(held)
         return learned, held if held is not None and held.examples else None
-    judged = _read(valid, None, dataset.classes)
     seen = {example.digest for example in learned.examples}
-    double = sum(example.digest in seen for example in judged.examples)
+    double = sum(example.digest in seen for example in others.examples)
     if double:
         err.print(f"[yellow]Note:[/yellow] {double} validation images are learned from too: the metrics flatter.")
-    return learned, judged
+    return learned, others
 
 
 def _architecture(arch: str | None, init: Path | None) -> str | None:

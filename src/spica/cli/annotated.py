@@ -1,0 +1,94 @@
+"""Annotated images for the commands that learn from them, judge by them or write them: one way to read each kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+
+from spica.cli.console import client_for, err
+from spica.errors import UsageError
+
+if TYPE_CHECKING:
+    from spica.settings import Settings
+    from spica.training.dataset import DataSet
+
+
+def require_one(data: Path | None, project: int | None, what: str, notes: Path | None) -> None:
+    """Check that either data or a project is named, and begin the file of the notes.
+
+    Raises:
+        UsageError: neither, or both; or the notes can't be written.
+    """
+    if (data is None) == (project is None):
+        raise UsageError(
+            f"tell what to {what}",
+            expected="either DATA or --project",
+            got="both" if data is not None else "neither",
+        )
+    if notes is not None:
+        try:
+            notes.write_text("", "utf-8")  # before an hour of reading
+        except OSError as error:
+            raise UsageError("the notes can't be written", where=f"--notes {notes}", got=error.strerror) from error
+
+
+def read_data(
+    data: Path,
+    images: Path | None,
+    *,
+    split: str | None = None,
+    classes: Sequence[str] | None = None,
+    allow_partial: bool,
+    notes: Path | None,
+) -> DataSet:
+    """A data set from files."""
+    from spica.training.sources import load
+
+    with err.status(f"Reading {escape(str(data))} …"):
+        return load(data, images=images, split=split, classes=classes, allow_partial=allow_partial, notes=notes)
+
+
+def fetch_project(project: int, settings: Settings, *, allow_partial: bool, notes: Path | None) -> DataSet:
+    """A project's data set, its images kept in Spica's own folder."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from spica.labelstudio.media import MediaReader
+    from spica.labelstudio.tokens import LabelStudioAuth
+    from spica.training.annotations import fetch
+    from spica.training.photos import photos_in
+
+    key = settings.label_studio_api_key
+    with ExitStack() as stack:
+        client = stack.enter_context(client_for(settings))
+        media = stack.enter_context(
+            MediaReader(
+                label_studio_url=settings.label_studio_url,
+                auth=None if key is None else LabelStudioAuth(settings.label_studio_url, key.get_secret_value()),
+                document_root=settings.local_files_document_root,
+                media_dir=settings.label_studio_data_dir / "media",
+                max_bytes=settings.max_image_bytes,
+                timeout_s=settings.media_timeout_s,
+            )
+        )
+        columns = (TextColumn("Reading annotations"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        bar = stack.enter_context(Progress(*columns, console=err, transient=True))
+        row = bar.add_task("", total=None)
+        return fetch(
+            client,
+            media,
+            project,
+            photos_in(settings.data_dir),
+            progress=lambda done, total: bar.update(row, completed=done, total=total),
+            allow_partial=allow_partial,
+            notes=notes,
+        )
+
+
+def tell_problems(dataset: DataSet) -> None:
+    """What was left out or mended, on screen."""
+    for problem in dataset.problems:
+        err.print(f"[yellow]Note:[/yellow] {escape(problem)}")
