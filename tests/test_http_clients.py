@@ -72,7 +72,7 @@ def test_the_forwarder_asks_no_proxy_for_this_machine(tmp_path: Path) -> None:
     """Label Studio's answer comes back, and not the trouble of a proxy."""
     with RecordingServer(lambda asked: Answer(b"{}", 418)) as server:
         forwarder = Forwarder(server.url, backup_dir=tmp_path)
-        assert forwarder._post(1, _CallersAuth("Token x"), b"").status_code == 418
+        assert forwarder._post({"project": "1"}, _CallersAuth("Token x"), b"").status_code == 418
 
 
 @pytest.mark.usefixtures("_proxy_that_is_gone")

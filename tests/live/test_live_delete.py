@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -19,10 +20,10 @@ pytestmark = pytest.mark.label_studio
 
 
 def tutorials_line(
-    model: LiveModel, project: int, token: str, action: str = "delete_tasks_predictions"
+    model: LiveModel, project: int, token: str, action: str = "delete_tasks_predictions", narrowed: str = ""
 ) -> httpx.Response:
     """``curl -H 'Authorization: Token …' -X POST "http://127.0.0.1:8010/api/dm/actions?id=…&project=…"``."""
-    address = f"{model.url}/api/dm/actions?id={action}&project={project}"
+    address = f"{model.url}/api/dm/actions?id={action}&project={project}{narrowed}"
     headers = {"Authorization": f"Token {token}"}
     return httpx.post(address, headers=headers, trust_env=False, timeout=TIMEOUT_S)
 
@@ -90,6 +91,28 @@ def test_retrieving_after_deleting(
     (row,) = client.backends(project.id)
     assert client.project(project.id).model_version == row.title
     assert model.detector.calls == 3
+
+
+@pytest.mark.parametrize("by", ["view", "query"])
+def test_what_narrows_the_line(
+    client: LabelStudioClient,
+    project: Project,
+    label_studio: LabelStudioProcess,
+    model: LiveModel,
+    predicted: list[int],
+    by: str,
+) -> None:
+    """With a tab's number, or a selection, in its address, the line deletes of those tasks only."""
+    if by == "view":
+        only = {"filter": "filter:tasks:id", "operator": "equal", "type": "Number", "value": predicted[1]}
+        data = {"title": "one", "filters": {"conjunction": "and", "items": [only]}}
+        view = client.call("POST", "/api/dm/views/", json={"project": project.id, "data": data})
+        narrowed = f"&view={view['id']}"
+    else:
+        narrowed = "&query=" + quote(json.dumps({"selectedItems": {"all": False, "included": [predicted[1]]}}))
+    answer = tutorials_line(model, project.id, label_studio.credentials.token, narrowed=narrowed)
+    assert answer.json()["detail"] == "Deleted 1 predictions", answer.text
+    assert [len(ids) for ids in stored(client, predicted).values()] == [1, 0, 1]
 
 
 def test_nothing_else(

@@ -179,11 +179,10 @@ def test_events(
     with model.http.stream("GET", "/events") as events:
         assert events.headers["content-type"].startswith("text/event-stream")
         lines = events.iter_lines()
-        assert next(lines) == "event: state"
+        assert next(lines) == "event: page"
         job = start(model, label_studio, project=bulk_project.id).json()
-        states = (line for line in lines if line.startswith("data: {"))
-        found = next(line for line in states if job["id"] in line and '"state": "done"' in line)
-    assert json.loads(found.removeprefix("data: "))["jobs"][0]["stored"] == 1
+        pages = (json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: "))
+        assert next(page for page in pages if job["id"] in page and "1 of 1 tasks" in page)
 
 
 def test_commands_follow_the_server(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from model_server import ModelServer, make_server, server
+from scripted_detector import WAIT_S
 
 __all__ = ["make_server", "server"]
 MakeServer = Callable[..., ModelServer]
@@ -75,13 +79,41 @@ def test_basic_auth_guards_the_jobs(make_server: MakeServer) -> None:
     assert answer.status_code == 502, answer.text
 
 
+def test_a_project_that_is_slow_to_start_holds_no_other_up(make_server: MakeServer) -> None:
+    """While Label Studio takes its time over one project, a job of another is begun or refused."""
+    asked, go = threading.Event(), threading.Event()
+
+    class SlowLabelStudio(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path.startswith("/api/projects/1/"):
+                asked.set()
+                go.wait(WAIT_S)
+            self.send_error(404)
+
+    studio = ThreadingHTTPServer(("127.0.0.1", 0), SlowLabelStudio)
+    threading.Thread(target=studio.serve_forever, daemon=True).start()
+    client = make_server(label_studio_url=f"http://127.0.0.1:{studio.server_port}").client
+    headers = {"X-Api-Key": "0" * 40}
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            slow = pool.submit(client.post, "/jobs/prelabel", json={"project": 1}, headers=headers)
+            assert asked.wait(WAIT_S)
+            other = client.post("/jobs/prelabel", json={"project": 2}, headers=headers, timeout=WAIT_S / 2)
+            assert (other.status_code, slow.done()) == (502, False), other.text
+        finally:
+            go.set()
+        assert slow.result().status_code == 502
+    studio.shutdown()
+    studio.server_close()
+
+
 def test_events_end_with_the_server(make_server: MakeServer) -> None:
     """A page that is open does not keep the server from stopping; it is told the state at once."""
     server = make_server()
     with server.client.stream("GET", "/events") as events:
         lines = events.iter_lines()
-        assert next(lines) == "event: state"
-        assert next(lines).startswith('data: {"status": "UP"')
+        assert next(lines) == "event: page"
+        assert "test-0001" in next(lines)
 
 
 def test_the_page_offers_to_predict_a_project(server: ModelServer) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -24,7 +24,7 @@ from spica.errors import MethodNotAllowedError, NotFoundError, RequestError, Spi
 from spica.labelstudio.protocol import PredictRequest, SetupRequest, WebhookRequest, bad_request
 from spica.prediction import Outcome
 from spica.server.border import LastResortMiddleware, error_response
-from spica.server.events import stream
+from spica.server.events import Latest, stream
 from spica.server.forward import Forwarder
 from spica.server.jobs import Jobs, PrelabelRequest, failures_after
 from spica.server.learning import Learning
@@ -240,6 +240,7 @@ def _add_jobs(
 
 def _add_state(app: FastAPI, service: Service, jobs: Jobs, learning: Learning) -> None:
     """The state as a whole, and its changes."""
+    latest = Latest(lambda: render_status(service, jobs, learning))
 
     @app.get("/state")
     async def state() -> dict[str, Any]:
@@ -248,13 +249,11 @@ def _add_state(app: FastAPI, service: Service, jobs: Jobs, learning: Learning) -
 
     @app.get("/events")
     async def events() -> Response:
-        """The state and the page's changing part, sent when they change (server-sent events)."""
-        return stream(
-            {
-                "state": lambda: json.dumps(_state(service, jobs, learning)),
-                "page": lambda: json.dumps(render_status(service, jobs, learning)),
-            },
-            is_stopping=lambda: bool(app.state.is_stopping()),
+        """The page's changing part, sent when it changes (server-sent events)."""
+        return StreamingResponse(
+            stream(latest, is_stopping=lambda: bool(app.state.is_stopping())),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )
 
 

@@ -1,13 +1,12 @@
-"""Server-sent events: what has changed, sent while a page is open."""
+"""Server-sent events: the page's changing part, sent when it has changed."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-
-from starlette.responses import StreamingResponse
+from collections.abc import AsyncIterator, Callable
 
 _EVERY_S = 1.0
 _ALIVE_S = 15.0
@@ -17,32 +16,42 @@ _CLOCK = re.compile(r"<p class=.{0,3}when.*", re.DOTALL)
 """The page's last line tells the time; that alone is no change."""
 
 
-def stream(sources: Mapping[str, Callable[[], str]], *, is_stopping: Callable[[], bool]) -> StreamingResponse:
-    """A response that never ends by itself: each source once, and again when it has changed.
+class Latest:
+    """What all open pages are shown: made at most once a second, however many there are, off the event loop.
 
     Args:
-        sources: by the event's name; each gives one line of JSON, from memory.
+        make: the text; may take its time.
+    """
+
+    def __init__(self, make: Callable[[], str]) -> None:
+        self._make = make
+        self._made: asyncio.Task[str] | None = None
+        self._at = 0.0
+
+    async def get(self) -> str:
+        """The text, not older than a second."""
+        if self._made is None or (self._made.done() and time.monotonic() - self._at >= _EVERY_S):
+            self._at = time.monotonic()
+            self._made = asyncio.create_task(asyncio.to_thread(self._make))
+        return await asyncio.shield(self._made)  # a page that is closed must not take it from the others
+
+
+async def stream(latest: Latest, *, is_stopping: Callable[[], bool]) -> AsyncIterator[str]:
+    """The event ``page``, at once and whenever it has changed; never ends by itself.
+
+    Args:
+        latest: what is sent, as JSON on one line.
         is_stopping: whether the server ends; it would wait for open connections otherwise.
     """
-    return StreamingResponse(
-        _events(sources, is_stopping),
-        media_type="text/event-stream",
-        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-    )
-
-
-async def _events(sources: Mapping[str, Callable[[], str]], is_stopping: Callable[[], bool]) -> AsyncIterator[str]:
-    known: dict[str, str] = {}
+    known: str | None = None
     sent = time.monotonic()
     while not is_stopping():
-        for name, source in sources.items():
-            text = source()
-            mark = _CLOCK.sub("", text)
-            if known.get(name) != mark:
-                known[name] = mark
-                sent = time.monotonic()
-                yield f"event: {name}\ndata: {text}\n\n"
-        if time.monotonic() - sent > _ALIVE_S:
+        text = await latest.get()
+        mark = _CLOCK.sub("", text)
+        if known != mark:
+            known, sent = mark, time.monotonic()
+            yield f"event: page\ndata: {json.dumps(text)}\n\n"
+        elif time.monotonic() - sent > _ALIVE_S:
             sent = time.monotonic()
             yield ": still here\n\n"
         await asyncio.sleep(_EVERY_S)

@@ -50,9 +50,11 @@ class Forwarder:
     def forward(self, query: Mapping[str, str], authorization: str | None, body: bytes) -> Response:
         """Label Studio's own answer to the action.
 
+        What narrows it (``view``, ``query``, the body) goes along, or it would delete more than was asked for.
+
         Raises:
             RequestError: another action, or no project.
-        NotFoundError: no such project.
+            NotFoundError: no such project.
             AuthenticationError: the caller sent no authorization, or Label Studio refused it.
             LabelStudioUnreachableError: no answer from Label Studio.
         """
@@ -86,14 +88,14 @@ class Forwarder:
             _require_project(client, int(project))
             count = backup(client, int(project), None, path)
         logger.info("%d predictions of project %s written to %s before they are deleted", count, project, path)
-        return self._post(int(project), auth, body)
+        return self._post({**query, "project": str(int(project))}, auth, body)
 
-    def _post(self, project: int, auth: httpx.Auth, body: bytes) -> Response:
+    def _post(self, query: Mapping[str, str], auth: httpx.Auth, body: bytes) -> Response:
         try:
             with http_client(self._url, auth=auth, timeout=300) as http:
                 answer = http.post(
                     f"{self._url}/api/dm/actions/",
-                    params={"id": ACTION, "project": project},
+                    params=query,
                     content=body or b"{}",
                     headers={"Content-Type": "application/json"},
                 )

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
+from weakref import WeakValueDictionary
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
@@ -222,7 +223,7 @@ class Jobs:
         self._settings = settings
         self._jobs: OrderedDict[str, RunningJob] = OrderedDict()
         self._lock = threading.Lock()
-        self._starting = threading.Lock()
+        self._starting: WeakValueDictionary[int, threading.Lock] = WeakValueDictionary()  # by project, while it starts
         self._closed = False
 
     @property
@@ -266,7 +267,9 @@ class Jobs:
         Raises:
             SpicaError: the project can't be predicted, and why.
         """
-        with self._starting:  # one look at a project at a time: two clicks must not become two jobs
+        with self._lock:
+            starting = self._starting.setdefault(request.project, threading.Lock())
+        with starting:  # one look at a project at a time: two clicks must not become two jobs
             running = next((job for job in self.all if job.project == request.project and job.finished is None), None)
             if running is not None:
                 return running, False
@@ -299,8 +302,10 @@ class Jobs:
                     on_failure=lambda task, error: self._note_failure(job, task, error),
                     say=job.say,
                 )
-                self._keep(job)
-                job.begin(bulk, stack.pop_all().close)
+                with self._lock:  # from here on :meth:`close` sees it
+                    self._refuse_if_ending()
+                    self._keep(job)
+                    job.begin(bulk, stack.pop_all().close)
             logger.info("job %s: %d tasks of project %d as %s", job.id, work.total, request.project, work.plan.version)
             return job, True
 
@@ -317,7 +322,7 @@ class Jobs:
 
     def close(self) -> None:
         """Let all jobs store what is in hand and end. May be called twice."""
-        with self._starting:
+        with self._lock:
             self._closed = True
         running = [job for job in self.all if job.finished is None]
         for job in running:
@@ -379,11 +384,10 @@ class Jobs:
         )
 
     def _keep(self, job: RunningJob) -> None:
-        with self._lock:
-            self._jobs[job.id] = job
-            over = [each for each in self._jobs.values() if each.finished is not None]
-            for old in over[: max(0, len(over) - _KEPT)]:
-                del self._jobs[old.id]
+        self._jobs[job.id] = job
+        over = [each for each in self._jobs.values() if each.finished is not None]
+        for old in over[: max(0, len(over) - _KEPT)]:
+            del self._jobs[old.id]
 
     def _note_failure(self, job: RunningJob, task: int, error: SpicaError) -> None:
         self._service.note_failures(job.project, [(task, error)])
