@@ -453,8 +453,8 @@ def test_the_peers_address_is_known(reader: Reader, serve: Serve, monkeypatch: p
     """The check of a connection's far end sees real connections."""
     seen: list[str] = []
 
-    def record(host: str) -> bool:
-        seen.append(host)
+    def record(address: object) -> bool:
+        seen.append(str(address))
         return False
 
     monkeypatch.setattr("spica.labelstudio.download._is_link_local", record)
@@ -526,6 +526,62 @@ def test_a_slow_server_is_given_up(reader: Reader, serve: Serve) -> None:
         assert "SPICA_MEDIA_TIMEOUT" in str(refusal.value.hint)
     finally:
         never.set()
+
+
+def silences(stack: ExitStack) -> dict[str, str]:
+    """Addresses of ports that give no image: closed, silent, and of something that speaks no HTTP."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    silent = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+    other = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+
+    def greet() -> None:
+        connection, _ = other.accept()
+        with connection:
+            connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+
+    threading.Thread(target=greet, daemon=True).start()
+    ports = {"closed": port, "silent": silent.getsockname()[1], "ssh": other.getsockname()[1]}
+    return {name: f"http://127.0.0.1:{port}/a.jpg" for name, port in ports.items()}
+
+
+def test_nobody_learns_which_ports_are_open(reader: Reader, stack: ExitStack, caplog: pytest.LogCaptureFixture) -> None:
+    """A closed port, a silent one and one that speaks no HTTP give the same error; the log tells them apart."""
+    caplog.set_level(logging.INFO, logger="spica")
+    told = set()
+    for address in silences(stack).values():
+        with pytest.raises(MediaError) as refusal:
+            reader(timeout_s=0.3).read(address)
+        told.add(json.dumps(refusal.value.as_json()).replace(urlsplit(address).netloc, "HOST"))
+    assert len(told) == 1
+    assert "no connection" in caplog.text
+    assert "not complete" in caplog.text
+    assert "the transfer failed" in caplog.text
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "0.0.0.0", "2130706433", "[::ffff:127.0.0.1]"])
+def test_this_machine_is_not_read_for_others(reader: Reader, host: str) -> None:
+    """Where others can reach the server, its loopback addresses are refused before anything is asked of them."""
+    asked = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url)
+        return httpx.Response(200, content=IMAGE)
+
+    transport = httpx.MockTransport(answer)
+    with pytest.raises(MediaError, match="own machine"):
+        reader(loopback=False, transport=transport).read(f"http://{host}:8081/a.jpg")
+    assert asked == []
+    assert reader(loopback=False, transport=transport).read("http://192.168.1.5/a.jpg") == IMAGE
+    assert reader(transport=transport).read(f"http://{host}:8081/a.jpg") == IMAGE
+
+
+def test_label_studio_on_this_machine_is_read_for_others(reader: Reader, serve: Serve) -> None:
+    """Its own address, and a name that leads to this machine is not."""
+    server = serve(Answer(IMAGE))
+    assert reader(server.url, loopback=False).read(f"{server.url}/a.jpg") == IMAGE
+    with pytest.raises(MediaError, match="own machine"):
+        reader(loopback=False).read(f"{server.url}/a.jpg")
 
 
 def test_nobody_listens(reader: Reader, tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 Addresses come from task data, so from whoever may create tasks. Plain web addresses are fetched all the same, because
 that is what tasks are made of, also in a laboratory's own network: what comes back is only ever decoded as an image and
-never shown. Link-local addresses, where clouds keep their machines' credentials, are refused. No cookies are kept.
+never shown. Link-local addresses, where clouds keep their machines' credentials, are refused; so are, where others can
+ask for images, the loopback addresses of this machine. From an address that is not Label Studio's nobody learns whether
+a port is closed or silent: the log tells. No cookies are kept.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import logging
 import socket
 import time
 from contextlib import suppress
@@ -20,6 +23,8 @@ import httpx
 from spica.errors import AuthenticationError, LabelStudioError, MediaError
 from spica.labelstudio.confinement import printable, too_many_bytes
 from spica.labelstudio.tokens import label_studio_origin, origin_of
+
+logger = logging.getLogger(__name__)
 
 _MAX_REDIRECTS: Final = 5
 _METADATA_V6: Final = ipaddress.ip_address("fd00:ec2::254")  # Amazon's, outside fe80::/10
@@ -38,6 +43,10 @@ class DownloadError(MediaError):
         self.http_status = http_status
 
 
+class _UntrustedError(DownloadError):
+    pass
+
+
 class Downloader:
     """Fetches images, with the token where it belongs. Thread-safe; close it, or use it as a context manager.
 
@@ -46,6 +55,7 @@ class Downloader:
         auth: Label Studio's token, or None.
         max_bytes: of an image, after decompression.
         timeout_s: seconds for one image, redirects included.
+        loopback: whether other addresses of this machine than Label Studio's may be read.
         transport: for tests; the network if None.
     """
 
@@ -56,8 +66,10 @@ class Downloader:
         auth: httpx.Auth | None,
         max_bytes: int,
         timeout_s: float,
+        loopback: bool = True,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
+        self._loopback = loopback
         self._origin = label_studio_origin(label_studio_url)
         self._auth = auth
         self._max_bytes = max_bytes
@@ -96,7 +108,7 @@ class Downloader:
         url, trusted = _parsed(address), True
         for _hop in range(_MAX_REDIRECTS + 1):
             trusted = trusted and origin_of(url) == self._origin
-            _check_address(url, ours=origin_of(url) == self._origin)
+            self._check_address(url)
             answer = self._get_once(url, self._auth if trusted else None, deadline)
             if isinstance(answer, bytes):
                 return answer
@@ -106,6 +118,7 @@ class Downloader:
     def _get_once(self, url: httpx.URL, auth: httpx.Auth | None, deadline: float) -> bytes | httpx.URL:
         """The bytes, or where they are instead."""
         where = shown_url(url)
+        response: httpx.Response | None = None
         try:
             request = self._client.build_request("GET", url, timeout=max(deadline - time.monotonic(), 0.001))
             response = self._client.send(request, auth=auth, stream=True)
@@ -118,16 +131,32 @@ class Downloader:
                 return self._body(response, where, deadline)
             finally:
                 response.close()
-        except httpx.TimeoutException as error:
-            raise self._late(where) from error
-        except httpx.ConnectError as error:
-            raise _unreachable(where, str(error)) from error
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, UnicodeError) as error:
-            raise DownloadError(f"the transfer failed ({type(error).__name__})", where=where) from error
+            failure = self._failure(error, where)
+            if response is None and not self._is_ours(url) and not isinstance(failure, _UntrustedError):
+                logger.info("%s: %s", where, failure.got)
+                failure = self._silence(where)
+            raise failure from error
         except (AuthenticationError, LabelStudioError) as error:
             got = f"{error.what}: {error.got}" if error.got is not None else error.what
             status = 401 if isinstance(error, AuthenticationError) else None
             raise DownloadError(got, where=where, hint=error.hint, http_status=status) from error
+
+    def _failure(self, error: Exception, where: str) -> DownloadError:
+        if isinstance(error, httpx.TimeoutException):
+            return self._late(where)
+        if isinstance(error, httpx.ConnectError):
+            return _unreachable(where, str(error))
+        return DownloadError(f"the transfer failed ({type(error).__name__})", where=where)
+
+    def _silence(self, where: str) -> DownloadError:
+        """What is told alike of a closed port, of a silent one, and of one that speaks no HTTP."""
+        return DownloadError(
+            "no answer",
+            where=where,
+            hint=f"Check that a web server runs there and answers within {self._timeout_s:g} s (SPICA_MEDIA_TIMEOUT); "
+            "the log tells more.",
+        )
 
     def _body(self, response: httpx.Response, where: str, deadline: float) -> bytes:
         coding = response.headers.get("content-encoding", "identity").strip().lower()
@@ -146,11 +175,33 @@ class Downloader:
         return bytes(data)
 
     def _check_peer(self, response: httpx.Response, url: httpx.URL) -> None:
-        """Refuse a name that led to a link-local address, before anything of the answer is used."""
+        """Refuse a name that led to an address that is not read, before anything of the answer is used."""
         stream = response.extensions.get("network_stream")
         peer = stream.get_extra_info("server_addr") if stream is not None else None
-        if isinstance(peer, tuple) and origin_of(url) != self._origin and _is_link_local(str(peer[0])):
+        if isinstance(peer, tuple) and not self._is_ours(url):
+            address = _address(str(peer[0]))
+            if address is not None and _is_link_local(address):
+                raise _forbidden(url)
+            if not self._loopback and address is not None and _is_own(address):
+                raise self._silence(shown_url(url))
+
+    def _check_address(self, url: httpx.URL) -> None:
+        if url.scheme not in ("http", "https") or not url.host:
+            raise DownloadError(f"leads to {printable(url.scheme, 40)}:, not to http(s)", where=shown_url(url))
+        if self._is_ours(url):
+            return
+        address = _address("127.0.0.1" if url.host.lower().rstrip(".") == "localhost" else url.host)
+        if address is not None and _is_link_local(address):
             raise _forbidden(url)
+        if not self._loopback and address is not None and _is_own(address):
+            raise DownloadError(
+                "an address of the model server's own machine, which is not read where others can reach the server",
+                where=shown_url(url),
+                hint="Serve the image under an address that the browsers of all annotators can reach.",
+            )
+
+    def _is_ours(self, url: httpx.URL) -> bool:
+        return origin_of(url) == self._origin
 
     def _late(self, where: str) -> DownloadError:
         return DownloadError(
@@ -182,26 +233,25 @@ def _parsed(address: str) -> httpx.URL:
     return url
 
 
-def _check_address(url: httpx.URL, *, ours: bool) -> None:
-    if url.scheme not in ("http", "https") or not url.host:
-        raise DownloadError(f"leads to {printable(url.scheme, 40)}:, not to http(s)", where=shown_url(url))
-    if not ours and _is_link_local(url.host):
-        raise _forbidden(url)
-
-
-def _is_link_local(host: str) -> bool:
-    """Whether ``host`` is a link-local address, also written as one number or inside an IPv6 address."""
-    address: ipaddress.IPv4Address | ipaddress.IPv6Address
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address that a host is, also written as one number or inside an IPv6 address; None for a name."""
     try:
         address = ipaddress.ip_address(host.strip("[]").partition("%")[0])
     except ValueError:
         try:
-            address = ipaddress.IPv4Address(socket.inet_aton(host))  # 2852039166, 0xa9fea9fe
+            return ipaddress.IPv4Address(socket.inet_aton(host))  # 2852039166, 0xa9fea9fe
         except (OSError, UnicodeError, ValueError):
-            return False  # a name
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
+            return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return address if mapped is None else mapped
+
+
+def _is_link_local(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     return address.is_link_local or address == _METADATA_V6
+
+
+def _is_own(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    return address.is_loopback or address.is_unspecified
 
 
 def _forbidden(url: httpx.URL) -> DownloadError:
@@ -222,5 +272,5 @@ def _bad_status(status: int, where: str) -> DownloadError:
 def _unreachable(where: str, reason: str) -> DownloadError:
     if "CERTIFICATE" in reason.upper():
         hint = "The server's certificate is not trusted; SSL_CERT_FILE names a file with your own authority."
-        return DownloadError("no trusted connection (TLS)", where=where, hint=hint)
+        return _UntrustedError("no trusted connection (TLS)", where=where, hint=hint)
     return DownloadError(f"no connection ({printable(reason, 100)})", where=where, hint="Check that the server runs.")

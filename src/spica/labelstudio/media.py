@@ -65,6 +65,7 @@ class MediaReader:
         media_dir: the folder ``media`` in Label Studio's data folder, or None to ask Label Studio for uploads.
         max_bytes: of an image file.
         timeout_s: seconds for one image that comes over HTTP.
+        loopback: whether images are read from this machine's own addresses too, besides Label Studio's.
         transport: for tests; the network if None.
     """
 
@@ -77,6 +78,7 @@ class MediaReader:
         media_dir: Path | None,
         max_bytes: int,
         timeout_s: float,
+        loopback: bool = True,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._url = label_studio_url.rstrip("/")
@@ -87,7 +89,12 @@ class MediaReader:
         self._uploads = None if media_dir is None else ConfinedFolder(media_dir / "upload", setting=uploads)
         self._max_bytes = max_bytes
         self._web = Downloader(
-            label_studio_url=self._url, auth=auth, max_bytes=max_bytes, timeout_s=timeout_s, transport=transport
+            label_studio_url=self._url,
+            auth=auth,
+            max_bytes=max_bytes,
+            timeout_s=timeout_s,
+            loopback=loopback,
+            transport=transport,
         )
 
     def __enter__(self) -> Self:

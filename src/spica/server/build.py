@@ -19,6 +19,7 @@ from spica.detectors.weights import WeightsInfo
 from spica.errors import UsageError
 from spica.inference import Engine
 from spica.labelstudio.control_tags import EXAMPLE
+from spica.labelstudio.launch_env import is_local
 from spica.labelstudio.media import MediaReader
 from spica.labelstudio.regions import check_result
 from spica.labelstudio.tokens import LabelStudioAuth
@@ -180,4 +181,5 @@ def media_for(settings: Settings, auth: httpx.Auth | None) -> MediaReader:
         media_dir=settings.label_studio_data_dir / "media",
         max_bytes=settings.max_image_bytes,
         timeout_s=settings.media_timeout_s,
+        loopback=is_local(settings.host),
     )
