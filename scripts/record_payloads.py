@@ -136,7 +136,7 @@ def recording_server(recorder: Recorder, label_studio: LabelStudioProcess, folde
             max_pixels=1_000_000,
         )
         settings = Settings(label_studio_url=label_studio.url, data_dir=folder)
-        app = recorder.around(build_app(Service(predictor, weights="recorded"), settings))
+        app = recorder.around(build_app(Service(predictor, weights="recorded"), settings, host="127.0.0.1"))
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
         sock = stack.enter_context(bind("127.0.0.1", 0, option="--port"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,9 +69,9 @@ ANSWER = detections((10, 10, 50, 30, 0.9), (100, 40, 140, 90, 0.7), (60, 60, 80,
 """Two boxes above the tutorial's threshold of 0.6 and one below."""
 
 
-@pytest.fixture
-def make_server(tmp_path: Path) -> Iterator[Callable[..., ModelServer]]:
-    """Make model servers; each stops with the test."""
+@contextmanager
+def model_servers(tmp_path: Path) -> Iterator[Callable[..., ModelServer]]:
+    """Make model servers; each stops with the block."""
     with ExitStack() as stack:
 
         def make(
@@ -81,6 +81,9 @@ def make_server(tmp_path: Path) -> Iterator[Callable[..., ModelServer]]:
             max_request_bytes: int = 1_000_000,
             max_tasks: int = 50,
             basic_auth: str | None = None,
+            token: str | None = None,
+            host: str = "127.0.0.1",
+            allowed_hosts: tuple[str, ...] = (),
             load: Callable[[], ScriptedDetector] | None = None,
             label_studio_url: str = "http://127.0.0.1:9",
             prepare: Callable[[Service], None] = lambda _: None,
@@ -116,11 +119,20 @@ def make_server(tmp_path: Path) -> Iterator[Callable[..., ModelServer]]:
                 max_request_bytes=max_request_bytes,
                 max_tasks=max_tasks,
                 basic_auth=SecretStr(basic_auth) if basic_auth is not None else None,
+                label_studio_api_key=SecretStr(token) if token is not None else None,
+                allowed_hosts=allowed_hosts,
             )
-            running = stack.enter_context(RunningServer(service, settings, host="127.0.0.1", port=0))
+            running = stack.enter_context(RunningServer(service, settings, host=host, port=0))
             client = stack.enter_context(httpx.Client(base_url=running.url, timeout=60, trust_env=False))
             return ModelServer(client, chosen, service, root)
 
+        yield make
+
+
+@pytest.fixture
+def make_server(tmp_path: Path) -> Iterator[Callable[..., ModelServer]]:
+    """Make model servers; each stops with the test."""
+    with model_servers(tmp_path) as make:
         yield make
 
 

@@ -15,7 +15,7 @@ from spica.cli import app
 from spica.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
-PAIRS = [(f"{name}.md", f"{name}.ja.md") for name in ("README", "docs/speed", "docs/learning")]
+PAIRS = [(f"{name}.md", f"{name}.ja.md") for name in ("README", "docs/speed", "docs/learning", "docs/security")]
 GUIDES = [document for pair in PAIRS for document in pair]
 DOCUMENTS = [*GUIDES, "CONTRIBUTING.md", "CHANGELOG.md", "docs/reference.md"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import platformdirs
-from pydantic import AliasChoices, Field, SecretStr
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 Precision = Literal["auto", "f32", "bf16", "int8"]
@@ -23,6 +23,11 @@ def default_label_studio_data_dir() -> Path:
 
 def _env(*names: str) -> AliasChoices:
     return AliasChoices(*names)
+
+
+def _split(value: object) -> object:
+    """Names separated by commas, as the environment has them."""
+    return tuple(filter(None, value.replace(",", " ").split())) if isinstance(value, str) else value
 
 
 class Settings(BaseSettings):
@@ -218,6 +223,11 @@ class Settings(BaseSettings):
         gt=0,
         validation_alias=_env("SPICA_MEDIA_TIMEOUT"),
         description="Seconds to wait for an image that comes over HTTP.",
+    )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
+        default=(),
+        validation_alias=_env("SPICA_ALLOWED_HOSTS"),
+        description="Further host names under which the model server is reached, such as host.docker.internal.",
     )
     basic_auth: Annotated[SecretStr | None, NoDecode] = Field(
         default=None,

@@ -8,7 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
+from learning_lab import until
 from live_model import ANSWER, TIMEOUT_S, Folder, LiveModel, ServeModel, open_task, retrieve
 from scripted_detector import WAIT_S, ScriptedDetector
 from spica.connect import connect
@@ -17,6 +19,10 @@ from spica.labelstudio.api.records import Project
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.label_config import ExtraParams
 from spica.labelstudio.launch import LabelStudioProcess
+from spica.labelstudio.tokens import WEBHOOK_HEADER, webhook_secret
+from spica.server.jobs import Jobs
+from spica.server.learning import Learning
+from spica.settings import Settings
 
 pytestmark = pytest.mark.label_studio
 
@@ -159,6 +165,12 @@ def test_extra_params(client: LabelStudioClient, project: Project, folder: Folde
     assert model.detector.calls == 1
 
 
+def heard(caplog: pytest.LogCaptureFixture) -> list[Any]:
+    """The events that the server took note of: number of the project, action, what it made of it."""
+    return [record.args for record in caplog.records if record.msg == "project %s: event %s, %s"]
+
+
+@pytest.mark.parametrize("basic_auth", [None, "annotator:pass:word"], ids=["no authentication", "basic auth"])
 def test_events(
     client: LabelStudioClient,
     project: Project,
@@ -166,15 +178,19 @@ def test_events(
     label_studio: LabelStudioProcess,
     serve_model: ServeModel,
     caplog: pytest.LogCaptureFixture,
+    basic_auth: str | None,
 ) -> None:
     """Start Training and a submission reach the model server, which answers them while the network is computing.
 
-    That holds with Basic Auth too, although Label Studio sends no password with its events.
+    That holds with Basic Auth too, although Label Studio sends no password with its events, but our secret.
     """
     caplog.set_level(logging.INFO, logger="spica.server.app")
-    model = serve_model(label_studio, basic_auth="annotator:pass:word")
+    model = serve_model(label_studio, basic_auth=basic_auth)
     busy, submitted = folder.tasks(client, project.id, ["a.png", "b.png"])
-    row = client.connect_backend(project.id, url=model.url, basic_auth=("annotator", "pass:word"))
+    pair = ("annotator", "pass:word") if basic_auth is not None else None
+    row = client.connect_backend(project.id, url=model.url, basic_auth=pair)
+    (hook,) = client.webhooks(project.id)
+    assert hook.headers == {WEBHOOK_HEADER: webhook_secret(label_studio.credentials.token)}
     model.detector.go.clear()
     with ThreadPoolExecutor(1) as pool:
         try:
@@ -182,12 +198,65 @@ def test_events(
             assert model.detector.begun.wait(WAIT_S)
             client.call("POST", f"/api/ml/{row.id}/train", json={}, timeout_s=TIMEOUT_S)
             client.call("POST", f"/api/tasks/{submitted}/annotations/", json={"result": [], "lead_time": 3.5})
-            heard = [record.args for record in caplog.records if record.msg == "project %s: event %s, %s"]
-            events = [args[:2] for args in heard if isinstance(args, tuple)]
             assert not opened.done()
         finally:
             model.detector.go.set()
         assert len(opened.result()["predictions"]) == 1
-    assert (project.id, "START_TRAINING") in events
-    assert (project.id, "ANNOTATION_CREATED") in events
+    assert (project.id, "START_TRAINING", "noted") in heard(caplog)
+    assert (project.id, "ANNOTATION_CREATED", "noted") in heard(caplog)
     assert client.backend(row.id).is_connected
+
+
+@pytest.mark.parametrize("by", ["spica connect", "the server itself"])
+def test_events_of_a_model_that_the_form_has_connected(
+    client: LabelStudioClient,
+    project: Project,
+    folder: Folder,
+    label_studio: LabelStudioProcess,
+    model: LiveModel,
+    caplog: pytest.LogCaptureFixture,
+    by: str,
+) -> None:
+    """They are refused, with the command that mends it, until ``connect``, or the server where the switch is on, has
+    given them the secret; what else is set in the webhook stays.
+    """
+    caplog.set_level(logging.INFO, logger="spica.server")
+    first, second = folder.tasks(client, project.id, ["a.png", "b.png"])
+    client.call("POST", "/api/ml/", json=form(model, project), timeout_s=TIMEOUT_S)
+    (hook,) = client.webhooks(project.id)
+    chosen = {"headers": {"X-Mine": "1"}, "send_for_all_actions": False, "actions": ["ANNOTATION_CREATED"]}
+    client.call("PATCH", f"/api/webhooks/{hook.id}/", json=chosen)
+    client.call("POST", f"/api/tasks/{first}/annotations/", json={"result": [], "lead_time": 3.5})
+    assert heard(caplog) == []
+    assert "spica connect" in caplog.text
+    if by == "spica connect":
+        connect(client, project.id, model_url=model.url)
+    else:
+        client.call("PATCH", f"/api/projects/{project.id}/", json={"start_training_on_annotation_update": True})
+        token = SecretStr(label_studio.credentials.token)
+        settings = Settings(label_studio_url=label_studio.url, label_studio_api_key=token, data_dir=model.data_dir)
+        learning = Learning(model.service, Jobs(model.service, settings), settings)
+        learning.start()
+        try:
+            until(lambda: WEBHOOK_HEADER in client.webhooks(project.id)[0].headers, "the webhook got no secret")
+        finally:
+            learning.close()
+    (now,) = client.webhooks(project.id)
+    assert now.headers.keys() == {"X-Mine", WEBHOOK_HEADER}
+    assert (now.sends_all_actions, now.actions) == (False, ("ANNOTATION_CREATED",))
+    client.call("POST", f"/api/tasks/{second}/annotations/", json={"result": [], "lead_time": 3.5})
+    assert (project.id, "ANNOTATION_CREATED", "noted") in heard(caplog)
+
+
+def test_a_button_that_label_studio_did_not_send(
+    client: LabelStudioClient, project: Project, model: LiveModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A forged START_TRAINING makes the server look into Label Studio once, and nothing else."""
+    caplog.set_level(logging.INFO, logger="spica.server")
+    created = client.call("GET", f"/api/projects/{project.id}/")["created_at"]
+    almost = created[:-2] + str((int(created[-2]) + 1) % 10) + "Z"
+    forged = {"action": "START_TRAINING", "project": {"id": project.id, "created_at": almost}}
+    assert model.http.post("/webhook", json=forged).json()["heard"] == "noted"
+    until(lambda: "not Label Studio's" in caplog.text, "nobody has looked")
+    assert model.http.get("/training").json()["projects"] == []
+    assert created not in caplog.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -11,6 +12,7 @@ from urllib.parse import unquote
 import pytest
 
 from model_server import ModelServer
+from spica.labelstudio.tokens import WEBHOOK_HEADER, webhook_secret
 
 FOLDER = Path(__file__).resolve().parent.parent / "payloads"
 PAYLOADS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))}
@@ -31,7 +33,7 @@ def of(path: str) -> list[str]:
     return [name for name, payload in PAYLOADS.items() if payload["request"]["path"] == path]
 
 
-def replay(server: ModelServer, name: str) -> Any:
+def replay(server: ModelServer, name: str, headers: Mapping[str, str] | None = None) -> Any:
     """The JSON with which a recorded request is answered, its photographs being there."""
     request = PAYLOADS[name]["request"]
     body = request["body"]
@@ -39,7 +41,8 @@ def replay(server: ModelServer, name: str) -> Any:
         if request["path"] == "/predict":
             server.photograph(unquote(task["data"]["image"].partition("?d=")[2]))
     content = json.dumps(body).encode() if body is not None else None
-    answer = server.client.request(request["method"], request["path"], content=content, headers=request["headers"])
+    sent = {**request["headers"], **(headers or {})}
+    answer = server.client.request(request["method"], request["path"], content=content, headers=sent)
     assert answer.status_code == 200, answer.text
     return answer.json()
 
@@ -109,10 +112,13 @@ def test_interactive(server: ModelServer) -> None:
 
 
 @pytest.mark.parametrize("name", of("/webhook"))
-def test_webhook(server: ModelServer, name: str) -> None:
-    """Every event is taken note of."""
-    answer = replay(server, name)
-    assert (answer["status"], answer["action"]) == ("ok", PAYLOADS[name]["request"]["body"]["action"])
+def test_webhook(make_server: Callable[..., ModelServer], name: str) -> None:
+    """Every event is taken note of: with the secret of our webhook, and START_TRAINING, which has none, without."""
+    server = make_server(token="0" * 40)
+    action = PAYLOADS[name]["request"]["body"]["action"]
+    secret = {} if action == "START_TRAINING" else {WEBHOOK_HEADER: webhook_secret("0" * 40)}
+    answer = replay(server, name, secret)
+    assert (answer["status"], answer["action"]) == ("ok", action)
     learned_from = {"START_TRAINING", "ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_CREATED"}
-    wanted = "noted" if answer["action"] in {*learned_from, "ANNOTATIONS_DELETED"} else "ignored"
+    wanted = "noted" if action in {*learned_from, "ANNOTATIONS_DELETED"} else "ignored"
     assert answer["heard"] == wanted

@@ -28,7 +28,7 @@ from spica.server.learning import Learning, NothingToLearnError
 from spica.server.page import render_status
 from spica.server.service import Service
 from spica.server.trainer import TrainingOverError, TrainingRunningError
-from spica.server.triggers import Triggers
+from spica.server.triggers import START, Triggers
 from spica.settings import Settings
 from spica.training.process import CancelledError, Request, WorkerProcess
 from spica.training.runs import Run, Runs
@@ -41,6 +41,10 @@ REPORT = {
     "learned": {str(number): "2026-11-23T00:00:00Z" for number in range(20)},
     "verdict": {"accepted": False, "sentence": "it is worse"},
 }
+
+
+CREATED = "2026-11-23T06:35:28.281866Z"
+"""When the project was created."""
 
 
 class ScriptedWorker:
@@ -80,6 +84,7 @@ class Studio:
         self.outcome: Any = REPORT
         self.refuses: Exception | None = None
         self.counted = 0
+        self.asked = 0
         self.page: Callable[[], str] = str
 
     def __enter__(self) -> Self:
@@ -90,7 +95,8 @@ class Studio:
 
     def call(self, _method: str, path: str, **_: Any) -> Any:
         """Projects."""
-        body = {"id": 1, "title": "field", "min_annotations_to_start_training": self.every}
+        self.asked += 1
+        body = {"id": 1, "title": "field", "min_annotations_to_start_training": self.every, "created_at": CREATED}
         return {"results": [body], "next": None} if path == "/api/projects/" else body
 
     def backends(self, _project: int) -> list[Any]:
@@ -189,6 +195,7 @@ def event(action: str, *, every: int, total: int) -> WebhookRequest:
     """From Label Studio."""
     project = {
         "id": 1,
+        "created_at": CREATED,
         "min_annotations_to_start_training": every,
         "total_annotations_number": total,
         "skipped_annotations_number": 0,
@@ -201,7 +208,7 @@ def hear(learning: Learning, studio: Studio, action: str, total: int) -> None:
     """Let it hear an event, and wait until it has looked."""
     counted = studio.counted
     studio.annotations = total
-    learning.hear(event(action, every=studio.every, total=total))
+    learning.hear(event(action, every=studio.every, total=total), proven=action != START)
     until(lambda: studio.counted > counted)
 
 
@@ -233,6 +240,35 @@ def test_when_a_training_starts(
     else:
         learning.close()  # whatever it has begun is over then
         assert studio.workers == []
+
+
+@pytest.mark.parametrize("claimed", [None, "2026-11-23T06:35:28Z", "2026-11-23T06:35:28.281867Z"])
+@pytest.mark.parametrize("submitted", [False, True])
+def test_a_forged_button_starts_nothing(
+    studio: Studio, make_learning: Make, claimed: str | None, submitted: bool
+) -> None:
+    """Who can't say when the project was created is not Label Studio: its button is not one, whatever else comes."""
+    learning = make_learning()
+    studio.every, studio.annotations = 0, 5
+    asked = studio.asked
+    forged = event(START, every=0, total=5)
+    assert forged.project is not None
+    learning.hear(forged.model_copy(update={"project": {**forged.project, "created_at": claimed}}), proven=False)
+    if submitted:
+        learning.hear(event("ANNOTATION_CREATED", every=0, total=5), proven=True)
+    until(lambda: studio.counted if submitted else studio.asked > asked)
+    learning.close()
+    assert (studio.workers, studio.counted) == ([], int(submitted))
+
+
+def test_what_may_be_forged_is_refused(studio: Studio, make_learning: Make) -> None:
+    """Without the secret nothing but the button is heard, and no more of them than are soon looked into."""
+    learning = make_learning(start=False)
+    with pytest.raises(AuthenticationError, match="secret"):
+        learning.hear(event("ANNOTATION_CREATED", every=1, total=20), proven=False)
+    buttons = [event(START, every=0, total=1).model_copy(update={"project": {"id": each}}) for each in range(30)]
+    heard = [learning.hear(each, proven=False)["heard"] for each in buttons]
+    assert heard == ["noted"] * 20 + ["ignored"] * 10
 
 
 def test_a_training_is_told_how_photographs_are_looked_at(studio: Studio, make_learning: Make) -> None:
@@ -489,10 +525,10 @@ def test_two_servers_on_one_folder(studio: Studio, make_learning: Make) -> None:
 def test_without_a_token(studio: Studio, make_learning: Make) -> None:
     """Events are taken, nothing is learned, and the reason is said where the event came and on the page."""
     learning = make_learning(token=None)
-    answer = learning.hear(event("START_TRAINING", every=0, total=3))
-    assert answer["status"] == "ok"
+    answer = learning.hear(event("START_TRAINING", every=0, total=3), proven=False)
+    assert (answer["status"], answer["heard"]) == ("ok", "ignored")
     assert "access token" in answer["note"]
-    assert "access token" in until(lambda: learning.standings and learning.standings[0].note)
+    assert "LABEL_STUDIO_API_KEY" in studio.page()
     with pytest.raises(AuthenticationError):
         learning.ask(1)
 
@@ -516,9 +552,10 @@ def test_the_webhook_never_waits(studio: Studio, make_learning: Make, monkeypatc
 
     learning = make_learning()
     monkeypatch.setattr(studio, "call", hanging)
-    learning.hear(event("START_TRAINING", every=0, total=1))
+    learning.hear(event("START_TRAINING", every=0, total=1), proven=False)
     assert asked.wait(WAIT_S)
-    assert [learning.hear(event("ANNOTATION_CREATED", every=0, total=n))["heard"] for n in range(3)] == ["noted"] * 3
+    events = [event("ANNOTATION_CREATED", every=0, total=number) for number in range(3)]
+    assert [learning.hear(each, proven=True)["heard"] for each in events] == ["noted"] * 3
     go.set()
 
 

@@ -28,6 +28,7 @@ def assert_error(answer: httpx.Response, status: int, code: str) -> dict[str, An
     return error
 
 
+JSON = {"Content-Type": "application/json"}
 TASK = {"id": 1, "data": {"image": "/data/local-files/?d=a.png"}}
 
 
@@ -47,7 +48,7 @@ TASK = {"id": 1, "data": {"image": "/data/local-files/?d=a.png"}}
 )
 def test_a_malformed_body_is_the_clients_mistake(server: ModelServer, path: str, content: bytes, told: str) -> None:
     """Never a 500, always the same shape."""
-    error = assert_error(server.client.post(path, content=content), 400, "bad_request")
+    error = assert_error(server.client.post(path, content=content, headers=JSON), 400, "bad_request")
     assert told in error["message"]
 
 
@@ -104,7 +105,7 @@ def test_unknown_routes_and_methods_are_told_in_the_same_shape(
     server: ModelServer, method: str, path: str, status: int, code: str
 ) -> None:
     """Also what no route answers has the one shape."""
-    assert_error(server.client.request(method, path), status, code)
+    assert_error(server.client.request(method, path, headers=JSON), status, code)
 
 
 def test_more_tasks_than_allowed_are_refused_and_as_many_as_allowed_are_answered(
@@ -135,7 +136,7 @@ def test_a_body_of_100_megabytes_is_refused(server: ModelServer, announced: bool
     chunk = b" " * 1_000_000
     content: Any = chunk * 100 if announced else (chunk for _ in range(100))
     try:
-        answer = server.client.post("/predict", content=content)
+        answer = server.client.post("/predict", content=content, headers=JSON)
     except httpx.WriteError:  # the server may hang up on the rest, which is as good
         pass
     else:
@@ -171,10 +172,8 @@ def test_every_event_is_taken(server: ModelServer, action: str) -> None:
     assert (told["status"], told["action"]) == ("ok", action)
 
 
-def test_with_a_password_only_the_webhook_and_the_forwarded_action_are_open(
-    make_server: Callable[..., ModelServer],
-) -> None:
-    """Label Studio sends no password with events; everything else asks for it."""
+def test_with_a_password_only_the_forwarded_action_is_open(make_server: Callable[..., ModelServer]) -> None:
+    """Everything asks for it; the forwarded action carries Label Studio's own token instead."""
     server = make_server(basic_auth="lab:パス:word")
     for path in ("/health", "/versions", "/metrics", "/", "/docs", "/status"):
         answer = server.client.get(path)
@@ -186,7 +185,8 @@ def test_with_a_password_only_the_webhook_and_the_forwarded_action_are_open(
     assert server.client.get("/health", auth=httpx.BasicAuth("lab", "wrong")).status_code == 401
     for junk in ("Basic", "Basic %%%", "Bearer x", ""):
         assert server.client.get("/health", headers={"Authorization": junk}).status_code == 401
-    assert server.client.post("/webhook", json={"action": "ANNOTATION_CREATED"}).status_code == 200
+    assert_error(server.client.post("/webhook", json={"action": "START_TRAINING"}), 401, "authentication")
+    assert server.client.post("/webhook", json={"action": "START_TRAINING"}, auth=right).status_code == 200
     forwarded = server.client.post("/api/dm/actions?id=delete_tasks_predictions&project=1")
     assert forwarded.json()["error"]["message"] == "the request carries no authorization"
 

@@ -33,6 +33,10 @@ Overlap = Annotated[
 ]
 Host = Annotated[str | None, typer.Option(help=help_for("host"), show_default="127.0.0.1")]
 Expose = Annotated[bool, typer.Option("--expose", help="Allow a --host that other machines can reach.")]
+AllowedHosts = Annotated[
+    list[str] | None,
+    typer.Option("--allowed-host", help=help_for("allowed_hosts") + " May be given several times.", show_default=False),
+]
 Port = Annotated[int | None, typer.Option(min=0, max=65535, help=help_for("port"), show_default="8080")]
 ModelPort = Annotated[int | None, typer.Option(min=0, max=65535, help=help_for("model_port"), show_default="8010")]
 NoBrowser = Annotated[bool, typer.Option("--no-browser", help="Do not open the browser.")]

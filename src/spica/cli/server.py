@@ -23,6 +23,7 @@ from spica.cli.console import (
     terminate_like_ctrl_c,
 )
 from spica.cli.options import (
+    AllowedHosts,
     BasicAuth,
     ChosenPrecision,
     Eps,
@@ -54,6 +55,7 @@ def serve(
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help=help_for("data_dir"), show_default="the user's")] = None,
     expose: Expose = False,
+    allowed_host: AllowedHosts = None,
     threshold: Threshold = None,
     norm_eps: Eps = None,
     max_detections: MaxDetections = None,
@@ -72,6 +74,7 @@ def serve(
         host=host,
         model_port=port,
         data_dir=data_dir,
+        allowed_hosts=allowed_host,
         threshold=threshold,
         norm_eps=norm_eps,
         max_detections=max_detections,

@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from spica.cli.console import err, identify, log_to_file, out, read_text, settings_with, terminate_like_ctrl_c
 from spica.cli.options import (
+    AllowedHosts,
     Check,
     ChosenPrecision,
     Eps,
@@ -98,6 +99,7 @@ def up(
     model_port: ModelPort = None,
     host: Host = None,
     expose: Expose = False,
+    allowed_host: AllowedHosts = None,
     threshold: Threshold = None,
     norm_eps: Eps = None,
     max_detections: MaxDetections = None,
@@ -120,6 +122,7 @@ def up(
         host=host,
         port=port,
         model_port=model_port,
+        allowed_hosts=allowed_host,
         threshold=threshold,
         norm_eps=norm_eps,
         max_detections=max_detections,

@@ -39,7 +39,8 @@ class SetupRequest(_Body):
         hostname: Label Studio's address as it knows itself, often wrong from another machine.
         access_token: legacy token of the project's creator; refused by new installations.
         extra_params: what stands in the model's form; see
-            :func:`spica.labelstudio.label_config.parse_extra_params`.
+            :func:`spica.labelstudio.label_config.parse_extra_params`. Label Studio always sends them; a request
+            without leaves what it has sent.
     """
 
     project: ProjectRef = None

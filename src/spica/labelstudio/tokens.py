@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hmac
 import json
 import threading
 import time
@@ -22,6 +23,9 @@ from spica.errors import AuthenticationError, LabelStudioError, UsageError
 TokenKind = Literal["legacy", "personal", "access"]
 Origin = tuple[str, str, int | None]
 """Scheme, host, port: what a token belongs to."""
+
+WEBHOOK_HEADER: Final = "X-Spica-Secret"
+"""In which the events that Label Studio sends carry :func:`webhook_secret`."""
 
 _EARLY_S: Final = 30.0  # an access token is renewed so long before its end
 
@@ -53,6 +57,15 @@ def label_studio_origin(url: str) -> Origin:
             hint="Copy it from the browser, up to and without /projects.",
         )
     return origin
+
+
+def webhook_secret(token: str) -> str:
+    """What a webhook of Label Studio's carries, so that the model server knows its events from forged ones.
+
+    Derived from the access token, which it does not tell: so it is kept nowhere, all servers with this token share it,
+    and whoever connects a model with this token knows it.
+    """
+    return hmac.digest(token.encode(), b"spica webhook", "sha256").hex()
 
 
 def token_kind(token: str) -> TokenKind:

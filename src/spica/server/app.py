@@ -29,9 +29,9 @@ from spica.server.forward import Forwarder
 from spica.server.jobs import Jobs, PrelabelRequest, failures_after
 from spica.server.learning import Learning
 from spica.server.learning_routes import TrainingRequest, add_learning, learning_state
-from spica.server.limits import BasicAuthMiddleware, label_studio_token, read_body, refuse_foreign
 from spica.server.metrics import Metrics
 from spica.server.page import render_page, render_status
+from spica.server.security import Access, AccessMiddleware, label_studio_token, read_body
 from spica.server.service import Service
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def create_app(
     learning: Learning,
     max_request_bytes: int,
     max_tasks: int,
-    basic_auth: str | None = None,
+    access: Access,
 ) -> FastAPI:
     """The ASGI application around a service.
 
@@ -61,7 +61,7 @@ def create_app(
         learning: the trainings; begins and ends with the application.
         max_request_bytes: larger bodies are refused.
         max_tasks: requests with more tasks are refused.
-        basic_auth: ``user:password`` to ask for, or None for no question.
+        access: whom to answer.
     """
     metrics = Metrics(service.pool)
 
@@ -87,8 +87,7 @@ def create_app(
     app.state.is_stopping = lambda: False  # whoever runs the server says when
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
     _add_error_handlers(app)
-    if basic_auth is not None:
-        app.add_middleware(BasicAuthMiddleware, expected=basic_auth)
+    app.add_middleware(AccessMiddleware, access=access)
     app.add_middleware(LastResortMiddleware)
     app.add_middleware(metrics.middleware)
 
@@ -140,8 +139,9 @@ def create_app(
 
         What is new is counted in Label Studio afterwards. `job` is the training under way, if the event asks for one.
         """
+        proven = access.proves(request)
         event = await body_of(request, WebhookRequest)
-        answer = learning.hear(event)
+        answer = learning.hear(event, proven=proven)
         logger.info("project %s: event %s, %s", event.project_id, event.action[:60], answer["heard"])
         return answer
 
@@ -198,7 +198,6 @@ def _add_jobs(
         only `total` is told. Label Studio's token comes in `X-Api-Key` or `Authorization: Token …`, unless the server
         has one of its own.
         """
-        refuse_foreign(request)
         token = label_studio_token(request)
         body = await body_of(request, PrelabelRequest)
         if body.dry_run:
@@ -230,9 +229,8 @@ def _add_jobs(
         return {"lines": lines, "complete": complete}
 
     @app.post("/jobs/{job}/stop", status_code=202)
-    async def stop_job(request: Request, job: str) -> dict[str, Any]:
+    async def stop_job(job: str) -> dict[str, Any]:
         """Let a job store what is in hand and end; what is left is done when it is started again."""
-        refuse_foreign(request)
         found = jobs.get(job)
         found.stop()
         return found.as_json()

@@ -34,7 +34,7 @@ from spica.server.jobs import Jobs
 from spica.server.rollout import Rollouts
 from spica.server.service import Service
 from spica.server.trainer import Trainer, TrainingRunningError, Worker, step_of
-from spica.server.triggers import START, Triggers
+from spica.server.triggers import START, Look, Triggers
 from spica.settings import Settings
 from spica.training.process import Request, WorkerProcess
 from spica.training.runs import Run
@@ -126,6 +126,7 @@ class Learning:
         self._standing: OrderedDict[int, Standing] = OrderedDict()
         self._later: dict[int, tuple[bool, bool]] = {}
         self._past: list[Run] = []
+        self._refused: set[int] = set()
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._stop = threading.Event()
@@ -158,18 +159,39 @@ class Learning:
 
     # --- what requests call -----------------------------------------------------------------------------------------
 
-    def hear(self, event: WebhookRequest) -> dict[str, Any]:
-        """Take note of an event of Label Studio's; from memory. What is returned is the answer to it."""
-        heard = self._triggers.hear(event)
+    def hear(self, event: WebhookRequest, *, proven: bool) -> dict[str, Any]:
+        """Take note of an event of Label Studio's; from memory. What is returned is the answer to it.
+
+        Args:
+            event: what it says.
+            proven: whether it is Label Studio's for sure; otherwise only START_TRAINING is heard, and believed once
+                Label Studio has been looked into.
+
+        Raises:
+            AuthenticationError: it may be forged.
+        """
+        answer: dict[str, Any] = {"status": "ok", "action": event.action[:60], "heard": "ignored"}
+        if not self.has_token:
+            return {**answer, "note": _no_token().one_line}
+        if not proven and event.action != START:
+            raise self._unproven(event.project_id)
+        answer["heard"] = self._triggers.hear(event)
         self._wake.set()
-        answer: dict[str, Any] = {"status": "ok", "action": event.action[:60], "heard": heard}
         current = self.trainer.current
         if event.action == START and current is not None and current.project == event.project_id:
             answer["job"] = current.id
-        if heard == "noted" and not self.has_token:
-            answer["note"] = _no_token().one_line
-            logger.warning("project %s: %s is of no use: %s", event.project_id, event.action[:60], answer["note"])
         return answer
+
+    def _unproven(self, project: int | None) -> AuthenticationError:
+        error = AuthenticationError(
+            "the event does not carry the secret by which Label Studio's are known",
+            where=f"project {project}",
+            hint="`spica connect`, with the token that the model server has, gives it to Label Studio's webhook",
+        )
+        if project is not None and project not in self._refused and len(self._refused) < PROJECTS:
+            self._refused.add(project)
+            logger.warning("%s", error.one_line)
+        return error
 
     def ask(self, project: int) -> Run:
         """Train a project now. Asks Label Studio: call it on a pool.
@@ -231,7 +253,7 @@ class Learning:
                 for project, (asked, on_event) in later.items():
                     self._guarded(project, partial(self._look, project, asked, on_event=on_event))
             for look in self._triggers.due():
-                self._guarded(look.project, partial(self._look, look.project, look.asked))
+                self._guarded(look.project, partial(self._heed, look))
             if time.monotonic() >= next_round:
                 next_round = time.monotonic() + self._every_s
                 self._guarded(None, self.trainer.retry)
@@ -284,14 +306,30 @@ class Learning:
                     self._guarded(number, partial(self._look, number, False, on_event=False))
 
     def _is_ours(self, client: LabelStudioClient, project: int) -> bool:
-        """Whether this server is connected with a project: listing its models makes Label Studio ask each."""
+        """Whether this server is connected with a project: listing its models makes Label Studio ask each.
+
+        If so, its events get the secret, which those of a model that was connected by the form lack.
+        """
         asked = datetime.now(UTC)
-        client.backends(project)
-        return any(state.project == project and state.seen >= asked for state in self._service.projects)
+        rows = client.backends(project)
+        ours = [state for state in self._service.projects if state.project == project and state.seen >= asked]
+        for row in rows:
+            if ours and row.model_version == ours[0].version:
+                client.ensure_webhook(project, row.url)
+        return bool(ours)
+
+    def _heed(self, look: Look) -> None:
+        """Look at what events were about, if Label Studio has sent them."""
+        meant = False
+        if look.created:
+            with self._client() as client:
+                meant = client.call("GET", f"/api/projects/{look.project}/").get("created_at") in look.created
+            if not meant:
+                logger.warning("project %d: a START_TRAINING that is not Label Studio's", look.project)
+        if meant or look.submissions:
+            self._look(look.project, look.asked and meant)
 
     def _look(self, project: int, asked: bool, *, on_event: bool = True) -> None:
-        if not self.has_token:
-            raise _no_token()
         if self.trainer.current is not None:
             self._postpone(project, asked, on_event)
             return

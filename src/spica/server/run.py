@@ -18,17 +18,15 @@ from spica.server.app import create_app
 from spica.server.forward import Forwarder
 from spica.server.jobs import Jobs
 from spica.server.learning import Learning
+from spica.server.security import Access
 from spica.server.service import Service
 from spica.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 
-def build_app(service: Service, settings: Settings) -> FastAPI:
-    """The application around a service."""
-    secret = settings.basic_auth.get_secret_value() if settings.basic_auth is not None else None
-    if secret is not None and (":" not in secret or secret.startswith(":")):
-        raise UsageError("user and password can't be read", where="--basic-auth", expected="user:password")
+def build_app(service: Service, settings: Settings, *, host: str) -> FastAPI:
+    """The application around a service, for a server bound to ``host``."""
     jobs = Jobs(service, settings)
     return create_app(
         service,
@@ -37,7 +35,7 @@ def build_app(service: Service, settings: Settings) -> FastAPI:
         learning=Learning(service, jobs, settings),
         max_request_bytes=settings.max_request_bytes,
         max_tasks=settings.max_tasks,
-        basic_auth=secret,
+        access=Access.of(settings, host),
     )
 
 
@@ -105,7 +103,7 @@ class ModelServer:
         self._socket = bind(host, port, option="--model-port")
         self.port = int(self._socket.getsockname()[1])
         self.url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{self.port}"
-        app = build_app(service, settings)
+        app = build_app(service, settings, host=host)
         self.jobs: Jobs = app.state.jobs
         config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on")
         self._server = uvicorn.Server(config)
@@ -140,7 +138,7 @@ def serve(service: Service, settings: Settings, *, host: str, port: int) -> None
         SpicaError: the port can't be used, or the model could not be loaded.
     """
     sock = bind(host, port, option="--port")
-    app = build_app(service, settings)
+    app = build_app(service, settings, host=host)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
     app.state.is_stopping = lambda: server.should_exit
     failed: list[SpicaError] = []

@@ -123,10 +123,16 @@ class Service:
 
         A configuration that can't be served is no failure here: Label Studio would drop the reason and show a
         connection error, and people connect a model before they have finished the configuration. It is logged, shown
-        on the page, and every prediction asked for will say it.
+        on the page, and every prediction asked for will say it. A request that does not speak of extra params leaves
+        them as they are.
         """
-        extra_params, problems = parse_extra_params(request.extra_params)
         number = project_id(request.project)
+        with self._lock:
+            before = self._projects.get(number)
+        if before is not None and "extra_params" not in request.model_fields_set:  # not Label Studio, which knows them
+            extra_params, problems = before.extra_params, list[str]()
+        else:
+            extra_params, problems = parse_extra_params(request.extra_params)
         predictor = self.pool.predictor(number)
         version = predictor.model_id
         try:
@@ -137,7 +143,6 @@ class Service:
             version, problems = plan.version, [*problems, *plan.problems]
         state = ProjectState(number, extra_params, version, tuple(problems), datetime.now(UTC))
         with self._lock:
-            before = self._projects.get(number)
             self._projects[number] = state
             self._projects.move_to_end(number)
             while len(self._projects) > _PROJECTS:

@@ -11,6 +11,10 @@ N-th annotation (``tasks/models.py``, ``update_ml_backend``; the form sets N to 
 2. An event about an annotation comes in the same burst, as Label Studio sends right afterwards: it is the switch.
 3. There are other annotations than at the last event of this project: it is the switch (whose webhook does not arrive).
 4. Otherwise it is the button.
+
+It comes through Label Studio's client for models, which sends no headers of ours, so anybody who reaches the server can
+send it too. Each tells when its project was created, to the microsecond, as nobody knows who can't look into Label
+Studio; whoever looks compares that first. Little can wait to be compared, and for a second at least.
 """
 
 from __future__ import annotations
@@ -30,6 +34,12 @@ QUIET_S = 3.0
 LONGEST_S = 30.0
 """A burst that does not end is looked into after so long."""
 
+_BUTTON_S = 1.0
+"""So long even a sure button waits, so that forged ones make Label Studio be asked once a second at most."""
+
+_WAITING = 20
+"""Of so many projects START_TRAINING may wait."""
+
 START = "START_TRAINING"
 SUBMISSIONS = frozenset({"ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_CREATED"})
 DELETIONS = frozenset({"ANNOTATIONS_DELETED"})
@@ -45,11 +55,15 @@ class Look:
 
     Attributes:
         project: its number.
-        asked: whether a person has pressed Start Training.
+        asked: whether a person has pressed Start Training, if Label Studio has sent it.
+        submissions: whether Label Studio has told of any.
+        created: when the project was created, as each START_TRAINING says.
     """
 
     project: int
     asked: bool
+    submissions: bool = field(default=False, compare=False)
+    created: frozenset[str] = field(default=frozenset(), compare=False)
 
 
 @dataclass(slots=True)
@@ -70,11 +84,13 @@ class _Start:
         every: N of the switch, 0 for off.
         total: annotations of the project, cancelled ones too; None if the event does not say.
         grown: whether there were others at the event before.
+        created: when the project was created, as it says.
     """
 
     every: int
     total: int | None
     grown: bool
+    created: str
 
     @property
     def is_button_for_sure(self) -> bool:
@@ -120,11 +136,14 @@ class Triggers:
             before = self._totals.get(project)
             self._remember_total(project, total)
             now = self._clock()
+            if event.action == START and project not in self._bursts and len(self._bursts) >= _WAITING:
+                return "ignored"
             burst = self._bursts.setdefault(project, _Burst(now, now))
             burst.last = now
             if event.action == START:
                 grown = before is not None and total is not None and before != total
-                burst.starts.append(_Start(_every(event.project), total, grown))
+                created = str((event.project or {}).get("created_at"))
+                burst.starts.append(_Start(_every(event.project), total, grown, created))
             else:
                 burst.submissions = True
             return "noted"
@@ -136,7 +155,10 @@ class Triggers:
             over = {project: burst for project, burst in self._bursts.items() if self._due_at(burst) <= now}
             for project in over:
                 del self._bursts[project]
-        return [Look(project, _is_asked(burst)) for project, burst in over.items()]
+        return [
+            Look(project, _is_asked(burst), burst.submissions, frozenset(start.created for start in burst.starts))
+            for project, burst in over.items()
+        ]
 
     def wait_s(self) -> float | None:
         """Seconds until :meth:`due` has something; None while nothing was heard."""
@@ -146,7 +168,7 @@ class Triggers:
 
     def _due_at(self, burst: _Burst) -> float:
         if any(start.is_button_for_sure for start in burst.starts):
-            return burst.first
+            return burst.first + min(_BUTTON_S, self._quiet_s)
         return min(burst.last + self._quiet_s, burst.first + self._longest_s)
 
     def _remember_total(self, project: int | None, total: int | None) -> None:

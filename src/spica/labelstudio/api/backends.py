@@ -11,6 +11,7 @@ from spica.errors import LabelStudioError
 from spica.labelstudio.api.projects import ProjectsApi
 from spica.labelstudio.api.records import Backend, Json, Webhook
 from spica.labelstudio.api.transport import LabelStudioRefusedError, is_loopback
+from spica.labelstudio.tokens import WEBHOOK_HEADER
 
 UNBLOCK_HINT = (
     "since 1.23.1 Label Studio refuses models on local addresses. Restart it with "
@@ -109,7 +110,7 @@ class BackendsApi(ProjectsApi):
         if title and version and title != version:
             warnings.append(f"connected as {version!r}, the version that the model answers, instead of {title!r}")
         self._select(project, backend)
-        self._ensure_webhook(project, url, warnings)
+        warnings += self.ensure_webhook(project, url)
         if not backend.is_connected:
             warnings.append(f"Label Studio says: {backend.error_message or 'disconnected'}")
         return replace(backend, warnings=tuple(warnings))
@@ -160,20 +161,35 @@ class BackendsApi(ProjectsApi):
         if fields:
             self.update_project(project, **fields)
 
-    def _ensure_webhook(self, project: int, url: str, warnings: list[str]) -> None:
+    def ensure_webhook(self, project: int, url: str) -> list[str]:
+        """Have Label Studio tell the model at ``url`` about a project's events, each with our secret.
+
+        Label Studio makes the webhook with the connected model, but without a secret, and not everywhere.
+
+        Returns:
+            What could not be done, with a remedy.
+        """
         address = webhook_url(url)
-        if any(hook.is_active and same_url(hook.url, address) for hook in self.webhooks(project)):
-            return
-        body = {"project": project, "url": address, "send_payload": True, "send_for_all_actions": True}
+        secret = {WEBHOOK_HEADER: self.webhook_secret} if self.webhook_secret is not None else {}
+        hooks = [hook for hook in self.webhooks(project) if hook.is_active and same_url(hook.url, address)]
         try:
-            self.call("POST", "/api/webhooks/", json=body)
+            if not hooks:
+                body = {"project": project, "url": address, "send_payload": True, "send_for_all_actions": True}
+                self.call("POST", "/api/webhooks/", json={**body, "headers": secret})
+            for hook in hooks:
+                if not secret.items() <= hook.headers.items():
+                    body = {"headers": {**hook.headers, **secret}, "actions": hook.actions}  # absent actions are lost
+                    self.call("PATCH", f"/api/webhooks/{hook.id}/", json=body)
         except LabelStudioRefusedError as refusal:
+            if hooks:
+                return [f"the webhook to {address} did not get its secret, so its events are refused ({refusal.got})"]
             remedy = (
                 UNBLOCK_HINT
                 if refusal.http_status == 403
                 else "give the model an address that is an IP or contains a dot"
             )
-            warnings.append(f"no webhook to {address}, so events do not arrive ({refusal.got}): {remedy}")
+            return [f"no webhook to {address}, so events do not arrive ({refusal.got}): {remedy}"]
+        return []
 
 
 def webhook_url(url: str) -> str:

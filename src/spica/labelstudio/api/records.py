@@ -111,6 +111,7 @@ class Webhook:
     is_active: bool
     sends_all_actions: bool
     actions: tuple[str, ...]
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @classmethod
     def read(cls, body: Any) -> Webhook:
@@ -121,6 +122,7 @@ class Webhook:
             is_active=bool(body.get("is_active")),
             sends_all_actions=bool(body.get("send_for_all_actions")),
             actions=tuple(body.get("actions") or ()),
+            headers=dict(body.get("headers") or {}),
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any, Self
 import httpx
 
 from spica.errors import AuthenticationError, LabelStudioError, LabelStudioUnreachableError, UsageError
-from spica.labelstudio.tokens import LabelStudioAuth
+from spica.labelstudio.tokens import LabelStudioAuth, webhook_secret
 
 _RETRY_WAITS_S = (0.2, 0.6, 1.5)
 _LOCKED = "database-is-locked-error"
@@ -52,6 +52,7 @@ class Transport:
     ) -> None:
         self.url = _checked_url(url)
         self._secrets = tuple(secret for secret in (token,) if secret)
+        self.webhook_secret = webhook_secret(token) if token else None
         if auth is None and token is not None:
             auth = LabelStudioAuth(self.url, token)
         self._http = http_client(

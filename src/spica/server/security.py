@@ -1,0 +1,243 @@
+"""Whom the server answers: hosts, origins, passwords, the webhook's secret, and how large a request may be."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import ipaddress
+import re
+import secrets
+import socket
+from dataclasses import dataclass
+from typing import Self
+from urllib.parse import urlsplit
+
+from pydantic import SecretStr
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from spica.errors import AuthenticationError, RequestError, RequestTooLargeError, SpicaError, UsageError
+from spica.labelstudio.launch_env import is_local
+from spica.labelstudio.tokens import WEBHOOK_HEADER, webhook_secret
+from spica.server.border import error_response
+from spica.settings import Settings
+
+WEBHOOK = "/webhook"
+FORWARDED = "/api/dm/actions"
+"""Takes Label Studio's own token in ``Authorization``, where a page of another site can't write: it needs neither our
+password nor a content type."""
+
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]@:/?#\s]+)(?::[0-9]+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Whom a server answers.
+
+    A page of another site reaches a server on its visitor's machine, also by letting its own name lead there ("DNS
+    rebinding"). So a server that listens on loopback answers under loopback's names alone; one that others may reach
+    answers under any address, which no site can claim, and its machine's own names; both under ``hosts``.
+
+    Attributes:
+        local: whether it listens on loopback.
+        hosts: further names under which it is asked, lower case.
+        password: ``user:password`` to ask for, or None.
+        secret: in the webhooks that Spica registers; None where the server has no token of Label Studio's.
+    """
+
+    local: bool = True
+    hosts: frozenset[str] = frozenset()
+    password: str | None = None
+    secret: str | None = None
+
+    @classmethod
+    def of(cls, settings: Settings, host: str) -> Self:
+        """As the settings say, for a server bound to ``host``.
+
+        Raises:
+            UsageError: a name or the password can't be read.
+        """
+        password = settings.basic_auth.get_secret_value() if settings.basic_auth is not None else None
+        if password is not None and (":" not in password or password.startswith(":")):
+            raise UsageError("user and password can't be read", where="--basic-auth", expected="user:password")
+        token = settings.label_studio_api_key
+        names = {_allowed_name(name) for name in settings.allowed_hosts} | {host.strip("[]").lower()}
+        local = is_local(host)
+        if not local:
+            short = socket.gethostname().lower().partition(".")[0]
+            names |= {short, f"{short}.local", socket.getfqdn().lower()}
+        secret = webhook_secret(token.get_secret_value()) if token is not None else None
+        return cls(local, frozenset(names), password, secret)
+
+    def check(self, request: Request) -> None:
+        """Raise unless a request may go on to its route.
+
+        Raises:
+            RequestError: asked under a foreign name, or something is to be done for another site's page.
+            AuthenticationError: the password is missing or wrong.
+        """
+        self._check_host(request)
+        if request.method not in ("GET", "HEAD", "OPTIONS"):
+            _refuse_foreign(request)
+        path = request.url.path.rstrip("/")
+        if self.password is None or path == FORWARDED or self._knows_password(request):
+            return
+        if path != WEBHOOK or not self.knows_secret(request):
+            raise AuthenticationError(
+                "user and password are missing or wrong",
+                where=request.url.path,
+                expected="Basic authentication as set by --basic-auth",
+                hint="in Label Studio, choose Basic Auth in the model's form and enter both",
+            )
+
+    def proves(self, request: Request) -> bool:
+        """Whether an event is Label Studio's for sure.
+
+        Raises:
+            AuthenticationError: it carries a wrong secret.
+        """
+        if WEBHOOK_HEADER in request.headers and not self.knows_secret(request):
+            raise AuthenticationError(
+                "the event carries a wrong secret",
+                where=request.url.path,
+                hint="`spica connect`, with the token that the model server has, gives Label Studio the right one",
+            )
+        return self.knows_secret(request) or self._knows_password(request)
+
+    def knows_secret(self, request: Request) -> bool:
+        """Whether a request carries the webhook's secret."""
+        given = request.headers.get(WEBHOOK_HEADER, "")
+        return self.secret is not None and secrets.compare_digest(given.encode(), self.secret.encode())
+
+    def _check_host(self, request: Request) -> None:
+        host = request.headers.get("host", "")
+        name = _host_name(host)
+        if name is not None:
+            if name in self.hosts or name == "localhost":
+                return
+            try:
+                if ipaddress.ip_address(name).is_loopback or not self.local:
+                    return
+            except ValueError:  # a name, and none of ours
+                pass
+        raise RequestError(
+            "the model server is not known by this name",
+            where=f"Host: {host[:100]}",
+            expected="127.0.0.1, localhost or [::1]" if self.local else "an IP address or this machine's name",
+            hint=f"if people or Label Studio reach it so, start it with --allowed-host {name or 'NAME'}",
+        )
+
+    def _knows_password(self, request: Request) -> bool:
+        scheme, _, encoded = request.headers.get("authorization", "").partition(" ")
+        if self.password is None or scheme.lower() != "basic":
+            return False
+        try:
+            given = base64.b64decode(encoded, validate=True)
+        except (binascii.Error, ValueError):
+            return False
+        return secrets.compare_digest(given, self.password.encode())
+
+
+def _host_name(host: str) -> str | None:
+    """The name in a Host header, without port and brackets; None if there is none."""
+    found = _HOST.fullmatch(host.lower())
+    return found[1].strip("[]").rstrip(".") if found is not None else None
+
+
+def _allowed_name(given: str) -> str:
+    name = _host_name(given.strip())
+    if name is None:
+        raise UsageError(
+            "a host name can't be read",
+            where="--allowed-host",
+            expected="a name, such as host.docker.internal",
+            got=given[:100],
+        )
+    return name
+
+
+class AccessMiddleware:
+    """Answers what :meth:`Access.check` refuses."""
+
+    def __init__(self, app: ASGIApp, *, access: Access) -> None:
+        self._app = app
+        self._access = access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or say why not."""
+        if scope["type"] == "http":
+            try:
+                self._access.check(Request(scope))
+            except SpicaError as error:
+                asking = {"WWW-Authenticate": 'Basic realm="Spica", charset="UTF-8"'}
+                headers = asking if isinstance(error, AuthenticationError) else None
+                await error_response(error, headers=headers)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The body of a request, at most ``limit`` bytes of it in memory.
+
+    Raises:
+        RequestTooLargeError: longer than ``limit`` bytes; the rest is not read.
+        RequestError: the length that the client announced is no number.
+    """
+    announced = request.headers.get("content-length", "0")
+    if not announced.isdecimal():
+        raise RequestError("the header Content-Length is no number", where=request.url.path, got=announced[:40])
+    chunks: list[bytes] = []
+    size = int(announced)
+    _refuse_over(size, limit, request)
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        _refuse_over(size, limit, request)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _refuse_over(size: int, limit: int, request: Request) -> None:
+    if size > limit:
+        raise RequestTooLargeError(
+            "the request is too large",
+            where=request.url.path,
+            expected=f"at most {limit} bytes",
+            got=f"{size} bytes or more",
+            hint="select fewer tasks at once, or raise SPICA_MAX_REQUEST_BYTES",
+        )
+
+
+def _refuse_foreign(request: Request) -> None:
+    """Raise unless a request that changes something comes from a program or from our own page.
+
+    A form on another site can't send JSON, and a script there says where it comes from.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and request.url.path.rstrip("/") != FORWARDED:
+        raise RequestError(
+            "the request is not JSON",
+            where=request.url.path,
+            expected="Content-Type: application/json",
+            got=kind[:60] or "no content type",
+        )
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc.lower() != request.headers.get("host", "").lower():
+        raise RequestError(
+            "the request comes from another site's page",
+            where=request.url.path,
+            got=origin[:100],
+            hint="use the page of this server, or a program",
+        )
+
+
+def label_studio_token(request: Request) -> SecretStr | None:
+    """Label Studio's token of whoever asks: ``X-Api-Key``, as Label Studio itself takes it, or ``Authorization``.
+
+    With ``--basic-auth``, ``Authorization`` is the model server's own.
+    """
+    key = request.headers.get("x-api-key", "").strip()
+    if key:
+        return SecretStr(key)
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return SecretStr(token.strip()) if scheme.lower() in ("token", "bearer") and token.strip() else None
