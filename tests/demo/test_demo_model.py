@@ -234,3 +234,33 @@ def test_the_script_trains(tmp_path: Path) -> None:
     content = (tmp_path / "new" / "model.onnx").read_bytes()
     assert written["files"]["model.onnx"]["sha256"] == hashlib.sha256(content).hexdigest()
     assert written["training"]["images"] == 16
+
+
+MANY_SIZES = """
+import resource, sys
+import numpy as np
+from pathlib import Path
+from spica.detectors.openvino import OpenVINODetector
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+detector = OpenVINODetector(Path(sys.argv[1]), ("spike",), threads=1)
+random = np.random.default_rng(0)
+for number in range(220):
+    detector.detect([np.zeros((*random.integers(30, 200, 2), 3), np.uint8)])
+    if number == 120:
+        before = peak()
+print(peak() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="asks POSIX for the memory of a process")
+def test_memory_does_not_grow_with_the_sizes_of_photographs() -> None:
+    """After a hundred sizes of images, a hundred others take less than 20 MiB more: they took 70."""
+    graph = model_folder() / "model.onnx"
+    made = subprocess.run(
+        [sys.executable, "-c", MANY_SIZES, str(graph)], capture_output=True, text=True, timeout=300, check=True
+    )
+    assert float(made.stdout) < 20

@@ -16,8 +16,11 @@ from spica.detectors.precision import REST, Arithmetic
 from spica.detectors.runtime import load_openvino, openvino_core
 from spica.errors import WeightsError
 
-_LATENCY: Final = {"PERFORMANCE_HINT": "LATENCY"}
-"""One image at a time on all processors: batches and parallel streams are not faster, an image alone is slower then."""
+_ALWAYS: Final = {"PERFORMANCE_HINT": "LATENCY", "CPU_RUNTIME_CACHE_CAPACITY": "100"}
+"""One image at a time on all processors: batches and parallel streams are not faster, an image alone is slower then.
+
+What the runtime prepares for an image's size it keeps for the next of that size: 5000 entries if not told otherwise, of
+which each new size makes some ten, a megabyte in all."""
 
 _CONFIG: Final[dict[Arithmetic, dict[str, str]]] = {
     # in float32 also where the processor could do less (bfloat16, or float16 on ARM)
@@ -35,7 +38,7 @@ def hints(precision: Arithmetic, rest: Arithmetic = "f32") -> dict[str, str]:
         precision: of the network.
         rest: of what is not quantised in an int8 graph. bf16 may cost more there, in converting, than it saves.
     """
-    return _LATENCY | _CONFIG[precision] | ({"INFERENCE_PRECISION_HINT": rest} if precision == "int8" else {})
+    return _ALWAYS | _CONFIG[precision] | ({"INFERENCE_PRECISION_HINT": rest} if precision == "int8" else {})
 
 
 class OpenVINODetector:
