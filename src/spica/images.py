@@ -88,10 +88,7 @@ def decode(data: bytes, *, where: str, max_pixels: int) -> Image:
     Raises:
         ImageError: no image, of no known format, damaged, or too large.
     """
-    opened = _open(data, where)
-    width, height = opened.size
-    if width * height > max_pixels:
-        raise _too_large(where, f"{width} x {height} = {width * height} pixels", max_pixels)
+    opened = _open_within(max_pixels, data, where)
     orientation = _orientation_in(opened)
     try:
         stored = _plain_jpeg(data, opened)
@@ -109,6 +106,16 @@ def decode(data: bytes, *, where: str, max_pixels: int) -> Image:
             hint="Copy or export the file again.",
         ) from error
     return Image(pixels=pixels, digest=digest_of(data))
+
+
+def decoded_bytes(data: bytes, *, where: str, max_pixels: int) -> int:
+    """The bytes of memory that the pixels of the photograph in ``data`` will take, by its header alone.
+
+    Raises:
+        ImageError: no image, of no known format, or too large.
+    """
+    width, height = _open_within(max_pixels, data, where).size
+    return 3 * width * height
 
 
 def orientation_of(data: bytes, *, where: str) -> int:
@@ -209,6 +216,14 @@ def _open(data: bytes, where: str) -> ImageFile.ImageFile:
             if reader is _Tiff
             else "Copy or export the file again.",
         ) from error
+
+
+def _open_within(max_pixels: int, data: bytes, where: str) -> ImageFile.ImageFile:
+    opened = _open(data, where)
+    width, height = opened.size
+    if width * height > max_pixels:
+        raise _too_large(where, f"{width} x {height} = {width * height} pixels", max_pixels)
+    return opened
 
 
 _HEIC_BRANDS: Final = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"})

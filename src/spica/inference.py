@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 from spica.boxes import Detections
 from spica.detectors.contract import Detector
@@ -29,6 +29,9 @@ from spica.images import Image
 logger = logging.getLogger(__name__)
 
 State = Literal["loading", "ready", "failed", "closed"]
+
+DECODED_BYTES: Final = 256 * 2**20
+"""Pixels that wait for one model in one priority: three photographs of 24 megapixels, or a single larger one."""
 
 
 class Priority(IntEnum):
@@ -94,6 +97,28 @@ class Memory:
         return len(self._entries)
 
 
+class ByteBudget:
+    """Admits images until they hold so many bytes together, and one that is larger alone."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._held = 0
+        self._changed = threading.Condition()
+        self._turn = threading.Lock()
+
+    def take(self, nbytes: int) -> None:
+        """Wait until there is room for so many bytes."""
+        with self._turn, self._changed:  # in turn, so that small ones do not pass a large one for ever
+            self._changed.wait_for(lambda: not self._held or self._held + nbytes <= self._limit_bytes)
+            self._held += nbytes
+
+    def give_back(self, nbytes: int) -> None:
+        """So many bytes are held no longer."""
+        with self._changed:
+            self._held -= nbytes
+            self._changed.notify_all()
+
+
 @dataclass(eq=False, slots=True)
 class _Job:
     """An image to be computed, None once its turn came, and all who wait: one who gives up ends it for no other."""
@@ -148,6 +173,8 @@ class Engine:
             does the same.
         queue_size: at most so many tasks are admitted at once (:meth:`places`).
         memory_bytes: bound of the memory of raw detections.
+        decoded_bytes: bound of the pixels that wait, in each priority: an image that a person has opened does not wait
+            for room behind a job's.
         on_failure: called on the engine's thread when loading failed.
         abandon: called on closing, so that ``load`` can give up early.
     """
@@ -159,6 +186,7 @@ class Engine:
         *,
         queue_size: int,
         memory_bytes: int,
+        decoded_bytes: int = DECODED_BYTES,
         warm: Callable[[Detector], None] | None = None,
         on_failure: Callable[[SpicaError], None] | None = None,
         abandon: Callable[[], None] | None = None,
@@ -170,6 +198,7 @@ class Engine:
         self._on_failure = on_failure
         self._abandon = abandon
         self._memory = Memory(memory_bytes)
+        self._budgets = {priority: ByteBudget(decoded_bytes) for priority in Priority}
         self._heap: list[tuple[int, int, _Job]] = []
         self._pending: dict[str, _Job] = {}
         self._order = itertools.count()
@@ -271,6 +300,24 @@ class Engine:
             with self._changed:
                 self._remembered += 1
         return seen
+
+    def submit_decoded(self, decode: Callable[[], Image], nbytes: int, priority: Priority) -> Future[Seen]:
+        """Wait until there is room for an image's pixels, decode it, and ask for its detections.
+
+        Args:
+            decode: makes the image; what it raises is raised here.
+            nbytes: that its pixels take.
+            priority: of the question.
+        """
+        budget = self._budgets[priority]
+        budget.take(nbytes)
+        try:
+            future = self.submit(decode(), priority)
+        except BaseException:
+            budget.give_back(nbytes)
+            raise
+        future.add_done_callback(lambda _: budget.give_back(nbytes))
+        return future
 
     def submit(self, image: Image, priority: Priority) -> Future[Seen]:
         """Ask for the detections of an image; one that is remembered or under way is not computed again.

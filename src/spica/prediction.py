@@ -1,11 +1,13 @@
 """From a task to a prediction: find the bytes, decode, detect, keep what is above the threshold, make regions of it.
 
 The one place where media, images, inference and regions meet; the server's routes and the bulk job both call it.
-A task that fails is answered with its reason, never with "no objects".
+A task that fails is answered with its reason, never with "no objects". One that lacks an image (a null beside another
+image) is answered for those that it has; one that has none, or has one that can't be read, fails as a whole.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 from collections import deque
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from spica.errors import LabelConfigError, LabelStudioError, SpicaError
-from spica.images import decode, digest_of
+from spica.images import decode, decoded_bytes, digest_of
 from spica.inference import Engine, Priority, Seen
 from spica.labelstudio import regions
 from spica.labelstudio.label_config import (
@@ -28,12 +30,12 @@ from spica.labelstudio.label_config import (
     parse_label_config,
     serving_version,
 )
-from spica.labelstudio.protocol import Task, image_uris
+from spica.labelstudio.protocol import Task, image_places, image_uris
 
 logger = logging.getLogger(__name__)
 
 _AHEAD = 2
-"""Images of one request that are decoded before their turn: enough to keep the network busy, few in memory."""
+"""Tasks of one request that are begun before their turn, to keep the network busy. The engine bounds their bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +191,7 @@ class Predictor:
         try:
             pending = self._look(task, plan, priority)
         except SpicaError as error:
-            failed = Outcome(task.id, None, error)
+            failed = _failed(task, error)
             return lambda: failed
         return lambda: self._answer(task, plan, pending, _usual)
 
@@ -204,10 +206,18 @@ class Predictor:
                 hint='rename a label, or add predicted_values="…" to a <Label> with the model\'s class name',
             )
         pending: dict[str, Future[Seen]] = {}
+        lacking: list[RectangleControl] = []
         for control, _, _ in plan.parts():
-            for uri in image_uris(task, control):
-                if uri not in pending:
+            places = image_places(task, control)
+            for uri in places:
+                if uri is not None and uri not in pending:
                     pending[uri] = self._see(uri, task.id, priority)
+            if not places or None in places:
+                lacking.append(control)
+        if not pending:
+            image_uris(task, lacking[0])  # raises, with what is there instead
+        for key in dict.fromkeys(control.image_key for control in lacking):
+            logger.warning('task %s: an image is missing under "%s"; those that are there get boxes', task.id, key)
         return pending
 
     def _see(self, uri: str, task_id: int | None, priority: Priority) -> Future[Seen]:
@@ -217,13 +227,15 @@ class Predictor:
             done: Future[Seen] = Future()
             done.set_result(seen)
             return done
-        return self.engine.submit(decode(data, where=uri[:200], max_pixels=self._max_pixels), priority)
+        where, limit = uri[:200], self._max_pixels
+        nbytes = decoded_bytes(data, where=where, max_pixels=limit)
+        return self.engine.submit_decoded(lambda: decode(data, where=where, max_pixels=limit), nbytes, priority)
 
     def _settle(self, task: Task, wait: Callable[[], Outcome]) -> Outcome:
         try:
             outcome = wait()
         except SpicaError as error:
-            outcome = Outcome(task.id, None, error)
+            outcome = _failed(task, error)
         if outcome.error is not None:
             logger.warning("task %s: %s", task.id, outcome.error.one_line)
         return outcome
@@ -258,6 +270,11 @@ class Predictor:
         return ", ".join(names)
 
 
+def _failed(task: Task, error: SpicaError) -> Outcome:
+    """Without the frames in which the error was raised: they hold the image's bytes, and failures are kept."""
+    return Outcome(task.id, None, copy.copy(error))
+
+
 @dataclass(frozen=True, slots=True)
 class View:
     """One image as one control tag shows it.
@@ -286,8 +303,9 @@ class View:
 
 def _views(task: Task, plan: Plan, seen_by_uri: Mapping[str, Seen]) -> Iterator[View]:
     for control, match, threshold in plan.parts():
-        for index, uri in enumerate(image_uris(task, control)):
-            yield View(control, match, threshold, seen_by_uri[uri], index if control.image_list else None)
+        for index, uri in enumerate(image_places(task, control)):
+            if uri is not None:
+                yield View(control, match, threshold, seen_by_uri[uri], index if control.image_list else None)
 
 
 def _usual(view: View) -> list[dict[str, Any]]:

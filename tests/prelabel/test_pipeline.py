@@ -14,7 +14,7 @@ from spica.labelstudio.api.records import TaskRow
 from spica.labelstudio.protocol import Task
 from spica.prediction import Outcome
 from spica.prelabel.channel import EndOfChannel
-from spica.prelabel.pipeline import DECODED_AHEAD, LISTED_AHEAD, READERS, Pipeline
+from spica.prelabel.pipeline import BEGUN_AHEAD, LISTED_AHEAD, READERS, Pipeline
 
 WAIT_S = 30
 
@@ -72,7 +72,7 @@ def test_no_more_is_taken_than_fits(engine: Engine) -> None:
 
     def begin(task: Task) -> Callable[[], Outcome]:
         begun.append(task.id or 0)
-        if len(begun) == READERS + DECODED_AHEAD + 1:
+        if len(begun) == READERS + BEGUN_AHEAD + 1:
             full.set()
 
         def wait() -> Outcome:
@@ -83,7 +83,7 @@ def test_no_more_is_taken_than_fits(engine: Engine) -> None:
 
     with Pipeline(rows(5000, seen), begin, engine, threading.Event()) as pipeline:
         assert full.wait(WAIT_S)
-        assert len(begun) <= READERS + DECODED_AHEAD + 1
+        assert len(begun) <= READERS + BEGUN_AHEAD + 1
         assert len(seen) <= LISTED_AHEAD + len(begun) + 1
         hold.set()
         assert len(drain(pipeline)) == 5000

@@ -135,37 +135,61 @@ def project_id(project: ProjectRef) -> int | None:
     return int(head) if head.isascii() and head.isdecimal() and len(head) < 20 else None
 
 
+def image_places(task: Task, control: RectangleControl) -> tuple[str | None, ...]:
+    """The places of a task's images for one control in order: the address, or None where there is no image.
+
+    A missing key, a null or a blank is no image: nothing that could be looked at, or annotated.
+
+    Raises:
+        MediaError: the data has something there that is no address.
+    """
+    value = _value(task, control)
+    places = value if control.image_list and isinstance(value, list) else [value]
+    addresses = [None if isinstance(place, str) and not place.strip() else place for place in places]
+    for address in addresses:
+        if address is not None:
+            _check_address(address, task, control)
+    return tuple(addresses)
+
+
 def image_uris(task: Task, control: RectangleControl) -> tuple[str, ...]:
     """The addresses of a task's images for one control: one, or with ``valueList`` all of them in order.
 
     Under a missing key, data that came before the project had a configuration is taken, as Label Studio does.
 
     Raises:
-        MediaError: the data has nothing there, or something that is no address.
+        MediaError: the data has nothing there, an image is missing, or it has something that is no address.
     """
-    value = _look_up(task.data, control.image_key)
-    if value is None and set(task.data) == {UNDEFINED_KEY}:
-        value = task.data[UNDEFINED_KEY]
-    if value is None:
+    value = _value(task, control)
+    if value is None or (control.image_list and value == []):
         raise MediaError(
             f'the task has no image under "{control.image_key}"',
             where=_where(task),
             expected=f'the key that the labelling configuration names for "{control.to_name}"',
-            got=f"keys {quoted(list(task.data)[:20])}",
+            got="an empty list" if value == [] else f"keys {quoted(list(task.data)[:20])}",
             hint=f"Import the task again with this key, or write the right one: "
             f'<Image name="{control.to_name}" value="$…"/>.',
         )
     uris: Sequence[Any] = value if control.image_list and isinstance(value, list) else [value]
     for uri in uris:
-        if not isinstance(uri, str) or not uri.strip():
-            raise MediaError(
-                f'the task\'s "{control.image_key}" is not the address of an image',
-                where=_where(task),
-                expected="a path or URL, or a list of them" if control.image_list else "a path or URL",
-                got=_kind(uri),
-                hint='A list of images needs <Image valueList="$…"/>.' if isinstance(uri, list) else None,
-            )
+        _check_address(uri, task, control)
     return tuple(uris)
+
+
+def _value(task: Task, control: RectangleControl) -> Any:
+    value = _look_up(task.data, control.image_key)
+    return task.data[UNDEFINED_KEY] if value is None and set(task.data) == {UNDEFINED_KEY} else value
+
+
+def _check_address(uri: Any, task: Task, control: RectangleControl) -> None:
+    if not isinstance(uri, str) or not uri.strip():
+        raise MediaError(
+            f'the task\'s "{control.image_key}" is not the address of an image',
+            where=_where(task),
+            expected="a path or URL, or a list of them" if control.image_list else "a path or URL",
+            got=_kind(uri),
+            hint='A list of images needs <Image valueList="$…"/>.' if isinstance(uri, list) else None,
+        )
 
 
 def image_uri(task: Task, control: RectangleControl) -> str:

@@ -27,8 +27,8 @@ READERS = 2
 LISTED_AHEAD = 512
 """Tasks listed before their turn: more than any network computes while Label Studio gives the next page."""
 
-DECODED_AHEAD = 3
-"""Decoded images that wait, beside those in the readers' hands: a photograph of 24 megapixels holds 72 MB."""
+BEGUN_AHEAD = 3
+"""Begun tasks that wait, beside those in the readers' hands. The engine bounds the bytes of their decoded images."""
 
 ANSWERED_AHEAD = 128
 """Predictions that wait to be stored, beside the batch in hand: storing for seconds must not hold up the network."""
@@ -61,7 +61,7 @@ class Pipeline:
         self._halt = threading.Event()
         self._lock = threading.Lock()
         self._tasks: Channel[Task] = Channel(LISTED_AHEAD)
-        self._begun: Channel[tuple[Task, Callable[[], Outcome]]] = Channel(DECODED_AHEAD, producers=READERS)
+        self._begun: Channel[tuple[Task, Callable[[], Outcome]]] = Channel(BEGUN_AHEAD, producers=READERS)
         self.outcomes: Channel[Outcome] = Channel(ANSWERED_AHEAD)
         self.error: BaseException | None = None
         self.all_listed = False
