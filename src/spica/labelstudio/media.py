@@ -148,11 +148,11 @@ class MediaReader:
     def _place(self, address: str, parts: SplitResult) -> _Place | None:
         """Where to look for an address of Label Studio's own; None if it is not one."""
         if _LOCAL_FILES.search(parts.path):
-            names = _readings(address, parts, "d")
+            names = readings(address, parts, "d")
             paths = tuple(f"/data/local-files/?d={_quoted(name)}" for name in names[:1])
             return _Place(self._root, _ROOT, names, paths, _LOCAL_FILES_HINTS)
         if _STORED.search(parts.path):
-            stored = _readings(address, parts, "filepath")
+            stored = readings(address, parts, "filepath")
             stored += tuple(unquote(name) for name in stored)  # Label Studio decodes this one twice
             names = tuple(name.removeprefix("upload/") for name in stored if name.startswith("upload/"))
             # A Label Studio that keeps uploads on disk answers 400 to the first.
@@ -254,7 +254,7 @@ _RESOLVE_HINTS: Final = {
 }
 
 
-def _readings(address: str, parts: SplitResult, key: str) -> tuple[str, ...]:
+def readings(address: str, parts: SplitResult, key: str) -> tuple[str, ...]:
     """The values that ``key`` in the query may have, decoded once, Label Studio's own reading first.
 
     Label Studio writes ``urllib.parse.quote`` and reads a form, where a bare ``+`` is a space and ``&`` and ``#`` end

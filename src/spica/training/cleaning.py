@@ -112,7 +112,7 @@ class Tally:
         there = examples + doubtful
         if allow_partial or not examples or doubtful <= MAX_LEFT_OUT * there:
             return
-        told = self.sentences()[: len({each.reason for each in self.left_out})]
+        told = self.sentences()
         raise DataSetError(
             f"{doubtful} of {there} images would be left out, for their labels are in doubt",
             where=where,

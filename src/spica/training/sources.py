@@ -12,7 +12,7 @@ from spica.training.dataset import DataSet
 from spica.training.formats.coco import Coco, is_coco, read_json
 from spica.training.formats.label_studio import LabelStudioJson, is_label_studio
 from spica.training.formats.sketch import Reader
-from spica.training.formats.voc import Voc, annotation_files
+from spica.training.formats.voc import Voc, annotation_files, root_of
 from spica.training.formats.yolo import Yolo
 from spica.training.formats.yolo_folder import is_yolo
 
@@ -20,6 +20,8 @@ _EXPECTED = (
     "a COCO json with its images, a YOLO folder (data.yaml, or images/ and labels/), a Pascal VOC folder "
     "(Annotations/ and JPEGImages/), or a JSON export of Label Studio"
 )
+
+_NO_PARTS = "leave the split away, and give the file of that part where there is one for each"
 
 
 def load(
@@ -53,10 +55,14 @@ def load(
     """
     path = Path(data)
     kind, place = recognise(path)
+    if split is not None and not isinstance(kind, Yolo | Voc):
+        raise DataSetError(
+            "this data set has no parts", where=str(place), got=f"{kind.name}, and --split {split}", hint=_NO_PARTS
+        )
     found = kind.read(place, images, split)
     limits = Settings()
     names = tuple(classes) if classes is not None else found.classes
-    if not names:
+    if not names and found.images:
         raise DataSetError(
             "there is not a single class", where=str(path), got=f"{len(found.images)} images without objects"
         )
@@ -89,20 +95,21 @@ def recognise(path: Path) -> tuple[Reader, Path]:
         return _file(path), path
     if not path.is_dir():
         raise DataSetError("there is no such file or folder", where=str(path), expected=_EXPECTED)
-    if annotation_files(path):
-        return Voc(), path
-    if is_yolo(path) or (path / "classes.txt").is_file():
-        return Yolo(), path
-    found = [each for each in sorted(path.glob("*.json")) if _is_data_set(each)]
+    files = sorted([*path.glob("*.json"), *path.glob("annotations/*.json")])
+    found: list[tuple[Reader, Path]] = [(kind, each) for each in files if (kind := _data_set(each)) is not None]
+    found += [(Voc(), path)] if annotation_files(path) else []
+    found += [(Yolo(), path)] if is_yolo(path) else []
     if len(found) == 1:
-        return _file(found[0]), found[0]
+        return found[0]
     if found:
         raise DataSetError(
             "there are several data sets in the folder",
             where=str(path),
-            got=", ".join(each.name for each in found[:10]),
-            hint="give one of these files",
+            got=", ".join(each.name if each != path else kind.name for kind, each in found[:10]),
+            hint="give one of the files, or move what is not meant into a folder of its own",
         )
+    for each in path.glob("*.xml"):
+        _refuse_cvat(each)
     there = sorted(each.name + ("/" if each.is_dir() else "") for each in path.iterdir())
     raise DataSetError(
         "there is no data set in the folder",
@@ -115,6 +122,8 @@ def recognise(path: Path) -> tuple[Reader, Path]:
 def _file(path: Path) -> Reader:
     if path.suffix.lower() in (".yaml", ".yml"):
         return Yolo()
+    if path.suffix.lower() == ".xml":
+        _refuse_cvat(path)
     if path.suffix.lower() != ".json":
         raise DataSetError(
             "this is no data set", where=str(path), expected=_EXPECTED, got=f"a file {path.suffix or 'without suffix'}"
@@ -133,11 +142,21 @@ def _file(path: Path) -> Reader:
     raise DataSetError("this JSON is no data set", where=str(path), expected=_EXPECTED, got=got, hint=hint)
 
 
-def _is_data_set(path: Path) -> bool:
+def _refuse_cvat(path: Path) -> None:
+    if root_of(path) == "annotations":
+        raise DataSetError(
+            "this is CVAT's own format (CVAT for images), which is not read",
+            where=str(path),
+            expected=_EXPECTED,
+            hint='export the task again as "COCO 1.0", with images',
+        )
+
+
+def _data_set(path: Path) -> Reader | None:
     try:
-        return _json_format(path) is not None
+        return _json_format(path)
     except DataSetError:  # some other tool's file, or a damaged one beside the one that is meant
-        return False
+        return None
 
 
 def _json_format(path: Path) -> Reader | None:

@@ -84,7 +84,7 @@ def moment(updated: str) -> float:
     """Seconds since 1970 of a time that Label Studio wrote; 0 for what is none."""
     try:
         return datetime.fromisoformat(updated).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError, OSError):  # the last: a year that this system's clock does not know
         return 0.0
 
 

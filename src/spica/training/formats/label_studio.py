@@ -17,23 +17,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
-from spica.errors import DataSetError, MediaError
+from spica.errors import DataSetError
 from spica.labelstudio.api.annotations import AnnotatedTask, Annotation, chosen, moment
 from spica.labelstudio.api.records import Json
 from spica.labelstudio.control_tags import RectangleControl
+from spica.labelstudio.media import readings
 from spica.labelstudio.protocol import Task, image_uris
 from spica.training.formats.coco import read_json
-from spica.training.formats.sketch import IMAGE_SUFFIXES, Found, ImageFinder, Sketch, no_boxes
+from spica.training.formats.sketch import IMAGE_SUFFIXES, Found, ImageFinder, Sketch, no_boxes, numbers, size_of
 
 _SHAPES: Final = frozenset(
     f"{shape}{labels}"
     for shape in ("rectangle", "polygon", "ellipse", "brush", "keypoint", "bitmask", "vector")
     for labels in ("", "labels")
 ) | {"labels"}
+_WHICH: Final = "one of several addresses of a task, and the export does not tell which one is which (--project does)"
 _UPLOADED: Final = re.compile(r"[0-9a-f]{8}-")  # before the name of an uploaded file (data_import/models.py)
 
 
@@ -95,7 +97,7 @@ def _items(
             beside = labels[(control.labels_from_name or "", str(item.get("id")))]
             found.append((item, control, own if control.kind == "rectanglelabels" else beside))
         elif item.get("type") in _SHAPES and item.get("from_name") not in texts:
-            found.append((item, None, any_labels[str(item.get("id"))]))
+            found.append((item, None, _listed(item, str(item.get("type"))) or any_labels[str(item.get("id"))]))
     return found
 
 
@@ -106,23 +108,21 @@ def _listed(item: Json, key: str) -> list[Any]:
 
 
 def _index(item: Json) -> int:
-    index = item.get("item_index")
-    return index if isinstance(index, int) else 0
+    index = item.get("item_index") or 0
+    return index if isinstance(index, int) else -1
 
 
 def _take(item: Json, control: RectangleControl | None, labels: Sequence[Any], into: _Regions) -> None:
-    size = item.get("original_width"), item.get("original_height")
-    if isinstance(size[0], int) and isinstance(size[1], int) and min(size[0], size[1]) > 0:
-        into.size = (size[0], size[1])
+    into.size = size_of(item.get("original_width"), item.get("original_height")) or into.size
     if control is None:
         into.others += [str(label) for label in labels] or [""]
         return
     box = _box(item.get("value"))
-    if box is None or not labels:
+    if box is None or not labels or not all(isinstance(label, str) and label for label in labels):
         into.doubt = "a region without numbers" if box is None else "a region without a label"
         return
     for label in labels:
-        into.labels.append(str(label))
+        into.labels.append(label)
         into.boxes.append(box[:4])
         into.rotations.append(box[4])
 
@@ -131,12 +131,11 @@ def _box(value: Any) -> list[float] | None:
     """Shares of left, top, right, bottom, and degrees; None where numbers are missing."""
     if not isinstance(value, Mapping):
         return None
-    numbers = [value.get(key) for key in ("x", "y", "width", "height")]
-    if not all(isinstance(number, int | float) for number in numbers):
+    found = numbers([*(value.get(key) for key in ("x", "y", "width", "height")), value.get("rotation") or 0])
+    if found is None:
         return None
-    x, y, width, height = (float(number) / 100 for number in numbers if number is not None)
-    rotation = value.get("rotation")
-    return [x, y, x + width, y + height, float(rotation) if isinstance(rotation, int | float) else 0.0]
+    x, y, width, height = (number / 100 for number in found[:4])
+    return [x, y, x + width, y + height, found[4]]
 
 
 def _sketch(regions: _Regions, name: str, task: int, annotation: Annotation) -> Sketch:
@@ -162,14 +161,19 @@ def name_of(uri: str) -> str:
     """The file's own name in an address of a task's, without the eight digits that an upload gets."""
     if uri[:5].lower() == "data:":
         return "embedded"
-    try:
-        parts = urlsplit(uri)
-        inner = parse_qs(parts.query)
-    except ValueError:
-        return "image"
-    path = (inner.get("d") or inner.get("filepath") or [unquote(parts.path)])[-1]
+    path = _paths(uri)[0]
     last = path.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
     return (_UPLOADED.sub("", last, count=1) if _is_upload(uri) else last) or "image"
+
+
+def _paths(uri: str) -> tuple[str, ...]:
+    """The paths that an address may tell, the likeliest first."""
+    try:
+        parts = urlsplit(uri)
+        found = readings(uri, parts, "d") or readings(uri, parts, "filepath")
+    except ValueError:
+        return (unquote(uri),)
+    return found or (unquote(parts.path),)
 
 
 def _is_upload(uri: str) -> bool:
@@ -200,7 +204,8 @@ class LabelStudioJson:
         """What the JSON at ``data`` holds; it has no splits.
 
         Images are looked for below ``images``, which may be Label Studio's document root or a flat folder, and beside
-        the JSON. The export does not tell the labelling configuration: classes are the labels used, by name.
+        the JSON. The export does not tell the labelling configuration: classes are the labels used, by name. Of a task
+        with several addresses it is known which one a region is on where they are called alike, else it is left out.
 
         Raises:
             DataSetError: it is no such JSON, or none of the images is there.
@@ -214,24 +219,26 @@ class LabelStudioJson:
         )
         found = Found((), [])
         missing: list[str] = []
+        tasks: list[tuple[AnnotatedTask, Annotation]] = []
         for number, each in enumerate(body, start=1):
-            task = AnnotatedTask.read({"id": number, **each, "annotations": _with_ids(each)})
+            task = AnnotatedTask.read(
+                {**each, "id": _number(each.get("id"), number), "annotations": _annotations(each)}
+            )
             annotation = chosen(task.annotations)
             if annotation is None:
-                continue
-            try:
-                pairs = sketches(task, annotation, _controls(task, annotation))
-            except MediaError:
-                found.leave_out(f"task {task.id}", "no address of an image")
-                continue
-            for uri, sketch in pairs:
+                found.tally.leave_out(f"task {task.id}", "no submitted annotation", is_doubt=False)
+            else:
+                tasks.append((task, annotation))
+        usual = {tag for _, annotation in tasks for tag in _tags(annotation)}
+        for task, annotation in tasks:
+            for uri, sketch in _pairs(task, annotation, usual, found):
                 path = _locate(uri, finder)
                 if path is None:
                     missing.append(uri)
-                    found.leave_out(sketch.name, "it is missing")
+                    found.leave_out(f"task {task.id}: {sketch.name}", "it is missing")
                 else:
                     found.images.append((sketch, path))
-        if missing and not found.images:
+        if missing and len(missing) == sum(each.is_doubt for each in found.tally.left_out) and not found.images:
             raise DataSetError(
                 "none of the images is there",
                 where=str(data),
@@ -252,71 +259,107 @@ def is_label_studio(body: Any) -> bool:
     )
 
 
-def _with_ids(task: Json) -> list[Json]:
-    """Annotations with a number, which tasks written by hand lack."""
-    listed = [each for each in task.get("annotations") or () if isinstance(each, dict)]
-    return [{"id": number, **each} for number, each in enumerate(listed, start=1)]
+def _annotations(task: Json) -> list[Json]:
+    """With a number, which those written by hand lack, and with regions or None for what is no list of them."""
+    listed = task.get("annotations")
+    found: list[Json] = []
+    for number, each in enumerate(listed if isinstance(listed, list) else (), start=1):
+        if isinstance(each, dict):
+            result = each.get("result")
+            sound = isinstance(result, list) and all(isinstance(item, dict) for item in result)
+            found.append({**each, "id": _number(each.get("id"), number), "result": result if sound else None})
+    return found
 
 
-def _controls(task: AnnotatedTask, annotation: Annotation) -> list[RectangleControl]:
-    """Control tags that would give such an annotation, since the export does not tell them; at least one."""
+def _number(value: Any, otherwise: int) -> int:
+    """An id as Label Studio counts them; what others write instead serves for nothing but messages."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else otherwise
+
+
+def _tags(annotation: Annotation) -> set[str]:
+    """The names of the image tags that an annotation has regions on."""
+    shapes = _SHAPES - {"labels"}  # which texts have too
+    return {str(item.get("to_name")) for item in annotation.result or () if item.get("type") in shapes}
+
+
+def _pairs(task: AnnotatedTask, annotation: Annotation, usual: set[str], found: Found) -> list[tuple[str, Sketch]]:
+    """The images of a task; those of which it is not known what is on them are left out.
+
+    Args:
+        task: with at least this annotation.
+        annotation: the one that counts.
+        usual: image tags that tasks of this export have regions on.
+        found: told of what is left out.
+    """
+    tags = _tags(annotation)
+    keys = [key for key, value in task.data.items() if _is_address(value)]
+    if not keys:
+        found.leave_out(f"task {task.id}", "no address of an image")
+        return []
+    if len(keys) == 1 and len(tags) < 2:
+        image_keys = {next(iter(tags), ""): keys[0]}
+    elif (tags or usual) <= set(keys):
+        image_keys = {tag: tag for tag in keys if tag in tags | usual}
+    else:
+        image_keys = {}
+    is_known = bool(image_keys)
+    for key in keys:
+        if not is_known or key not in image_keys.values():
+            reason = "no region is on it, only on others of its task" if is_known else _WHICH
+            for uri in _uris(task.data[key]):
+                found.tally.leave_out(f"task {task.id}: {name_of(uri)}", reason, is_doubt=not is_known)
+    return sketches(task, annotation, _controls(task, annotation, image_keys)) if is_known else []
+
+
+def _controls(task: AnnotatedTask, annotation: Annotation, image_keys: Mapping[str, str]) -> list[RectangleControl]:
+    """Control tags that would give such regions, since the export does not tell them; at least one an image tag."""
     result = annotation.result or ()
     texts = {str(item.get("id")): str(item.get("from_name")) for item in result if item.get("type") == "labels"}
     controls: dict[tuple[str, str], RectangleControl] = {}
     for item in result:
         kind, ends = item.get("type"), (str(item.get("from_name")), str(item.get("to_name")))
-        key = _image_key(task.data, ends[1])
-        if kind not in ("rectanglelabels", "rectangle") or key is None:
-            continue
-        controls[ends] = RectangleControl(
-            from_name=ends[0],
-            to_name=ends[1],
-            kind="rectanglelabels" if kind == "rectanglelabels" else "rectangle+labels",
-            image_key=key,
-            labels=(),
-            labels_from_name=texts.get(str(item.get("id"))) if kind == "rectangle" else None,
-            image_list=isinstance(task.data.get(key), list),
-        )
-    key = _image_key(task.data, "image")
-    if controls or key is None:
-        return list(controls.values())
-    drawn_on = next((str(item["to_name"]) for item in result if item.get("type") in _SHAPES and "to_name" in item), "")
-    is_list = isinstance(task.data.get(key), list)
-    return [RectangleControl("", drawn_on, "rectanglelabels", key, (), image_list=is_list)]
+        if kind in ("rectanglelabels", "rectangle"):
+            is_plain, before = kind == "rectangle", controls.get(ends)
+            named = texts.get(str(item.get("id"))) or (before.labels_from_name if before is not None else None)
+            controls[ends] = RectangleControl(
+                from_name=ends[0],
+                to_name=ends[1],
+                kind="rectangle+labels" if is_plain else "rectanglelabels",
+                image_key=image_keys[ends[1]],
+                labels=(),
+                labels_from_name=named if is_plain else None,
+                image_list=isinstance(task.data[image_keys[ends[1]]], list),
+            )
+    bare = [
+        RectangleControl("", tag, "rectanglelabels", key, (), image_list=isinstance(task.data[key], list))
+        for tag, key in image_keys.items()
+        if tag not in {control.to_name for control in controls.values()}
+    ]
+    return [*controls.values(), *bare]
 
 
-def _image_key(data: Json, to_name: str) -> str | None:
-    """Under which key a task has its image: the only address, else the one called like the tag, else ``image``."""
-    keys = [key for key, value in data.items() if _is_address(value)]
-    if len(keys) == 1:
-        return keys[0]
-    return next((key for key in (to_name, "image", "img", "images") if key in keys), None)
+def _uris(value: Any) -> list[str]:
+    return value if isinstance(value, list) else [value]
 
 
 def _is_address(value: Any) -> bool:
     if isinstance(value, list):
         return bool(value) and all(_is_address(each) for each in value)
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not value.strip():
         return False
-    path = urlsplit(value).path if "[" not in value else value
-    return (
-        "/data/" in value
-        or Path(name_of(value)).suffix.lower() in IMAGE_SUFFIXES
-        or ("://" in value and Path(path).suffix.lower() in IMAGE_SUFFIXES)
-    )
+    try:
+        path = urlsplit(value).path
+    except ValueError:
+        path = value
+    return "/data/" in value or any(Path(each).suffix.lower() in IMAGE_SUFFIXES for each in (name_of(value), path))
 
 
 def _locate(uri: str, finder: ImageFinder) -> Path | None:
     """The file of an address: with all of its path below the folder, with ever fewer folders before it, by its name."""
-    try:
-        parts = urlsplit(uri)
-    except ValueError:
-        return None
-    inner = parse_qs(parts.query)
-    path = (inner.get("d") or inner.get("filepath") or [unquote(parts.path)])[-1].replace("\\", "/").lstrip("/")
-    steps = path.split("/")
-    for begin in range(len(steps)):
-        found = finder.find("/".join(steps[begin:]))
-        if found is not None:
-            return found
+    for told in _paths(uri):
+        steps = told.replace("\\", "/").lstrip("/").split("/")
+        for begin in range(len(steps)):
+            found = finder.find("/".join(steps[begin:]))
+            if found is not None:
+                return found
     return finder.find(name_of(uri))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,8 @@ IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".jp2", ".j2k", ".avif"}
 )
 """Of files that :func:`spica.images.decode` may read."""
+
+_LARGEST: Final = 10**9
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,3 +136,24 @@ class ImageFinder:
 def no_boxes() -> NDArray[np.float64]:
     """float64 (0, 4)."""
     return np.zeros((0, 4), np.float64)
+
+
+def numbers(values: Iterable[Any]) -> list[float] | None:
+    """As floats, infinite where they are too large for one; None if one of them is no number."""
+    found: list[float] = []
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return None
+        try:
+            found.append(float(value))
+        except OverflowError:
+            found.append(math.inf)
+    return found
+
+
+def size_of(width: Any, height: Any) -> tuple[int, int] | None:
+    """A declared size in pixels, or None where it is none."""
+    sides = numbers((width, height))
+    if sides is None or not all(1 <= side < _LARGEST for side in sides):
+        return None
+    return int(sides[0]), int(sides[1])

@@ -1,12 +1,14 @@
 """Pascal VOC: an XML file an image in ``Annotations/``, images in ``JPEGImages/``.
 
 Corners count from 1, and both belong to the box (VOC2012 development kit, section 4): left 1, right 10 is ten pixels
-wide. Sides are whole pixels, so that a box written here is moved by up to half a pixel. The format has no order of
-classes: they are by name, unless ``labels.txt`` (a name a line) tells, which is written here too.
+wide. Label Studio's own export counts from 0, and the right and lower edge don't belong to the box. Sides are whole
+pixels, so that a box written here is moved by up to half a pixel. The format has no order of classes: they are by name,
+unless ``labels.txt`` (a name a line) tells, which is written here too.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from xml.etree.ElementTree import Element as NewElement
@@ -14,16 +16,19 @@ from xml.etree.ElementTree import SubElement, indent, tostring
 
 import numpy as np
 from defusedxml.common import DefusedXmlException
-from defusedxml.ElementTree import ParseError, parse
+from defusedxml.ElementTree import ParseError, iterparse, parse
 
 from spica.errors import DataSetError
 from spica.training.dataset import DataSet
-from spica.training.formats.sketch import Found, ImageFinder, Sketch, no_boxes
+from spica.training.formats.sketch import IMAGE_SUFFIXES, Found, ImageFinder, Sketch, no_boxes, size_of
+from spica.training.formats.text import read_lines
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
 _SIDES: Final = ("xmin", "ymin", "xmax", "ymax")
+_IMAGE_FOLDERS: Final = ("JPEGImages", "images", "Images")
+_UNREADABLE: Final = (OSError, ParseError, DefusedXmlException, ValueError, LookupError)  # the last: unknown encodings
 
 
 class Voc:
@@ -38,31 +43,37 @@ class Voc:
         Raises:
             DataSetError: no XML, or none of the images is there.
         """
+        found = Found((), [])
         files = annotation_files(data)
         if split is not None:
-            wanted = _listed(data, split)
-            files = [path for path in files if path.stem in wanted]
-        beside = tuple(data / name for name in ("JPEGImages", "images", "Images", "."))
+            files = _listed(data, split, files, found)
+        beside = tuple(data / name for name in (*_IMAGE_FOLDERS, "."))
         finder = ImageFinder(*(() if images is None else (images,)), *beside)
-        found = Found((), [])
+        missing = 0
         for path in files:
             sketch, file_name = _sketch(path, found)
             if sketch is None:
                 continue
-            image = finder.find(file_name) or _of_stem(finder, path.stem)
-            if image is None:
+            image = finder.find(file_name)
+            own = None if Path(file_name).stem == path.stem else _of_stem(finder, path.stem)
+            if image is None and own is None:
+                missing += 1
                 found.leave_out(file_name, "it is missing")
-                continue
-            found.images.append((sketch, image))
-        if not found.images:
+            elif image is not None and own is not None and image != own:
+                found.leave_out(path.name, "an XML file that is called like one image and names another")
+            else:
+                found.images.append((sketch, image or own or path))
+        if missing and missing == len(files):
             raise DataSetError(
                 "none of the images is there",
                 where=str(data),
                 expected=f"the images of {len(files)} XML files in {finder.shown}",
                 hint="give the folder of the images with --images",
             )
+        if split is None:
+            _tell_others(data, files, found)
         used = sorted({label for sketch, _path in found.images for label in sketch.labels if label})
-        found.classes = tuple(dict.fromkeys([*_ordered_names(data), *used]))
+        found.classes = tuple(dict.fromkeys([*_ordered_names(data, found), *used]))
         return found
 
     def write(self, dataset: DataSet, files: tuple[str, ...], folder: Path) -> None:
@@ -84,46 +95,81 @@ class Voc:
 
 def annotation_files(folder: Path) -> list[Path]:
     """The XML files of a VOC folder, by name; none if it is not one."""
-    inside = folder / "Annotations"
-    return sorted((inside if inside.is_dir() else folder).glob("*.xml"))
+    inside = next((each for name in ("Annotations", "annotations") if (each := folder / name).is_dir()), folder)
+    files = sorted(inside.glob("*.xml"))
+    return files if any(root_of(path) == "annotation" for path in files) else []
 
 
-def _listed(data: Path, split: str) -> set[str]:
-    path = data / "ImageSets" / "Main" / f"{split}.txt"
+def root_of(path: Path) -> str | None:
+    """The name of an XML file's outermost element; None if it can't be read."""
     try:
-        return {line.split()[0] for line in path.read_text("utf-8-sig").splitlines() if line.strip()}
-    except OSError as error:
-        raise DataSetError("the list of images is missing", where=str(path), hint="leave the split away") from error
+        for _, element in iterparse(path, events=("start",), forbid_dtd=True):
+            return str(element.tag)
+    except _UNREADABLE:
+        pass
+    return None
 
 
-def _ordered_names(data: Path) -> list[str]:
-    path = data / "labels.txt"
+def _listed(data: Path, split: str, files: list[Path], found: Found) -> list[Path]:
+    """The annotations of a part; its further images are left out."""
+    lists = data / "ImageSets" / "Main"
+    path = lists / f"{split}.txt"
     if not path.is_file():
-        return []
-    return [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+        raise DataSetError(
+            f"there is no list of the images of {split}",
+            where=str(path),
+            got=", ".join(sorted(each.name for each in lists.glob("*.txt"))[:10]) or "no lists",
+            hint="leave the split away",
+        )
+    by_stem = {each.stem: each for each in files}
+    wanted: list[Path] = []
+    for line in filter(None, read_lines(path, found.tally)):
+        # some lists have a 1 or -1 behind each name
+        stem = next((name for name in (line, line.split()[0]) if name in by_stem), None)
+        if stem is None:
+            found.leave_out(line, f"listed in {path.name}, but without an XML file")
+        else:
+            wanted.append(by_stem[stem])
+    return list(dict.fromkeys(wanted))
+
+
+def _tell_others(data: Path, files: list[Path], found: Found) -> None:
+    """Images beside the annotations that have none: not part of the data set, as many exports leave empty ones."""
+    known = {path.resolve() for _, path in found.images}
+    stems = {path.stem for path in files}
+    folder = next((each for name in _IMAGE_FOLDERS if (each := data / name).is_dir()), None)
+    for path in sorted(folder.iterdir()) if folder is not None else ():
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.stem not in stems and path.resolve() not in known:
+            found.tally.leave_out(path.name, "no XML file", is_doubt=False)
+
+
+def _ordered_names(data: Path, found: Found) -> list[str]:
+    path = data / "labels.txt"
+    return [line for line in read_lines(path, found.tally) if line] if path.is_file() else []
 
 
 def _of_stem(finder: ImageFinder, stem: str) -> Path | None:
     """Where the XML names no file, or another machine's."""
-    names = (stem + suffix for suffix in (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".tif", ".webp"))
+    names = (stem + suffix for each in sorted(IMAGE_SUFFIXES) for suffix in (each, each.upper()))
     return next((found for name in names if (found := finder.find(name)) is not None), None)
 
 
 def _sketch(path: Path, found: Found) -> tuple[Sketch | None, str]:
     try:
         root: Element = parse(path, forbid_dtd=True).getroot()
-    except (OSError, ParseError, DefusedXmlException, ValueError):
+    except _UNREADABLE:
         found.leave_out(path.name, "an XML file that can't be read")
         return None, path.stem
     if root.tag != "annotation":
         found.leave_out(path.name, "an XML file that is no annotation")
         return None, path.stem
     name = (root.findtext("filename") or "").strip().replace("\\", "/").rsplit("/", 1)[-1] or f"{path.stem}.jpg"
+    is_label_studio = root.findtext("owner/name") == "Label Studio"
     boxes: list[list[float]] = []
     labels: list[str] = []
     doubt = None
     for each in root.iter("object"):
-        box = _box(each)
+        box = _box(each, first=0 if is_label_studio else 1)
         if box is None:
             doubt = "an object without a bndbox of four numbers"
             continue
@@ -139,20 +185,22 @@ def _sketch(path: Path, found: Found) -> tuple[Sketch | None, str]:
     return sketch, name
 
 
-def _box(each: Element) -> list[float] | None:
+def _box(each: Element, *, first: int) -> list[float] | None:
+    """Left, top, right and lower edge; ``first`` is the number of the first pixel."""
     try:
         left, top, right, bottom = (float(each.findtext(f"bndbox/{side}") or "") for side in _SIDES)
     except ValueError:
         return None
-    return [left - 1, top - 1, right, bottom]
+    if math.isnan(left + top + right + bottom):
+        return None
+    return [min(left, right) - first, min(top, bottom) - first, max(left, right), max(top, bottom)]
 
 
 def _size(root: Element) -> tuple[int, int] | None:
     try:
-        width, height = (int(float(root.findtext(f"size/{side}") or "")) for side in ("width", "height"))
-    except (ValueError, OverflowError):
+        return size_of(*(float(root.findtext(f"size/{side}") or "") for side in ("width", "height")))
+    except ValueError:
         return None
-    return (width, height) if width > 0 and height > 0 else None
 
 
 def _element(width: int, height: int, file: str) -> Element:
