@@ -223,3 +223,18 @@ def test_is_within(path: str, folder: str, *, within: bool) -> None:
 def test_image_regex(name: str, *, matches: bool) -> None:
     """Names of images that a browser shows match as Label Studio matches them."""
     assert bool(re.compile(IMAGE_REGEX).match(name)) is matches
+
+
+@pytest.mark.parametrize("rows", [[], [{"id": 1, "data": {}}]], ids=["none", "the same again"])
+def test_tasks_that_are_counted_and_never_given_are_an_error(rows: list[dict[str, object]]) -> None:
+    """Reading a project's tasks neither asks for ever nor ends early as if these were all."""
+    script = Script(*[httpx.Response(200, json={"tasks": rows, "total": 3})] * 10, AssertionError("asks for ever"))
+    with connected(script) as client, pytest.raises(LabelStudioError, match="counts tasks"):
+        list(client.iter_tasks(1))
+
+
+def test_tasks_that_are_deleted_between_counting_and_reading_are_no_error() -> None:
+    """The next look finds none, and that was all."""
+    pages = [{"tasks": [{"id": 1, "data": {}}], "total": 3}, {"tasks": [], "total": 2}, {"tasks": [], "total": 0}]
+    with connected(Script(*(httpx.Response(200, json=page) for page in pages))) as client:
+        assert [task.id for task in client.iter_tasks(1)] == [1]

@@ -62,19 +62,31 @@ class TasksApi(Transport):
 
         Pages begin after the last id seen instead of at a number, so that tasks which begin or cease to meet the
         filters meanwhile (predictions being stored) shift nothing.
+
+        Raises:
+            LabelStudioError: Label Studio says twice that there are more, and gives none.
         """
-        last = 0
+        last, empty = 0, 0
         while True:
             page = self._task_page(
                 project, filters, after=last, page_size=page_size, include=include, predictions=predictions
             )
-            bodies = page["tasks"]
+            bodies, before = page["tasks"], last
             for body in bodies:
                 if int(body["id"]) > last:  # a join on Label Studio's side may repeat a row
                     last = int(body["id"])
                     yield body
-            if len(bodies) >= int(page["total"]):  # Label Studio may cap the page size; an empty page ends it too
+            if len(bodies) >= int(page["total"]):  # Label Studio may cap the page size
                 return
+            empty = empty + 1 if last == before else 0
+            if empty > 1:  # once: the tasks were deleted between being counted and being read
+                raise LabelStudioError(
+                    "Label Studio counts tasks that it does not give",
+                    where=f"project {project}, behind task {last}",
+                    expected=f"{page['total']} more tasks",
+                    got="none",
+                    hint="try again; look into Label Studio's log if that does not help",
+                )
 
     def _task_page(
         self,
