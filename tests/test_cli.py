@@ -155,3 +155,12 @@ def test_doctor_without_anything_running_names_it_as_json(tmp_path: Path) -> Non
     assert done.returncode == 1, done.stderr
     findings = json.loads(done.stdout)
     assert any(finding["status"] == "problem" and finding["hint"] for finding in findings)
+
+
+def test_a_title_that_label_studio_would_refuse_is_said_first(photos: Path, tmp_path: Path) -> None:
+    """Before the weights are looked at, let alone converted."""
+    done = spica("up", photos, "--weights", tmp_path / "no.pth", "--labels", "spike", "--project", "ab", cwd=tmp_path)
+    assert done.returncode != 0
+    assert "3 to 50 characters" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "spica-data").exists()

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 from pathlib import Path
 
 import pytest
 
 from spica.errors import StorageError, UsageError
+from spica.labelstudio.api.projects import checked_title
 from spica.labelstudio.label_config import parse_label_config
-from spica.server.run import refuse_exposed
-from spica.up import document_root, find_images, label_config_for, prepare_data_dir, write_json
+from spica.server.run import bind, refuse_exposed
+from spica.up import (
+    document_root,
+    find_images,
+    host_of_model,
+    label_config_for,
+    prepare_data_dir,
+    project_title,
+    write_json,
+)
 
 
 def touch(path: Path) -> Path:
@@ -23,11 +33,38 @@ def touch(path: Path) -> Path:
 
 def test_photographs_are_found_in_sub_folders_whatever_their_names(tmp_path: Path) -> None:
     """Japanese names, spaces, signs and capital endings are photographs too; other files are not."""
-    names = ["a.jpg", "B.JPEG", "写真 1.png", "sub/c+%#.webp", "sub/深い/d.bmp"]
+    names = ["a.jpg", "B.JPEG", "写真 1.png", "sub/c+%#.webp", "sub/深い/d.bmp", "e.avif", "f.jfif"]
     expected = sorted(touch(tmp_path / name) for name in names)
     touch(tmp_path / "notes.txt")
     touch(tmp_path / "sub/e.tiff")
-    assert find_images(tmp_path) == expected
+    touch(tmp_path / "._a.jpg")  # macOS's shadow of a.jpg
+    assert find_images(tmp_path).photographs == expected
+
+
+def test_what_is_passed_over_is_named(tmp_path: Path) -> None:
+    """Kinds and their number, three names, and what to do; the systems' own hidden files are no news."""
+    for name in ("a.jpg", "grey.tif", "sub/b.TIF", "c.jp2", "写真.heic", "README", ".DS_Store", "Thumbs.db", ".git/x"):
+        touch(tmp_path / name)
+    told = find_images(tmp_path).passed_over
+    assert told is not None
+    for part in ("2 .tif", "1 .jp2", "1 .heic", "1 without an ending", "(README, c.jp2, grey.tif, …)", "PNG or JPEG"):
+        assert part in told
+    assert "DS_Store" not in told
+    assert find_images(touch(tmp_path / "alone" / "a.png").parent).passed_over is None
+
+
+@pytest.mark.parametrize("name", ["田", "ab", "p" * 51, "圃場" * 40, "x" * 42 + " 2024 plot 1 " + "y" * 9])
+def test_every_folders_name_gives_a_title_that_label_studio_takes(name: str) -> None:
+    """Short and long ones too, and long names that begin alike stay different projects."""
+    title = checked_title(project_title(Path(name)))
+    assert title == title.strip()
+    assert title.startswith(name[:40])
+    assert len(name) < 51 or project_title(Path(name + "2")) != title
+
+
+def test_a_name_within_the_limits_is_the_title() -> None:
+    """3 and 50 characters are taken as they are."""
+    assert [project_title(Path(name)) for name in ("abc", "y" * 50)] == ["abc", "y" * 50]
 
 
 @pytest.mark.parametrize("kind", ["missing", "a file", "empty", "without photographs"])
@@ -128,3 +165,26 @@ def test_other_addresses_need_to_be_exposed_on_purpose(host: str) -> None:
     with pytest.raises(UsageError, match="other machines"):
         refuse_exposed(host, expose=False)
     refuse_exposed(host, expose=True)
+
+
+@pytest.mark.parametrize(
+    ("host", "model"),
+    [("127.0.0.1", "127.0.0.1"), ("192.168.1.5", "192.168.1.5"), ("lab", "lab"), ("::1", "127.0.0.1"), ("::", "::")],
+)
+def test_the_model_server_listens_where_label_studio_can_call_it(host: str, model: str) -> None:
+    """Beside Label Studio, but never at an address that it can't look up."""
+    assert host_of_model(host) == model
+
+
+def test_a_networks_ipv6_address_is_refused_with_what_works() -> None:
+    """Label Studio would answer minutes later that it can't resolve the name."""
+    with pytest.raises(UsageError, match="IPv6") as refused:
+        host_of_model("fd00::2")
+    assert "::" in str(refused.value.hint)
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
+def test_all_addresses_are_the_old_ones_too() -> None:
+    """Whoever listens on :: answers at 127.0.0.1, where Label Studio looks."""
+    with bind("::", 0, option="--model-port") as listening:
+        socket.create_connection(("127.0.0.1", listening.getsockname()[1]), timeout=10).close()

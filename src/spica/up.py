@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import html
 import json
-import logging
 import os
+import re
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +20,15 @@ from pydantic import SecretStr
 from spica.errors import LabelConfigError, LabelStudioError, StorageError, UsageError
 from spica.inference import Engine
 from spica.labelstudio.api.backends import same_url
+from spica.labelstudio.api.projects import MAX_TITLE, MIN_TITLE
 from spica.labelstudio.api.records import Project
+from spica.labelstudio.api.storages import IMAGE_REGEX, SHOWN
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.known import LABEL_STUDIO_FOLDER, remember
+from spica.labelstudio.label_config import parse_label_config
 from spica.labelstudio.launch import LabelStudioProcess
 from spica.labelstudio.launch_env import is_local, large_project_switches
+from spica.labelstudio.ports import reachable
 from spica.models.first_check import FirstCheck
 from spica.models.serving import wants_check
 from spica.models.version import ModelIdentity
@@ -33,16 +39,14 @@ from spica.server.jobs import PrelabelRequest
 from spica.server.run import ModelServer, ensure_port_free, refuse_exposed
 from spica.settings import Settings
 
-logger = logging.getLogger(__name__)
-
 DATA_FOLDER = "spica-data"
 """Where everything is kept, beside the folder of photographs, unless --data-dir says otherwise."""
 
 MADE_BY_UP = "made by `spica up`"
 """Label Studio keeps this with a model that ``spica up`` has connected: what carries no such mark is not touched."""
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
-"""What a browser, and so Label Studio, can show."""
+_OF_SYSTEMS = ("thumbs.db", "desktop.ini")
+"""Files that Windows puts into folders of photographs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +92,9 @@ class Ready:
         local: whether only this machine can reach both servers.
         log: Label Studio's log file.
         alive: tells whether Label Studio still runs.
-        progress: of the first predictions.
+        progress: of the predictions that this run has made.
         tasks: in the project.
         predicted: tasks with a prediction of the served version.
-        boxes: in these predictions.
     """
 
     project: Project
@@ -106,7 +109,6 @@ class Ready:
     progress: Progress
     tasks: int
     predicted: int
-    boxes: int
 
 
 def label_config_for(labels: list[str]) -> str:
@@ -134,8 +136,48 @@ def label_config_for(labels: list[str]) -> str:
     )
 
 
-def find_images(folder: Path) -> list[Path]:
-    """The photographs below a folder, sorted.
+def project_title(folder: Path) -> str:
+    """The folder's name as a title of a project, which Label Studio wants to have 3 to 50 characters."""
+    name = folder.name.strip()
+    if len(name) < MIN_TITLE:
+        return f"{name} photographs".strip()
+    if len(name) > MAX_TITLE:  # folders whose names begin alike stay different projects
+        digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:6]
+        return f"{name[: MAX_TITLE - 8].strip()}… {digest}"
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What lies in a folder, sub-folders included, sorted.
+
+    Attributes:
+        photographs: what Label Studio can show.
+        others: the other files, but for hidden ones.
+    """
+
+    photographs: list[Path]
+    others: list[Path]
+
+    @property
+    def passed_over(self) -> str | None:
+        """A line about the other files; None without any."""
+        if not self.others:
+            return None
+        kinds = Counter(path.suffix.lower() or "without an ending" for path in self.others)
+        counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8))
+        names = ", ".join(path.name for path in self.others[:3]) + (", …" if len(self.others) > 3 else "")
+        return (
+            f"files in the folder that are passed over: {counts} ({names}). Browsers show {_SHOWN} only; save "
+            "photographs of other kinds as PNG or JPEG"
+        )
+
+
+_SHOWN = ", ".join(f".{ending}" for ending in SHOWN)
+
+
+def find_images(folder: Path) -> Found:
+    """The photographs below a folder.
 
     Raises:
         UsageError: no such folder, or no photographs in it.
@@ -148,14 +190,25 @@ def find_images(folder: Path) -> list[Path]:
             got="a file" if folder.exists() else "nothing",
             hint="check the spelling; put quotes around a name with spaces",
         )
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    if not found:
-        others = sorted({path.suffix.lower() for path in folder.rglob("*") if path.is_file()})[:8]
+    is_shown = re.compile(IMAGE_REGEX).match
+    found = Found([], [])
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file():
+            continue
+        if is_shown(path.name):
+            found.photographs.append(path)
+        elif path.name.lower() not in _OF_SYSTEMS and not any(
+            part.startswith(".") for part in path.relative_to(folder).parts
+        ):
+            found.others.append(path)
+    if not found.photographs:
+        endings = sorted({path.suffix.lower() for path in found.others})[:8]
         raise UsageError(
-            "there are no photographs in this folder",
+            "there are no photographs in this folder that a browser can show",
             where=str(folder),
-            expected=f"files ending in {', '.join(IMAGE_SUFFIXES)}",
-            got=f"files ending in {', '.join(others)}" if others else "an empty folder",
+            expected=f"files ending in {_SHOWN}",
+            got=f"files ending in {', '.join(endings)}" if endings else "an empty folder",
+            hint="save photographs of other kinds as PNG or JPEG" if endings else None,
         )
     return found
 
@@ -184,8 +237,9 @@ def running(
     refuse_exposed(request.host, expose=request.expose)
     images = request.images.resolve()
     data_dir = prepare_data_dir(request.data_dir, images)
+    model_host = host_of_model(request.host)
     if request.model_port:
-        ensure_port_free(request.host, request.model_port, option="--model-port")
+        ensure_port_free(model_host, request.model_port, option="--model-port")
     with contextlib.ExitStack() as stack:
         # The model loads, and is converted and checked the first time, while Label Studio starts.
         loading = stack.enter_context(_loading(request, settings.model_copy(update={"data_dir": data_dir})))
@@ -197,6 +251,7 @@ def running(
             LabelStudioProcess.start(
                 data_dir / LABEL_STUDIO_FOLDER,
                 host=request.host,
+                backend_host=reachable(model_host),
                 port=request.port,
                 document_root=document_root(data_dir, images),
                 on_progress=say,
@@ -217,10 +272,10 @@ def running(
         say(f"Loading the model {request.identity.id}")
         engine = loading()
         service = build_service(engine, request.identity, settings)
-        server = stack.enter_context(ModelServer(service, settings, host=request.host, port=request.model_port))
+        server = stack.enter_context(ModelServer(service, settings, host=model_host, port=request.model_port))
         engine.wait_ready()
         say("Connecting the project")
-        project = _project(client, request)
+        project = _project(client, request, note)
         storage = client.ensure_local_storage(project.id, images)
         client.sync_storage(storage.id)
         _connect(client, project, server.url, note)
@@ -229,6 +284,27 @@ def running(
             note(problem)
         progress = _prelabel(server, project, note, on_progress)
         yield _ready(client, project, plan, label_studio, server, progress, request.host)
+
+
+def host_of_model(host: str) -> str:
+    """Where the model server listens, given where Label Studio does.
+
+    Label Studio takes no model whose address is IPv6 (``core/utils/io.py`` looks every host up by ``gethostbyname``).
+
+    Raises:
+        UsageError: an IPv6 address of a network.
+    """
+    if ":" not in host or host.strip("[]") == "::":
+        return host
+    if is_local(host):
+        return "127.0.0.1"
+    raise UsageError(
+        "Label Studio takes no model server at an IPv6 address",
+        where="--host",
+        expected="an IPv4 address, ::1, or :: for all addresses of this machine",
+        got=host,
+        hint="with --host :: --expose other machines reach both servers by IPv6 too",
+    )
 
 
 @contextlib.contextmanager
@@ -243,7 +319,7 @@ def _loading(request: Request, settings: Settings) -> Iterator[Callable[[], Engi
             engine = started()
             yield lambda: engine
             return
-        check = stack.enter_context(FirstCheck(request.identity, find_images(request.images), settings))
+        check = stack.enter_context(FirstCheck(request.identity, find_images(request.images).photographs, settings))
 
         def checked() -> Engine:
             check.wait()
@@ -273,9 +349,7 @@ def _ready(
     progress: Progress,
     host: str,
 ) -> Ready:
-    boxes_by_task: dict[int, int] = {}
-    for prediction in client.iter_predictions(project.id, plan.version):
-        boxes_by_task[prediction.task] = len({item["id"] for item in prediction.result})
+    tasks, predicted = count_predicted(client, project.id, plan.version)
     return Ready(
         project=project,
         url=f"{label_studio.url}/projects/{project.id}/data",
@@ -287,10 +361,17 @@ def _ready(
         log=label_studio.log_file,
         alive=lambda: label_studio.is_running,
         progress=progress,
-        tasks=client.task_count(project.id),
-        predicted=len(boxes_by_task),
-        boxes=sum(boxes_by_task.values()),
+        tasks=tasks,
+        predicted=predicted,
     )
+
+
+def count_predicted(client: LabelStudioClient, project: int, version: str) -> tuple[int, int]:
+    """The tasks of a project, and those of them with a prediction of a version, by Label Studio's own counters."""
+    tasks = client.task_count(project)
+    # The first takes versions whose names contain this one for it, the second counts a prediction stored twice.
+    having = tasks - client.count_tasks(project, without_version=version)
+    return tasks, min(having, client.prediction_versions(project).get(version, 0))
 
 
 def _connect(client: LabelStudioClient, project: Project, model_url: str, note: Callable[[str], None]) -> None:
@@ -316,18 +397,28 @@ def _connect(client: LabelStudioClient, project: Project, model_url: str, note: 
         )
 
 
-def _project(client: LabelStudioClient, request: Request) -> Project:
+def _project(client: LabelStudioClient, request: Request, note: Callable[[str], None]) -> Project:
     project = client.find_project(request.title)
     if project is None:
         return client.create_project(request.title, request.label_config)
-    if _squeezed(project.label_config) != _squeezed(request.label_config):
-        # The person may have refined it in Label Studio since; theirs is the newer word.
-        logger.warning("project %s keeps the labelling configuration that it has in Label Studio", project.title)
+    asked, there = _labels(request.label_config), _labels(project.label_config)
+    # The person may have refined it in Label Studio since: theirs is the newer word, and colours are no difference.
+    same = "".join(project.label_config.split()) == "".join(request.label_config.split())
+    if not same and (set(asked) != set(there) or request.label_config != label_config_for(asked)):
+        note(
+            f"the project {project.title!r} has its labelling configuration already and keeps it, with the labels "
+            f"{', '.join(there) or '(none)'}; asked for: {', '.join(asked)}. Change it in Label Studio under "
+            "Settings > Labeling Interface, or give another title with --project"
+        )
     return project
 
 
-def _squeezed(xml: str) -> str:
-    return "".join(xml.split())
+def _labels(label_config: str) -> list[str]:
+    try:
+        controls = parse_label_config(label_config).controls
+    except LabelConfigError:  # somebody's project, which may be about anything
+        return []
+    return list(dict.fromkeys(label.value for control in controls for label in control.labels))
 
 
 def prepare_data_dir(data_dir: Path, images: Path) -> Path:

@@ -18,6 +18,7 @@ from queue import Empty, Queue
 
 import httpx
 import pytest
+from PIL import Image
 
 from spica.demo import model_folder
 from spica.demo.field import write_images
@@ -121,6 +122,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def own_network_address() -> str | None:
+    """An address of this machine that others could reach, or None; no packet is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            return None
+        address = str(probe.getsockname()[0])
+    return None if address.startswith("127.") else address
+
+
 def answers(url: str) -> bool:
     try:
         return httpx.get(f"{url}/health", timeout=5, trust_env=False).status_code == 200
@@ -143,7 +155,7 @@ def test_the_demo_predicts_all_its_photographs(run: Callable[..., Terminal]) -> 
     """From nothing to 24 predicted tasks; the last line counts what Label Studio stores."""
     terminal = run("demo", "--check", "--no-browser")
     assert terminal.wait() == 0, terminal.text
-    found = re.fullmatch(r"24 tasks, 24 predicted, (\d+) boxes", terminal.lines[-1])
+    found = re.fullmatch(r"24 tasks, 24 predicted, (\d+) new boxes", terminal.lines[-1])
     assert found is not None, terminal.text
     assert int(found[1]) > 24
 
@@ -175,6 +187,27 @@ def test_up_adds_new_photographs_and_doubles_nothing(run: Callable[..., Terminal
     assert len(after) == 5
 
 
+def test_up_names_what_it_does_not_take(run: Callable[..., Terminal], photographs: Path) -> None:
+    """A folder with a name of one letter: AVIF is predicted, a TIFF is named before anything is started, and other
+    labels than at the first time are named with what to do.
+    """
+    folder = photographs.parent / "田"
+    folder.mkdir()
+    with Image.open(next(photographs.glob("*.*"))) as photograph:
+        for name in ("a.jpg", "b.avif", "grey 16.tif"):
+            photograph.save(folder / name)
+    command = ["up", folder, "--weights", model_folder(), "--check", "--port", "0", "--model-port", "0"]
+    terminal = run(*command, *LABELS)
+    assert terminal.wait() == 0, terminal.text
+    assert terminal.lines[-1].startswith("2 tasks, 2 predicted, ")
+    assert re.search(r"^Note: .*passed over: 1 \.tif \(grey 16\.tif\)", terminal.lines[0]), terminal.text
+    again = run(*command, "--labels", "spike,leaf")
+    assert again.wait() == 0, again.text
+    (note,) = [line for line in again.lines if "Labeling Interface" in line]
+    assert note.startswith("Note: ")
+    assert "spike, leaf" in note
+
+
 def test_up_with_a_broken_photograph_predicts_the_others_and_says_which(
     run: Callable[..., Terminal], photographs: Path
 ) -> None:
@@ -187,6 +220,29 @@ def test_up_with_a_broken_photograph_predicts_the_others_and_says_which(
     assert "not every task has a prediction" in terminal.text
     assert "壊れた.jpg" in terminal.text or "%E5%A3%8A" in terminal.text
     assert "Traceback" not in terminal.text
+
+
+@pytest.mark.parametrize("kind", ["network", "IPv6"])
+def test_up_on_another_address_connects_the_model(
+    run: Callable[..., Terminal], photographs: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a network's address and on ::1, Label Studio may call the model and send it events."""
+    host = own_network_address() if kind == "network" else "::1"
+    if host is None or (kind == "IPv6" and not socket.has_ipv6):
+        pytest.skip("this machine has no such address")
+    monkeypatch.setenv("NO_PROXY", host)
+    terminal = run(
+        *("up", photographs, "--weights", model_folder(), *LABELS, "--check", "--port", "0", "--model-port", "0"),
+        *("--host", host, *(["--expose"] if kind == "network" else [])),
+    )
+    assert terminal.wait() == 0, terminal.text
+    assert terminal.lines[-1].startswith("3 tasks, 3 predicted, ")
+    assert "Note" not in terminal.text
+    with label_studio_of(photographs.parent / "spica-data", photographs.parent) as client:
+        project = client.find_project(photographs.name)
+        assert project is not None
+        (hook,) = client.webhooks(project.id)
+        assert ("127.0.0.1" if kind == "IPv6" else host) in hook.url
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C reaches a console's whole group there")

@@ -1,6 +1,8 @@
-"""Which connected models `spica up` touches, in a real Label Studio."""
+"""What `spica up` asks of a real Label Studio: which connected models it touches, what it counts."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 
@@ -8,7 +10,7 @@ from fake_spica import FakeSpica
 from scripted_backend import ScriptedBackend
 from spica.labelstudio.api.records import Project
 from spica.labelstudio.client import LabelStudioClient
-from spica.up import _connect
+from spica.up import _connect, count_predicted
 
 pytestmark = pytest.mark.label_studio
 
@@ -66,3 +68,19 @@ def test_a_connection_made_by_hand_is_used_and_not_doubled(client: LabelStudioCl
     with FakeSpica() as later:
         _connect(client, project, later.url, notes.append)
         assert by_hand.id in [backend.id for backend in client.backends(project.id)]
+
+
+def test_predicted_photographs_are_counted_without_reading_predictions(
+    client: LabelStudioClient, project: Project, upload_images: Callable[..., list[int]]
+) -> None:
+    """Neither other versions whose name contains this one nor a doubled prediction count, and no list is read."""
+    first, second, third = upload_images(3)
+    stored = [(first, "v1"), (first, "v1"), (second, "v1-bf16"), (third, "other")]
+    rows = [{"task": task, "result": [], "score": 0.5, "model_version": version} for task, version in stored]
+    client.create_predictions(project.id, rows)
+    asked: list[str] = []
+    client._http.event_hooks["request"].append(lambda request: asked.append(str(request.url)))
+    assert count_predicted(client, project.id, "v1-bf16") == (3, 1)
+    assert count_predicted(client, project.id, "v2") == (3, 0)
+    assert count_predicted(client, project.id, "other") == (3, 1)
+    assert not [url for url in asked if "/api/predictions" in url or "fields=all" in url]

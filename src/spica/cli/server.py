@@ -86,6 +86,7 @@ def serve(
     log_to_console()
     with ThreadPoolExecutor(1) as pool:  # reading the weights takes as long as importing the server
         found = pool.submit(_identified, weights, settings)
+        from spica.labelstudio.ports import reachable
         from spica.server.build import build_engine, build_service
         from spica.server.run import ensure_port_free, refuse_exposed
         from spica.server.run import serve as serve_forever
@@ -95,7 +96,8 @@ def serve(
     ensure_port_free(settings.host, settings.model_port, option="--port")
     terminate_like_ctrl_c()
     with contextlib.closing(build_engine(identity, settings)) as engine:
-        logger.info("serving %s on http://%s:%d, stop with Ctrl-C", engine.name, settings.host, settings.model_port)
+        where = f"http://{reachable(settings.host)}:{settings.model_port}"
+        logger.info("serving %s on %s, stop with Ctrl-C", engine.name, where)
         service = build_service(engine, identity, settings)
         serve_forever(service, settings, host=settings.host, port=settings.model_port)
 

@@ -90,7 +90,8 @@ def up(
         Path | None, typer.Option(help="File with a labelling configuration (XML), instead of --labels.")
     ] = None,
     project: Annotated[
-        str | None, typer.Option("--project", help="Title of the project.", show_default="name of the folder")
+        str | None,
+        typer.Option("--project", help="Title of the project, 3 to 50 characters.", show_default="name of the folder"),
     ] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder for all data.", show_default="spica-data beside IMAGES")
@@ -116,8 +117,11 @@ def up(
 
     [bold]Example[/bold]: spica up photos --weights gwhd.pth --labels spike
     """
-    from spica.up import DATA_FOLDER, label_config_for
+    from spica.labelstudio.api.projects import checked_title
+    from spica.up import DATA_FOLDER, label_config_for, project_title
 
+    if project is not None:
+        checked_title(project)
     settings = settings_with(
         host=host,
         port=port,
@@ -146,7 +150,7 @@ def up(
         images=images,
         weights=weights,
         label_config=config,
-        title=project or images.resolve().name,
+        title=project or project_title(images.resolve()),
         data_dir=data_dir or images.resolve().parent / DATA_FOLDER,
         expose=expose,
         browser=not no_browser and not check,
@@ -170,15 +174,17 @@ def _up(
     from spica.up import Request, find_images, prepare_data_dir, running
     from spica.up import check as check_all_predicted
 
-    photographs = len(find_images(images))
+    found = find_images(images)
     parse_label_config(label_config)
+    if found.passed_over:
+        err.print(f"[yellow]Note:[/yellow] {escape(found.passed_over)}")
     data_dir = prepare_data_dir(data_dir, images.resolve())
     settings = settings.model_copy(update={"data_dir": data_dir})
     identity = identify(weights, settings)
     log_to_file(data_dir / "logs" / "spica.log")
     request = Request(
         images=images,
-        photographs=photographs,
+        photographs=len(found.photographs),
         identity=identity,
         label_config=label_config,
         title=title,
@@ -200,7 +206,7 @@ def _up(
                 webbrowser.open(ready.url)
             _wait(ready)
     if check:
-        print(f"{ready.tasks} tasks, {ready.predicted} predicted, {ready.boxes} boxes")
+        print(f"{ready.tasks} tasks, {ready.predicted} predicted, {ready.progress.boxes} new boxes")
     else:
         out.print("Stopped. Everything is kept; run the same command to go on.")
 
@@ -286,7 +292,7 @@ def _print_frame(ready: Ready, data_dir: Path) -> None:
         f"[bold]Login[/bold]     {escape(ready.email)}",
         f"[bold]Password[/bold]  {escape(ready.password)}",
         "",
-        f"[bold]Boxes[/bold]     {ready.boxes} on {ready.predicted} of {ready.tasks} photographs",
+        f"[bold]Predicted[/bold] {ready.predicted} of {ready.tasks} photographs, {ready.progress.boxes} new boxes",
         f"[bold]Model[/bold]     {escape(ready.model_url)}",
         f"[bold]Data[/bold]      {escape(str(data_dir))}",
         f"[bold]Stop[/bold]      Ctrl-C{' (Label Studio was running before and goes on)' if ready.adopted else ''}",

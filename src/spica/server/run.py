@@ -14,6 +14,7 @@ from fastapi import FastAPI
 
 from spica.errors import LaunchError, SpicaError, UsageError
 from spica.labelstudio.launch_env import is_local
+from spica.labelstudio.ports import reachable
 from spica.server.app import create_app
 from spica.server.forward import Forwarder
 from spica.server.jobs import Jobs
@@ -61,6 +62,7 @@ def bind(host: str, port: int, *, option: str) -> socket.socket:
     Raises:
         LaunchError: the port is taken or not allowed, or there is no such address.
     """
+    host = host.strip("[]")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         with contextlib.ExitStack() as stack:
@@ -70,6 +72,8 @@ def bind(host: str, port: int, *, option: str) -> socket.socket:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
             else:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if host == "::":  # every address means the old ones too, on Windows as elsewhere
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             sock.bind((host, port))
             sock.listen(128)
             stack.pop_all()
@@ -102,7 +106,7 @@ class ModelServer:
         self._service = service
         self._socket = bind(host, port, option="--model-port")
         self.port = int(self._socket.getsockname()[1])
-        self.url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{self.port}"
+        self.url = f"http://{'127.0.0.1' if host.strip('[]') == '::' else reachable(host)}:{self.port}"
         app = build_app(service, settings, host=host)
         self.jobs: Jobs = app.state.jobs
         config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on")

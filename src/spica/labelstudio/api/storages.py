@@ -10,9 +10,14 @@ from spica.errors import LabelStudioError
 from spica.labelstudio.api.records import Json, LocalStorage
 from spica.labelstudio.api.transport import LabelStudioRefusedError, Transport
 
-IMAGE_REGEX = r"(?i)[^.].*\.(jpe?g|jfif|png|gif|bmp|webp)$"
-"""File names that become tasks. Only what a browser draws: a TIFF could be predicted, but nobody would see it.
-Names that begin with a dot are left out: macOS writes such shadows of images (``._IMG_1.jpg``) that hold none."""
+SHOWN = ("avif", "bmp", "gif", "jfif", "jpeg", "jpg", "png", "webp")
+"""Endings of what a browser, and so Label Studio, draws: a TIFF could be predicted, but nobody would see it."""
+
+IMAGE_REGEX = rf"(?i)[^.].*\.({'|'.join(SHOWN)})$"
+"""File names that become tasks. Names that begin with a dot are left out: macOS writes such shadows of images
+(``._IMG_1.jpg``) that hold none."""
+
+_REGEX_BEFORE_AVIF = r"(?i)[^.].*\.(jpe?g|jfif|png|gif|bmp|webp)$"
 
 _SYNC_S = 3600.0
 """Label Studio scans the folder inside the request."""
@@ -52,7 +57,10 @@ class StoragesApi(Transport):
         }
         for storage in self.local_storages(project):
             if storage.as_tasks and storage.recursive and _is_within(folder, storage.path):
-                return storage
+                if storage.regex_filter != _REGEX_BEFORE_AVIF:
+                    return storage
+                taken = {**fields, "title": storage.title, "path": storage.path}
+                return LocalStorage.read(self._send("PATCH", f"/api/storages/localfiles/{storage.id}", taken, folder))
             if _is_within(folder, storage.path) and _is_within(storage.path, folder):
                 body = self._send("PATCH", f"/api/storages/localfiles/{storage.id}", fields, folder)
                 return LocalStorage.read(body)
