@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 from playwright.sync_api import Browser, Locator, Page, Playwright, Route, expect
 
+from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.credentials import Credentials
 
 TIMEOUT_MS = 60_000
@@ -150,12 +151,27 @@ class LabelStudioPages:
     def open_data_manager(self, project: int) -> None:
         """Open a project's table of tasks."""
         self.page.goto(f"{self.url}/projects/{project}/data")
-        self._rows.first.wait_for()
+        self.rows.first.wait_for()
+
+    def open_scores(self, client: LabelStudioClient, project: int) -> None:
+        """Open the table in a tab of its own that shows the column Prediction score, in its order."""
+        data = {
+            "title": "scores",
+            "ordering": ["tasks:predictions_score"],
+            "hiddenColumns": {"explore": ["tasks:data.image"], "labeling": []},
+        }
+        tab = client.call("POST", "/api/dm/views/", json={"project": project, "data": data})["id"]
+        self.page.goto(f"{self.url}/projects/{project}/data?tab={tab}")
+        self.rows.first.wait_for()
 
     def open_task(self, row: int) -> None:
         """Click on a row of the table, counted from 0, and wait until the editor shows its task."""
         with self.page.expect_response(lambda answer: "/api/tasks/" in answer.url):
-            self._rows.nth(row).click()
+            self.rows.nth(row).click()
+
+    def open_task_of(self, project: int, task: int) -> None:
+        """Open a task by its number, at an address of its own."""
+        self.page.goto(f"{self.url}/projects/{project}/data?task={task}")
 
     def label_next_task(self) -> int:
         """Click on Label All Tasks; the number of the task that Label Studio gives: the next one without annotation."""
@@ -164,7 +180,8 @@ class LabelStudioPages:
         return int(given.value.json()["id"])
 
     @property
-    def _rows(self) -> Locator:
+    def rows(self) -> Locator:
+        """The rows of the table of tasks."""
         return self.page.get_by_test_id("table-row")
 
     @property

@@ -121,8 +121,9 @@ class Annotator:
     def label(self, task: int, truth: Truth) -> tuple[int, list[Json]]:
         """Open a task, make the truth of what is shown, submit it; the annotation's number, and what was shown."""
         shown: list[Json] = open_task(self.client, task)["predictions"]
-        regions = self.corrected(shown[0]["result"] if shown else [], truth)
-        told = {"lead_time": 2.0 + len(regions), "parent_prediction": shown[0]["id"] if shown else None}
+        latest = max(shown, key=lambda each: int(each["id"]), default=None)
+        regions = self.corrected(latest["result"] if latest is not None else [], truth)
+        told = {"lead_time": 2.0 + len(regions), "parent_prediction": latest["id"] if latest is not None else None}
         return self.client.create_annotation(task, regions, **told), shown
 
     def corrected(self, shown: Sequence[Json], truth: Truth) -> list[Json]:

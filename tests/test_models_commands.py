@@ -14,11 +14,11 @@ import pytest
 from fake_spica import FakeSpica
 from spica import cli
 from spica.cli import console
-from spica.cli.moving import answers_with
 from spica.labelstudio.api.records import Project
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.launch import LabelStudioProcess
 from spica.models import active, pins, versions
+from spica.models.folders import answers_with
 from tiny_versions import cache, tiny_version
 
 BASE = "gwhd-00000000"

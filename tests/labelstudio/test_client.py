@@ -405,32 +405,9 @@ def test_delete_the_selected_static_version(client: LabelStudioClient, project: 
     assert client.project(project.id).model_version == ""
 
 
-def test_delete_all(
-    client: LabelStudioClient, project: Project, backend: ScriptedBackend, upload_images: Upload
-) -> None:
-    """Deleting all versions leaves none, and the connected model selected."""
-    tasks = upload_images(2)
-    client.connect_backend(project.id, url=backend.url)
-    client.create_predictions(project.id, [prediction(task, version) for task in tasks for version in ("a", "b")])
-    assert client.delete_predictions(project.id) == 4
-    assert client.prediction_versions(project.id) == {}
-    assert {row.total_predictions for row in client.iter_tasks(project.id)} == {0}
-    assert client.project(project.id).model_version == backend.version
-
-
 def test_delete_by_id(client: LabelStudioClient, project: Project, upload_images: Upload) -> None:
     """Single predictions are deleted; those already gone are not counted."""
     client.create_predictions(project.id, [prediction(task, "v1") for task in upload_images(2)])
     first, second = [item.id for item in client.iter_predictions(project.id)]
     assert client.delete_predictions_by_id([first, first]) == 1
     assert [item.id for item in client.iter_predictions(project.id)] == [second]
-
-
-def test_delete_nameless(client: LabelStudioClient, project: Project, upload_images: Upload) -> None:
-    """Predictions whose version is an empty text can be deleted like any other version."""
-    task = upload_images(1)[0]
-    client.create_predictions(project.id, [prediction(task, ""), prediction(task, "v1")])
-    assert client.prediction_versions(project.id) == {"": 1, "v1": 1}
-    assert client.delete_predictions(project.id, "") == 1
-    assert client.prediction_versions(project.id) == {"v1": 1}
-    assert {row.total_predictions for row in client.iter_tasks(project.id)} == {1}

@@ -11,9 +11,10 @@ import pytest
 from label_studio_helpers import LABEL_CONFIG
 from scripted_backend import ScriptedBackend, box
 from spica.errors import LabelStudioError, StorageError, UsageError
-from spica.labelstudio.api.records import Prediction, Project
+from spica.labelstudio.api.records import Json, Prediction, Project
 from spica.labelstudio.client import LabelStudioClient
-from spica.labelstudio.predictions_backup import backup, delete_with_backup, restore
+from spica.labelstudio.predictions_backup import backup, restore
+from spica.prelabel.removal import Removal, remove
 
 Upload = Callable[..., list[int]]
 
@@ -29,6 +30,13 @@ def stored(client: LabelStudioClient, project: int) -> list[tuple[int, str, floa
     )
 
 
+def delete(client: LabelStudioClient, project: int, version: str | None, path: Path) -> Removal:
+    """Delete one version, or all, whoever may have a task open."""
+    return remove(
+        client, project, lambda each, _: version is None or each.model_version == version, backup=path, now=True
+    )
+
+
 class FullDisk(LabelStudioClient):
     """Counts and lists predictions as it is told, and never deletes."""
 
@@ -41,13 +49,17 @@ class FullDisk(LabelStudioClient):
         """As told."""
         return self.counted
 
-    def iter_predictions(
-        self, project: int, version: str | None = None, *, page_size: int = 50
-    ) -> Iterator[Prediction]:
-        """As told."""
-        return iter(self.listed)
+    def project(self, project: int) -> Project:
+        """Any."""
+        return Project(project, "any", "<View/>", "", True, 1, False)
 
-    def delete_predictions(self, project: int, version: str | None = None) -> int:
+    def predictions_by_task(
+        self, project: int, filters: tuple[Json, ...] = (), *, page_size: int = 50
+    ) -> Iterator[list[Prediction]]:
+        """As told."""
+        yield self.listed
+
+    def delete_predictions(self, project: int, version: str) -> int:
         """Not to be called."""
         raise AssertionError("deleted although the backup failed")
 
@@ -59,7 +71,7 @@ def test_changed_meanwhile(tmp_path: Path) -> None:
     """When Label Studio counts something else than was written, nothing is deleted and no file is left."""
     path = tmp_path / "backup.jsonl"
     with FullDisk({"v1": 2}, [ONE]) as client, pytest.raises(LabelStudioError, match="changed while"):
-        delete_with_backup(client, 1, "v1", path)
+        backup(client, 1, "v1", path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -68,7 +80,7 @@ def test_never_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "backup.jsonl"
     path.write_text("precious", encoding="utf-8")
     with FullDisk({"v1": 1}, [ONE]) as client, pytest.raises(StorageError, match="never overwritten"):
-        delete_with_backup(client, 1, "v1", path)
+        delete(client, 1, "v1", path)
     assert path.read_text(encoding="utf-8") == "precious"
 
 
@@ -76,7 +88,7 @@ def test_unwritable(tmp_path: Path) -> None:
     """Where no file can be made, nothing is deleted."""
     (tmp_path / "file").write_text("", encoding="utf-8")
     with FullDisk({"v1": 1}, [ONE]) as client, pytest.raises(StorageError, match="nothing was deleted"):
-        delete_with_backup(client, 1, "v1", tmp_path / "file" / "backup.jsonl")
+        delete(client, 1, "v1", tmp_path / "file" / "backup.jsonl")
 
 
 def test_disk_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +99,7 @@ def test_disk_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("os.fsync", full)
     with FullDisk({"v1": 1}, [ONE]) as client, pytest.raises(StorageError, match="No space left"):
-        delete_with_backup(client, 1, "v1", tmp_path / "backup.jsonl")
+        delete(client, 1, "v1", tmp_path / "backup.jsonl")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -128,12 +140,12 @@ def test_round_trip(client: LabelStudioClient, project: Project, upload_images: 
     )
     before = stored(client, project.id)
     path = tmp_path / "穂" / "backup.jsonl"
-    report = delete_with_backup(client, project.id, "v1", path)
-    assert (report.path, report.backed_up, report.deleted) == (path, 4, 4)
+    report = delete(client, project.id, "v1", path)
+    assert (report.path, report.deleted) == (path, 4)
     assert client.prediction_versions(project.id) == {"v2": 1}
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert {tuple(line) for line in lines} == {
-        ("id", "project", "task", "model_version", "score", "result", "created_at")
+        ("id", "project", "task", "model_version", "score", "result", "created_at", "annotations")
     }
     report_back = restore(client, path)
     assert (report_back.restored, report_back.present, report_back.is_complete) == (4, 0, True)
@@ -153,7 +165,7 @@ def test_all_versions_and_half_restored(
     client.create_predictions(project.id, sent)
     before = stored(client, project.id)
     path = tmp_path / "backup.jsonl"
-    assert delete_with_backup(client, project.id, None, path).deleted == 6
+    assert delete(client, project.id, None, path).deleted == 6
     client.create_predictions(project.id, sent[:1])
     report = restore(client, path)
     assert (report.restored, report.present) == (5, 1)
@@ -163,8 +175,8 @@ def test_all_versions_and_half_restored(
 @pytest.mark.label_studio
 def test_nothing_to_delete(client: LabelStudioClient, project: Project, tmp_path: Path) -> None:
     """Where there is nothing to delete, no empty file is left behind."""
-    report = delete_with_backup(client, project.id, None, tmp_path / "backup.jsonl")
-    assert (report.path, report.backed_up, report.deleted) == (None, 0, 0)
+    report = delete(client, project.id, None, tmp_path / "backup.jsonl")
+    assert (report.path, report.deleted) == (None, 0)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -174,7 +186,7 @@ def test_gone_tasks(client: LabelStudioClient, project: Project, upload_images: 
     first, second = upload_images(2)
     client.create_predictions(project.id, [item(first, "v1"), item(second, "v1")])
     path = tmp_path / "backup.jsonl"
-    delete_with_backup(client, project.id, "v1", path)
+    delete(client, project.id, "v1", path)
     client.delete_task(first)
     report = restore(client, path)
     assert (report.restored, report.gone_tasks, report.is_complete) == (1, (first,), False)
@@ -203,7 +215,7 @@ def test_unchecked_predictions_come_back(
     client.create_predictions(project.id, [item(good, "v1")])
     before = stored(client, project.id)
     path = tmp_path / "backup.jsonl"
-    assert delete_with_backup(client, project.id, "v1", path).deleted == 2
+    assert delete(client, project.id, "v1", path).deleted == 2
     report = restore(client, path)
     assert (report.restored, report.is_complete) == (2, True)
     assert stored(client, project.id) == before

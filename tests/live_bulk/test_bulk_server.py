@@ -320,8 +320,8 @@ def test_bad_input(client: LabelStudioClient, bulk_project: Project, folder: Fol
 def test_refresh_after_a_change_of_version(
     client: LabelStudioClient, bulk_project: Project, folder: Folder, run: Run, tmp_path: Path
 ) -> None:
-    """Unlabelled tasks get the new version's boxes and lose the old ones; an annotated task and one whose image is
-    gone keep theirs; what was deleted can be put back.
+    """Unlabelled tasks get the new version's boxes, which Label Studio shows then, and lose the old ones, if not now
+    then with ``--now``; an annotated task and one whose image is gone keep theirs; what was deleted can be put back.
     """
     good, broken, annotated = tasks = folder.tasks(client, bulk_project.id, ["a.png", "b.png", "c.png"])
     client.create_predictions(
@@ -330,19 +330,28 @@ def test_refresh_after_a_change_of_version(
     (folder.path / "b.png").write_bytes(b"")
     annotate(client, annotated)
     backup = tmp_path / "old.jsonl"
-    result = run("predictions", "refresh", "--project", str(bulk_project.id), "--backup", str(backup))
-    assert exit_code(result) == 3, told(result)
-    assert "Deleted 1 older predictions" in told(result)
+    client.update_project(bulk_project.id, model_version="old")
+
+    def refresh(*options: str) -> Result:
+        return run("predictions", "refresh", "--project", str(bulk_project.id), "--backup", str(backup), *options)
 
     def versions(task: int) -> list[str]:
         return [each.model_version.split("-")[0] for each in client.predictions_of_task(task)]
 
+    result = refresh()
+    assert exit_code(result) == 3, told(result)
+    assert "Spared 1" in told(result)
+    assert (versions(good), backup.exists()) == (["old", "live"], False)
+    assert client.project(bulk_project.id).model_version.startswith("live-0001")
+    assert "Deleted 1 older predictions" in told(refresh("--now"))
     assert (versions(good), versions(broken), versions(annotated)) == (["live"], ["old"], ["old"])
     row = client.call("GET", "/api/tasks/", params={"project": bulk_project.id, "include": "id,total_predictions"})
     assert {each["id"]: each["total_predictions"] for each in row["tasks"]} == dict.fromkeys(tasks, 1)
     (line,) = backup.read_text("utf-8").splitlines()
     assert json.loads(line)["task"] == good
-    everything = run("predictions", "refresh", "--project", str(bulk_project.id), "--all", "--backup", f"{backup}.2")
+    everything = run(
+        "predictions", "refresh", "--project", str(bulk_project.id), "--all", "--now", "--backup", f"{backup}.2"
+    )
     assert "Deleted 1 older" in told(everything)
     assert versions(annotated) == ["live"]
     again = run("predictions", "refresh", "--project", str(bulk_project.id))

@@ -167,14 +167,6 @@ def test_each_prediction_is_stored_once(answers: list[Answer], requests: int) ->
     assert (tally.progress.stored, tally.progress.boxes, failed) == (4, 4, {})
 
 
-def test_tasks_of_a_cut_off_request_are_doubtful() -> None:
-    """What was sent into the unknown is looked at again in the end."""
-    *_, storer = run(FakeLabelStudio(failing(httpx.ReadTimeout("late"))), predicted(1, 2))
-    assert storer.doubtful == {1, 2}
-    *_, storer = run(FakeLabelStudio(), predicted(1, 2))
-    assert storer.doubtful == set()
-
-
 def test_what_somebody_stored_meanwhile_is_not_sent() -> None:
     """A task that was opened, and so predicted, since it was listed is left as it is, and counts."""
     studio = FakeLabelStudio(before=[2])

@@ -497,8 +497,6 @@ def sum_up(result: Result, project: int, report: FailureFile | None) -> None:
         )
     if progress.counted is not None:
         out.print(f"Label Studio counts {progress.counted} predictions of this version in project {project}.")
-    if progress.doubles:
-        out.print(f"{progress.doubles} predictions had been stored twice; the copies are removed.")
     if progress.gone:
         out.print(f"{progress.gone} tasks were deleted meanwhile.")
     _print_failures(progress, report)

@@ -39,7 +39,7 @@ VersionId = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 Refresh = Annotated[
     bool,
-    typer.Option("--refresh", help="Wait for the new boxes of unlabelled tasks, then delete the older predictions."),
+    typer.Option("--refresh", help="Wait for the new boxes of unlabelled tasks."),
 ]
 
 

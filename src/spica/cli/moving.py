@@ -6,7 +6,6 @@ what can't be done is said, and is no failure.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,8 +27,6 @@ _PATIENCE_S = 90.0
 """The model server looks for changes once a second; then it loads the version, and converts nothing."""
 
 _PAUSE_S = 0.2
-_SUFFIX = re.compile(r"(-bf16|-int8-[0-9a-f]{4})?(-t(a|[0-9]+)o[0-9]+)?(\.[0-9a-f]+)?")
-"""What the name under which predictions are stored adds to a version's id: arithmetic, tiles, recipe."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +116,6 @@ def move(project: int, version: str | None, before: str | None, place: Place, sa
     return True
 
 
-def answers_with(told: str, version: str) -> bool:
-    """Whether the name of a project's predictions is that of a version, in whatever arithmetic."""
-    return told.startswith(version) and _SUFFIX.fullmatch(told[len(version) :]) is not None
-
-
 def _backend(client: LabelStudioClient, project: int, model_url: str | None) -> Backend | None:
     """The connected model: the one at the address, else the one that Label Studio asks, which is the first."""
     from spica.labelstudio.api.backends import same_url
@@ -134,6 +126,8 @@ def _backend(client: LabelStudioClient, project: int, model_url: str | None) -> 
 
 def _wait(url: str, setup: dict[str, Any], auth: str | None, version: str | None, before: str | None) -> str | None:
     """None as soon as the server answers with the version; else why it does not."""
+    from spica.models.folders import answers_with
+
     until = time.monotonic() + _PATIENCE_S
     while True:
         try:

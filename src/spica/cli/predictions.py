@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -23,6 +23,16 @@ from spica.cli.options import (
     Url,
 )
 from spica.errors import UsageError
+
+if TYPE_CHECKING:
+    from spica.prelabel.removal import Removal
+
+Now = Annotated[
+    bool,
+    typer.Option(
+        "--now", help="Also those of tasks that may be open: whoever has one open loses what they submit of it."
+    ),
+]
 
 predictions_app = typer.Typer(
     no_args_is_help=True,
@@ -67,15 +77,20 @@ def delete_predictions(
         Path | None,
         typer.Option(help="Where to write what is deleted.", show_default="predictions-PROJECT-TIME.jsonl"),
     ] = None,
+    now: Now = False,
     url: Url = None,
     token: Token = None,
     data_dir: LabelStudioDataDir = None,
 ) -> None:
     """Delete predictions, after writing them to a file. Annotations stay.
 
-    [bold]Example[/bold]: spica predictions delete --project 1
+    Spared, and counted: what was shown in the last 24 hours to whoever opened its task (the version that Label Studio
+    shows is shown now), and what an annotation was made from.
+
+    [bold]Example[/bold]: spica predictions delete --project 1 --version gwhd-1f2e3d4c
     """
-    from spica.labelstudio.predictions_backup import delete_with_backup
+    from spica.labelstudio.api.predictions import version_filter
+    from spica.prelabel.removal import remove
 
     path = backup or _backup_path(project)
     with client_for(label_studio(url, token, data_dir)) as client:
@@ -87,12 +102,15 @@ def delete_predictions(
                 expected=", ".join(known) or "none are stored",
                 got=version,
             )
-        report = delete_with_backup(client, project, version, path)
-    if report.path is None:
-        out.print(f"Project {project} has no predictions; nothing to delete.")
-        return
-    out.print(f"Deleted {report.deleted} predictions; {report.backed_up} are kept in {escape(str(report.path))}.")
-    out.print(f"To put them back: spica predictions restore {escape(str(report.path))}")
+        removal = remove(
+            client,
+            project,
+            lambda each, _: version is None or each.model_version == version,
+            backup=path,
+            filters=(version_filter("contains", version),) if version else (),
+            now=now,
+        )
+    _tell(removal, "predictions")
 
 
 @predictions_app.command("restore")
@@ -129,6 +147,7 @@ def refresh_predictions(
         Path | None,
         typer.Option(help="Where to write what is deleted.", show_default="predictions-PROJECT-TIME.jsonl"),
     ] = None,
+    now: Now = False,
     report: Report = None,
     model_url: ModelUrl = None,
     weights: JobWeights = None,
@@ -138,10 +157,11 @@ def refresh_predictions(
     basic_auth: ServerAuth = None,
     threshold: Threshold = None,
 ) -> None:
-    """After a change of the model: the new version's predictions first, then the older ones go, task by task.
+    """After a change of the model: the new version's predictions, which Label Studio shows from then on.
 
-    A task that could not be predicted keeps what it has. What is deleted is written to a file before;
-    `spica predictions restore` puts it back.
+    Older ones go when nobody can have them open any more: 24 hours after the new one was stored. What is spared is
+    counted, also what an annotation was made from; a task that could not be predicted keeps what it has. What is
+    deleted is written to a file before; `spica predictions restore` puts it back.
 
     [bold]Example[/bold]: spica predictions refresh --project 1
 
@@ -149,8 +169,10 @@ def refresh_predictions(
     """
     from contextlib import ExitStack
 
+    from spica.labelstudio.api.predictions import version_filter
+    from spica.labelstudio.api.worklist import UNLABELLED
     from spica.prelabel.failures import FailureFile
-    from spica.prelabel.refresh import remove_older
+    from spica.prelabel.removal import remove
     from spica.prelabel.selection import Selection
 
     order = Order(
@@ -171,13 +193,37 @@ def refresh_predictions(
         result = run_job(order, file)
         sum_up(result, project, file)
         if result.state != "stopped":
-            removal = remove_older(client, project, result.version, annotated=annotated, backup=path)
-            if removal.path is None:
-                out.print("There are no older predictions beside the new ones.")
-            else:
-                out.print(f"Deleted {removal.deleted} older predictions; they are kept in {escape(str(removal.path))}.")
+            version = result.version
+            for warning in client.show_version(project, version, basic_auth=basic_auth):
+                err.print(f"[yellow]Note:[/yellow] {escape(warning)}")
+            having = (version_filter("contains", version),)
+            removal = remove(
+                client,
+                project,
+                lambda each, stored: each.model_version != version and any(e.model_version == version for e in stored),
+                backup=path,
+                filters=having if annotated else (*having, UNLABELLED),
+                now=now,
+            )
+            _tell(removal, "older predictions")
     if result.exit_code:
         raise typer.Exit(result.exit_code)
+
+
+def _tell(removal: Removal, what: str) -> None:
+    if removal.path is not None:
+        path = escape(str(removal.path))
+        out.print(f"Deleted {removal.deleted} {what}; they are kept in {path}.")
+        out.print(f"To put them back: spica predictions restore {path}")
+    elif not removal.open and not removal.named:
+        out.print(f"There are no {what} to delete.")
+    if removal.open:
+        out.print(
+            f"Spared {removal.open}: they were shown in the last 24 hours, and their tasks may be open in a browser. "
+            "Run it again later, or with --now if nobody is labelling."
+        )
+    if removal.named:
+        out.print(f"Kept {removal.named}, which annotations were made from.")
 
 
 def _backup_path(project: int) -> Path:

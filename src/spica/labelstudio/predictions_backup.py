@@ -20,22 +20,7 @@ from spica.labelstudio.client import LabelStudioClient
 
 _CHUNK = 500
 """Predictions in one import: Label Studio recounts all tasks of the project once per import."""
-_FIELDS = ("id", "project", "task", "model_version", "score", "result", "created_at")
-
-
-@dataclass(frozen=True, slots=True)
-class DeleteReport:
-    """What deleting with a backup did.
-
-    Attributes:
-        path: of the backup; None when there was nothing to delete.
-        backed_up: predictions in it.
-        deleted: predictions that Label Studio deleted.
-    """
-
-    path: Path | None
-    backed_up: int
-    deleted: int
+_FIELDS = ("id", "project", "task", "model_version", "score", "result", "created_at", "annotations")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,29 +107,6 @@ def read_backup(path: Path) -> Iterator[dict[str, Any]]:
         UsageError: the file is missing or is no backup.
     """
     return _read(path)
-
-
-def delete_with_backup(client: LabelStudioClient, project: int, version: str | None, path: Path) -> DeleteReport:
-    """Delete stored predictions after they are on disk, see :func:`backup` and :func:`restore`.
-
-    Raises:
-        StorageError: the backup could not be written; nothing was deleted.
-        LabelStudioError: the predictions changed meanwhile, or Label Studio failed.
-    """
-    backed_up = backup(client, project, version, path)
-    on_disk = sum(1 for _ in _read(path))
-    if on_disk != backed_up:
-        raise StorageError(
-            "the backup is not complete on disk",
-            where=str(path),
-            expected=f"{backed_up} lines",
-            got=str(on_disk),
-            hint="nothing was deleted; look at the disk",
-        )
-    if backed_up == 0:
-        path.unlink()
-        return DeleteReport(path=None, backed_up=0, deleted=0)
-    return DeleteReport(path=path, backed_up=backed_up, deleted=client.delete_predictions(project, version))
 
 
 def restore(client: LabelStudioClient, path: Path, *, project: int | None = None) -> RestoreReport:

@@ -14,6 +14,8 @@ from spica.models.version import ModelVersion
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _DEEPEST = 1000
+_SUFFIX = re.compile(r"(-bf16|-int8-[0-9a-f]{4})?(-t(a|[0-9]+)o[0-9]+)?(\.[0-9a-f]+)?")
+"""What the name under which predictions are stored adds to a version's id: arithmetic, tiles, recipe."""
 
 
 def folder_of(data_dir: Path, version: str) -> Path:
@@ -36,6 +38,11 @@ def folder_of(data_dir: Path, version: str) -> Path:
 def is_id(text: object) -> bool:
     """Whether a text could be the id of a version."""
     return isinstance(text, str) and _ID.fullmatch(text) is not None
+
+
+def answers_with(told: str, version: str) -> bool:
+    """Whether the name of a project's predictions is that of a version, in whatever arithmetic."""
+    return told.startswith(version) and _SUFFIX.fullmatch(told[len(version) :]) is not None
 
 
 def ids(data_dir: Path) -> list[str]:

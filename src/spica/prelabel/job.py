@@ -14,7 +14,6 @@ from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.protocol import Task
 from spica.prediction import Outcome, Plan, Predictor
 from spica.prelabel.claim import Claim
-from spica.prelabel.doubles import count_of, remove_doubles
 from spica.prelabel.media import JobEndsError, PatientMedia
 from spica.prelabel.patience import LIMIT_S, Patience, is_passing
 from spica.prelabel.pipeline import Pipeline
@@ -92,7 +91,6 @@ class BulkJob:
         self._watch_s = watch_s
         self._tally = Tally()
         self._tally.expect(work.total)
-        self._doubtful: set[int] = set(claim.unsettled) if claim is not None else set()
         self._cut_short = False
         self.state: JobState = "running"
         self.reason: SpicaError | None = None
@@ -186,11 +184,8 @@ class BulkJob:
         def begin(task: Task) -> Callable[[], Outcome]:
             return predictor.begin(task, work.plan, Priority.BULK)
 
-        try:
-            with Pipeline(listing, begin, predictor.engine, self._stop) as pipeline:
-                storer.run(pipeline.outcomes)
-        finally:
-            self._doubtful |= storer.doubtful
+        with Pipeline(listing, begin, predictor.engine, self._stop) as pipeline:
+            storer.run(pipeline.outcomes)
         if pipeline.error is not None:
             raise pipeline.error.reason if isinstance(pipeline.error, JobEndsError) else pipeline.error
         answered = self.progress.answered - before.answered
@@ -200,14 +195,12 @@ class BulkJob:
         return listing.last
 
     def _finish(self) -> None:
-        """Count what is stored, and take away what is stored twice."""
-        patience, project = self._patience(), self._work.project.id
-        removed = patience.call(lambda: remove_doubles(self._client, project, self.version, self._doubtful))
-        self._doubtful.clear()
+        """Count what is stored."""
+        project = self._work.project.id
         if self._claim is not None:
             self._claim.clear_up()
-        self._tally.add(doubles=removed)
-        self._tally.count(patience.call(lambda: count_of(self._client, project, self.version)))
+        versions = self._patience().call(lambda: self._client.prediction_versions(project))
+        self._tally.count(versions.get(self.version, 0))
         self._show()
 
     def _look_for_more(self, after: int) -> int:

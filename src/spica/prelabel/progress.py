@@ -33,7 +33,6 @@ class Progress:
         images_per_s: tasks answered a second, over the last half minute; 0 before the first.
         seconds: since the job began, and until it ended.
         counted: predictions of the version that Label Studio counts at the end; None before.
-        doubles: predictions that were stored twice, by Label Studio or by another process, and were removed again.
         note: what the job is waiting for, if anything.
     """
 
@@ -47,7 +46,6 @@ class Progress:
     images_per_s: float = 0.0
     seconds: float = 0.0
     counted: int | None = None
-    doubles: int = 0
     note: str | None = None
 
     @property
@@ -75,7 +73,6 @@ class Progress:
             "eta_s": None if self.eta_s is None else round(self.eta_s, 1),
             "seconds": round(self.seconds, 1),
             "counted": self.counted,
-            "doubles": self.doubles,
             "note": self.note,
             "failures": [failure_json(task, error) for task, error in self.failures],
         }
@@ -90,7 +87,6 @@ class Progress:
             **known,
             answered=answered,
             counted=body.get("counted"),
-            doubles=int(body.get("doubles", 0)),
             note=body.get("note"),
             failures=failures,
         )
@@ -109,7 +105,7 @@ class Tally:
         self._began = clock()
         self._ended: float | None = None
         self._lock = threading.Lock()
-        self._counts = dict.fromkeys(("total", "stored", "boxes", "failed", "gone", "answered", "doubles"), 0)
+        self._counts = dict.fromkeys(("total", "stored", "boxes", "failed", "gone", "answered"), 0)
         self._failures: deque[tuple[int, SpicaError]] = deque(maxlen=KEPT)
         self._counted: int | None = None
         self._note: str | None = None

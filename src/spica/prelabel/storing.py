@@ -53,9 +53,6 @@ class Storer:
         journal: told what is under way.
         on_failure: told each failed task with its reason.
         on_progress: called after each batch and a few times a second.
-
-    Attributes:
-        doubtful: tasks of requests that were cut off: they may be stored twice after all.
     """
 
     def __init__(
@@ -84,7 +81,6 @@ class Storer:
         self._oldest = 0.0
         self._shown = 0.0
         self._confusable: bool | None = None
-        self.doubtful: set[int] = set()
 
     def run(self, outcomes: Channel[Outcome]) -> None:
         """Store all that comes, until nothing more does.
@@ -183,7 +179,6 @@ class Storer:
         """After a failure: wait if that can help, then ask what has been stored in spite of it."""
         if not is_passing(error):
             raise error
-        self.doubtful.update(sent)
         self._patience.endure(error)
         self._confirm(self._settled_among(sent, patient=is_still_open(error)), items, boxes)
 

@@ -1,5 +1,9 @@
 """After another version has begun to answer a project: Label Studio is told, and the unlabelled tasks get its boxes.
 
+Older predictions stay, for somebody may have a task open with one. Of several, Label Studio shows the one whose version
+it was told; where a task has none of it yet, the one that was stored last. Once an hour those that nobody can have open
+any more are removed, see :mod:`spica.prelabel.removal`.
+
 What fails is tried again, after half a minute at first, then less and less often; what is done already stays done.
 """
 
@@ -9,14 +13,16 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
 from spica.errors import LabelConfigError, LabelStudioError, SpicaError
 from spica.labelstudio.api.records import Backend
 from spica.labelstudio.client import LabelStudioClient
-from spica.prelabel.refresh import remove_older
+from spica.models import active
+from spica.models.folders import answers_with, ids
+from spica.prelabel.removal import Left, thin
 from spica.prelabel.selection import is_gone
 from spica.server.jobs import Jobs, PrelabelRequest, RunningJob
 from spica.server.service import Service
@@ -25,12 +31,13 @@ from spica.training.runs import Runs
 
 logger = logging.getLogger(__name__)
 
-_BACKUPS = 5
-"""So many files of removed predictions are kept for each project."""
-
 AGAIN_S = 30.0
 AGAIN_AT_MOST_S = 600.0
 """A project that failed is tried again after so long, then after twice as long each time, up to this."""
+
+THIN_EVERY_S = 3600.0
+THIN_AT_MOST = 2000
+"""About so many old predictions of a project are removed at a time."""
 
 
 class Backoff:
@@ -102,6 +109,7 @@ class Rollouts:
         self._settings = settings
         self._tell = tell
         self._failed = Backoff(again_s)
+        self._thin_at = time.monotonic() + AGAIN_S
         self._queue: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="spica-rollout", daemon=True)
@@ -139,13 +147,55 @@ class Rollouts:
 
     def _next(self) -> int | None:
         """The next project that was added, or whose time has come again; None at the end."""
-        try:
-            project = self._queue.get(timeout=self._failed.wait_s())
-        except queue.Empty:
-            project = self._failed.first
-        if project is not None:
-            self._failed.begin(project)
-        return project
+        while True:
+            again_s, thin_s = self._failed.wait_s(), max(0.0, self._thin_at - time.monotonic())
+            try:
+                project = self._queue.get(timeout=thin_s if again_s is None else min(again_s, thin_s))
+            except queue.Empty:
+                if again_s is None or thin_s < again_s:
+                    self._thin_all()
+                    continue
+                project = self._failed.first
+            if project is not None:
+                self._failed.begin(project)
+            return project
+
+    def _thin_all(self) -> None:
+        """Remove old predictions of the projects that this server answers, until there is something else to do."""
+        self._thin_at = time.monotonic() + THIN_EVERY_S
+        for project in sorted({state.project for state in self._service.projects if state.project is not None}):
+            try:
+                self.thin(project)
+            except SpicaError as error:
+                logger.info("project %d: older predictions stay for now: %s", project, error.one_line)
+            except Exception:
+                logger.exception("project %d: older predictions stay for now", project)
+
+    def thin(self, project: int) -> int:
+        """Remove predictions of Spica's own versions that nobody can have open any more; returns how many.
+
+        Raises:
+            SpicaError: what could not be done; the next time goes on.
+        """
+        data_dir, token, base = self._settings.data_dir, self._settings.label_studio_api_key, self._service.pool.base_id
+        if token is None:
+            return 0
+        pointer = active.read(data_dir, project)
+        steps = () if pointer is None else (pointer.now, *pointer.previous)
+        since = [(step.version or step.base or base, datetime.fromisoformat(step.when)) for step in steps]
+        own = {base, *ids(data_dir), *(version for version, _ in since)}
+        with LabelStudioClient(self._settings.label_studio_url, token.get_secret_value()) as client:
+            removed = thin(
+                client,
+                project,
+                ours=lambda told: any(answers_with(told, version) for version in own),
+                left=_left(since) if since else None,
+                at_most=THIN_AT_MOST,
+                go_on=lambda: not self._stop.is_set() and self._queue.empty(),
+            )
+        if removed:
+            logger.info("project %d: %d older predictions removed, which nobody can have open", project, removed)
+        return removed
 
     def roll_out(self, project: int) -> None:
         """Title, predictions, disk space, in this order; twice is once.
@@ -218,10 +268,10 @@ class Rollouts:
         return ours
 
     def _refresh(self, client: LabelStudioClient, project: int, version: str) -> bool:
-        """Predict what is unlabelled, then remove older predictions where the new one is stored; whether that is done.
+        """Predict what is unlabelled; whether that is done.
 
         Raises:
-            SpicaError: it failed; nothing was removed of a task without the new prediction.
+            SpicaError: it failed.
         """
         if client.task_count(project) == 0:
             return True
@@ -233,13 +283,6 @@ class Rollouts:
         if job.state != "done":
             self._tell(project, "the new version's predictions are not complete: their job was stopped")
             return False
-        folder = self._settings.data_dir / "backups"
-        folder.mkdir(parents=True, exist_ok=True)
-        backup = folder / f"predictions-{project}-{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}.jsonl"
-        remove_older(client, project, job.version, annotated=False, backup=backup)
-        old = sorted(folder.glob(f"predictions-{project}-*.jsonl"))
-        for path in old[: max(0, len(old) - _BACKUPS)]:
-            path.unlink(missing_ok=True)
         return True
 
     def _predict(self, project: int, version: str) -> RunningJob | None:
@@ -302,3 +345,15 @@ class Rollouts:
         for run in runs.of(project):
             if run.state == "passed" and not run.settled:
                 runs.write(replace(run, settled=True))
+
+
+def _left(since: Sequence[tuple[str, datetime]]) -> Left:
+    """From the active versions, the latest first, each with when it became so."""
+
+    def left(told: str) -> datetime:
+        for place, (version, _) in enumerate(since):
+            if answers_with(told, version):
+                return since[place - 1][1] if place else datetime.min.replace(tzinfo=UTC)
+        return since[0][1]  # of one that was rolled back from no more is known
+
+    return left

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import Any
 
@@ -114,6 +115,33 @@ class BackendsApi(ProjectsApi):
         if not backend.is_connected:
             warnings.append(f"Label Studio says: {backend.error_message or 'disconnected'}")
         return replace(backend, warnings=tuple(warnings))
+
+    def show_version(self, project: int, version: str, *, basic_auth: str | None = None) -> tuple[str, ...]:
+        """Have Label Studio show a version, whatever else is stored: its boxes, its scores and their order.
+
+        Args:
+            project: its number.
+            version: what a connected model answers; if none is connected, one that is stored.
+            basic_auth: ``user:password`` that the model asks for.
+
+        Returns:
+            What people should know.
+        """
+        rows = self.backends(project)
+        ours = next((row for row in rows if row.model_version == version), None)
+        now = self.project(project).model_version
+        if now == version and (ours is None or ours.title == version):
+            return ()
+        if ours is not None:
+            user, _, password = (basic_auth or "").partition(":")
+            auth = (user, password) if basic_auth is not None else None
+            found = self.connect_backend(project, url=ours.url, is_interactive=ours.is_interactive, basic_auth=auth)
+            return found.warnings
+        if rows:
+            return (f"Label Studio goes on showing {now or 'what was stored last'}: a connected model answers that",)
+        with contextlib.suppress(LabelStudioRefusedError):  # nothing of the version is stored
+            self.update_project(project, model_version=version)
+        return ()
 
     def _update_or_create(self, project: int, wanted: Json, warnings: list[str], description: str) -> Backend:
         url = str(wanted["url"])

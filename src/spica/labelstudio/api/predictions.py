@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from spica.labelstudio.api.projects import ProjectsApi
@@ -27,6 +28,11 @@ class PredictionsApi(ProjectsApi, TasksApi):
         for row in self._version_rows(project):
             counts[row.get("model_version") or ""] += int(row["count"])
         return {version: count for version, count in counts.items() if count}
+
+    def version_times(self, project: int) -> dict[str, datetime]:
+        """When the latest prediction of each version was stored, latest first."""
+        rows = self._version_rows(project)
+        return {row.get("model_version") or "": datetime.fromisoformat(row["latest"]) for row in rows}
 
     def tasks_without_prediction(self, project: int, version: str, *, page_size: int = 500) -> Iterator[TaskRow]:
         """The tasks that have no prediction of exactly this version, also if they have some of others.
@@ -58,13 +64,23 @@ class PredictionsApi(ProjectsApi, TasksApi):
     ) -> Iterator[Prediction]:
         """Stored predictions in full, by ascending task and id; of one version, or of all when it is None."""
         filters = (version_filter("contains", version),) if version else ()
-        for body in self._iter_bodies(
-            project, filters, page_size=page_size, include="id,predictions", predictions=True
-        ):
-            stored = sorted((Prediction.read(item) for item in body["predictions"]), key=lambda item: item.id)
+        for stored in self.predictions_by_task(project, filters, page_size=page_size):
             for prediction in stored:
                 if version is None or prediction.model_version == version:
                     yield prediction
+
+    def predictions_by_task(
+        self, project: int, filters: tuple[Json, ...] = (), *, page_size: int = 50
+    ) -> Iterator[list[Prediction]]:
+        """The stored predictions of each task that meets the filters, by id, with the annotations made from them."""
+        # Label Studio applies the names in `include` to the annotations inside a task as well.
+        include = "id,predictions,annotations,parent_prediction"
+        for body in self._iter_bodies(project, filters, page_size=page_size, include=include, predictions=True):
+            made: dict[int, list[int]] = {}
+            for annotation in body["annotations"]:
+                made.setdefault(annotation["parent_prediction"], []).append(annotation["id"])
+            stored = (Prediction.read({**each, "annotations": made.get(each["id"])}) for each in body["predictions"])
+            yield sorted(stored, key=lambda each: each.id)
 
     def predictions_of_task(self, task: int) -> list[Prediction]:
         """All stored predictions of one task, by ascending id."""
@@ -111,34 +127,24 @@ class PredictionsApi(ProjectsApi, TasksApi):
                 missing.append(item)
         return missing
 
-    def delete_predictions(self, project: int, version: str | None = None) -> int:
-        """Delete the stored predictions of one version, or of all versions when it is None; returns how many.
+    def delete_predictions(self, project: int, version: str) -> int:
+        """Delete the stored predictions of one version; returns how many.
 
         The connected model stays selected as the project's version, and the tasks' counters are right afterwards;
         Label Studio alone would see to neither.
         """
         selected = self.project(project).model_version
-        if version is None:
-            everything = {"selectedItems": {"all": True, "excluded": []}}
-            params: dict[str, str | int] = {"id": "delete_tasks_predictions", "project": project}
-            answer = self.call("POST", "/api/dm/actions/", params=params, json=everything, timeout_s=_WRITE_S)
-            deleted = int(answer["processed_items"])
-        elif version:
-            path = f"/api/projects/{project}/model-versions/"
-            answer = self.call("DELETE", path, json={"model_version": version}, timeout_s=_WRITE_S)
-            deleted = int(answer["deleted_predictions"])
-        else:  # the call above needs a name
-            nameless = [item.id for item in self.iter_predictions(project) if not item.model_version]
-            deleted = self.delete_predictions_by_id(nameless)
+        path = f"/api/projects/{project}/model-versions/"
+        answer = self.call("DELETE", path, json={"model_version": version}, timeout_s=_WRITE_S)
+        deleted = int(answer["deleted_predictions"])
         if selected:
             self._select_again(project, selected)
         if deleted:
-            # An import of nothing: the one call that makes Label Studio 1.23 count the tasks' predictions anew.
-            self.call("POST", f"/api/projects/{project}/import/predictions", json=[], timeout_s=_WRITE_S)
+            self.recount_predictions(project)
         return deleted
 
-    def delete_predictions_by_id(self, predictions: Sequence[int]) -> int:
-        """Delete single predictions; returns how many there still were."""
+    def delete_predictions_by_id(self, predictions: Iterable[int]) -> int:
+        """Delete single predictions; returns how many there still were. See :meth:`recount_predictions`."""
         deleted = 0
         for prediction in predictions:
             try:
@@ -149,6 +155,11 @@ class PredictionsApi(ProjectsApi, TasksApi):
             else:
                 deleted += 1
         return deleted
+
+    def recount_predictions(self, project: int) -> None:
+        """Make Label Studio count the tasks' predictions anew, which it omits when they are deleted."""
+        # An import of nothing is the one call of 1.23 that does it.
+        self.call("POST", f"/api/projects/{project}/import/predictions", json=[], timeout_s=_WRITE_S)
 
     def _select_again(self, project: int, selected: str) -> None:
         if self.project(project).model_version == selected:

@@ -191,6 +191,7 @@ class Prediction:
         score: of the whole prediction, in [0, 1], or None.
         result: its regions as Label Studio stores them.
         created_at: ISO 8601, as Label Studio wrote it.
+        annotations: that were made from it, where they were asked for.
     """
 
     id: int
@@ -200,6 +201,7 @@ class Prediction:
     score: float | None
     result: list[Json] = field(default_factory=list)
     created_at: str = ""
+    annotations: tuple[int, ...] = ()
 
     @classmethod
     def read(cls, body: Any) -> Prediction:
@@ -212,6 +214,7 @@ class Prediction:
             score=body.get("score"),
             result=body.get("result") or [],
             created_at=body.get("created_at") or "",
+            annotations=tuple(body.get("annotations") or ()),
         )
 
 

@@ -26,13 +26,6 @@ UNLABELLED: Json = {
 }
 """Tasks without annotations; skipped ones count as such."""
 
-_SEVERAL: Json = {
-    "filter": "filter:tasks:total_predictions",
-    "operator": "greater",
-    "type": "Number",
-    "value": 1,
-}
-
 
 @dataclass(frozen=True, slots=True)
 class View:
@@ -154,27 +147,6 @@ class WorklistApi(PredictionsApi):
             body = self._task_page(project, wanted, after=0, page_size=len(chunk) * 4, include="id")
             found.update(int(row["id"]) for row in body["tasks"])
         return found
-
-    def several_predictions(
-        self, project: int, version: str, filters: Narrowing = ()
-    ) -> Iterator[tuple[int, list[Prediction]]]:
-        """Tasks with a prediction of this version beside others, ascending, with all their predictions by id."""
-        wanted = (*filters, version_filter("contains", version), _SEVERAL)
-        after = 0
-        while True:
-            body = self._predictions_page(project, wanted, after=after)
-            page = _page(body, after)
-            for task, stored in _stored(body):
-                if any(each.model_version == version for each in stored):
-                    yield task, stored
-            if page.is_last:
-                return
-            after = page.last
-
-    def recount_predictions(self, project: int) -> None:
-        """Make Label Studio count the tasks' predictions anew, which it omits when single ones are deleted."""
-        # An import of nothing is the one call of 1.23 that does it.
-        self.call("POST", f"/api/projects/{project}/import/predictions", json=[], timeout_s=600)
 
     def _predictions_page(self, project: int, filters: Narrowing, *, after: int) -> Json:
         return self._task_page(
