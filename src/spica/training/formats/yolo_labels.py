@@ -6,7 +6,7 @@ names it. No file is ever given to two images.
 
 Label Studio 1.23 names a label file like the last part of its image's address (``converter.py``, ``get_local_path``):
 percent-encoded where that holds more than ASCII, with ``<8 hex digits>__`` before it unless the image was found on its
-disk, and cut to 251 letters. An upload has ``<8 hex digits>-`` before its name from the start.
+disk. An upload has ``<8 hex digits>-`` before its name from the start.
 """
 
 from __future__ import annotations
@@ -18,14 +18,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from spica.training.formats.yolo_folder import Files
 
 _CACHED: Final = re.compile(r"[0-9a-f]{8}__")
 _UPLOADED: Final = re.compile(r"[0-9a-f]{8}-")
-_CUT: Final = 251
-_UNQUOTED: Final = "/~!*()'"  # what Django leaves as it is in the address of an upload
 _NEUTRAL: Final = re.compile(r"images|labels|obj_\w+_data", re.IGNORECASE)
 """Folders that tell labels from images and nothing else: also CVAT's ``obj_train_data``."""
 
@@ -144,20 +142,9 @@ def _uploaded(names: Iterable[str]) -> set[str]:
     return {_UPLOADED.sub("", name, count=1) for name in names if _UPLOADED.match(name)}
 
 
-def _cut_image(name: str) -> set[str]:
-    address = quote(Path(name).stem, safe=_UNQUOTED)
-    return {address[:length] for length in (_CUT, _CUT - len("0123abcd__")) if len(address) > length}
-
-
-def _cut_label(name: str) -> set[str]:
-    stem = Path(name).stem
-    return {_CACHED.sub("", stem, count=1)} if len(stem) == _CUT else set()
-
-
 _KEYS: Final[tuple[tuple[Keys, Keys], ...]] = (
     (_stem, _stem),
     (_plain_image, _plain_label),
     (_plain_image, lambda name: _uploaded(_plain_label(name))),
     (lambda name: _uploaded(_plain_image(name)), _plain_label),
-    (_cut_image, _cut_label),
 )
