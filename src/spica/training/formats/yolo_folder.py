@@ -25,7 +25,7 @@ from spica.training.formats.text import read_lines, read_text
 SPLITS: Final = {"train": ("train",), "val": ("val", "valid"), "valid": ("val", "valid"), "test": ("test",)}
 """The keys by which a part is described, by the name it is asked for."""
 _ALL: Final = ("train", "val", "valid", "test")
-_MAX_YAML: Final = 2**20
+_MAX_YAML: Final = 2**18  # letters; they take seconds, and a thousand names take 2**15
 _MAX_NUMBER: Final = 9  # digits of a class
 _SEPARATORS: Final = re.compile(r"[/\\]+")
 _NOT_NAMED: Final = "the names of the classes can't be read"

@@ -44,10 +44,6 @@ class Pairs:
     shared: set[Path] = field(default_factory=set)
     spare: list[Path] = field(default_factory=list)
 
-    def share(self, *paths: Path) -> None:
-        """Leave images and label files in doubt."""
-        self.shared.update(paths)
-
 
 def pair(images: Iterable[Path], files: Files) -> Pairs:
     """Find the label files of images.
@@ -76,7 +72,7 @@ def _by_path(images: list[Path], files: Files, pairs: Pairs) -> None:
         if len(owners) == 1:
             pairs.label_of[owners[0]] = label
         else:
-            pairs.share(label, *owners)
+            pairs.shared.update((label, *owners))
 
 
 def _usual(image: Path, files: Files) -> list[Path]:
@@ -105,12 +101,12 @@ def _by_keys(images: list[Path], files: Files, pairs: Pairs, of_image: Keys, of_
         for image in met:
             options[image].append(label)
         if len(met) > 1:
-            pairs.share(label, *(image for image in met if image not in pairs.label_of))
+            pairs.shared |= {label, *met} - pairs.label_of.keys()
     for image, labels in options.items():
         if image in pairs.label_of:
             continue
         if len(labels) > 1:
-            pairs.share(image, *labels)
+            pairs.shared.update((image, *labels))
         elif image not in pairs.shared:
             pairs.label_of[image] = labels[0]
 
