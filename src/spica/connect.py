@@ -93,11 +93,19 @@ def _ask(model_url: str, setup: dict[str, Any], basic_auth: str | None) -> dict[
 
 
 def _not_ours(where: str, status: int, body: Any) -> SpicaError:
-    told = body["error"].get("message") if isinstance(body, dict) and isinstance(body.get("error"), dict) else None
+    error = body.get("error") if isinstance(body, dict) else None
+    if isinstance(error, dict) and "code" in error:
+        return LaunchError(
+            f"the model server refuses: {error.get('message')}",
+            where=where,
+            expected=error.get("expected"),
+            got=f"HTTP {status}",
+            hint=error.get("hint"),
+        )
     return LaunchError(
         "what answers there is not Spica's model server",
         where=where,
         expected="the version that it serves",
-        got=f"HTTP {status}" + (f": {told}" if told else ""),
+        got=f"HTTP {status}",
         hint="give the model server's address with --model-url",
     )

@@ -313,8 +313,12 @@ def test_broken_model(
 
 
 def test_webhook(doctor: Doctor, client: LabelStudioClient, wheat: Project) -> None:
-    """A webhook that is switched off, and one that is gone, are told apart."""
+    """A webhook without our secret, one that is switched off, and one that is gone, are told apart."""
     hook = client.webhooks(wheat.id)[0]
+    client.call("PATCH", f"/api/webhooks/{hook.id}/", json={"url": hook.url, "headers": {}})
+    finding = doctor.only_problem()
+    assert "no secret" in finding.what
+    assert f"spica connect --project {wheat.id}" in str(finding.hint)
     client.call("PATCH", f"/api/webhooks/{hook.id}/", json={"url": hook.url, "is_active": False})
     finding = doctor.only_problem()
     assert finding.check == "webhook"

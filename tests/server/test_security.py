@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,10 @@ import pytest
 from starlette.requests import Request
 
 from model_server import CONFIG, ModelServer, model_servers
-from spica.errors import RequestError, UsageError
+from spica.cli.remote import RemoteError, RemoteServer
+from spica.connect import _ask
+from spica.doctor import examine
+from spica.errors import LaunchError, RequestError, UsageError
 from spica.labelstudio.tokens import WEBHOOK_HEADER, webhook_secret
 from spica.server.security import Access
 from spica.settings import Settings
@@ -198,3 +202,24 @@ def test_a_name_that_is_none() -> None:
     """An address in place of a name is said at the start."""
     with pytest.raises(UsageError, match="host name"):
         Access.of(Settings(allowed_hosts=("http://lab.example/spica",)), "127.0.0.1")
+
+
+def test_commands_say_which_option_admits_the_name(open_server: ModelServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reaches the server under a name that it does not know is told what to start it with."""
+    resolve = socket.getaddrinfo
+
+    def at_home(host: Any, *others: Any, **more: Any) -> Any:
+        return resolve("127.0.0.1" if host == "spica.lab.example" else host, *others, **more)
+
+    monkeypatch.setattr("socket.getaddrinfo", at_home)
+    url = f"http://spica.lab.example:{open_server.client.base_url.port}"
+    wanted = "--allowed-host spica.lab.example"
+    with RemoteServer(url, None) as remote, pytest.raises(RemoteError) as refusal:
+        remote.state()
+    assert wanted in str(refusal.value.hint)
+    with pytest.raises(LaunchError) as refused:
+        _ask(url, {"project": "1", "schema": CONFIG}, None)
+    assert wanted in str(refused.value.hint)
+    findings = examine(Settings(label_studio_url="http://127.0.0.1:9"), project=None, model_url=url)
+    (found,) = [each for each in findings if each.check == "model-server-reachable"]
+    assert wanted in str(found.hint)

@@ -36,7 +36,8 @@ class ModelServer:
 
     def setup(self, project: int, label_config: str, extra_params: Any) -> Answer:
         """What it answers Label Studio for a project; it notes nothing that Label Studio has not told it too."""
-        body = {"project": str(project), "schema": label_config, "extra_params": extra_params}
+        known = {} if extra_params is None else {"extra_params": extra_params}
+        body = {"project": str(project), "schema": label_config, **known}
         return ask(f"{self.url.rstrip('/')}/setup", json=body, auth=self.auth)
 
 
@@ -103,6 +104,8 @@ def _check_reachable(model_url: str, answer: Answer, asks_password: bool, has_pa
     elif answer.status == 200 and "model_class" in answer.fields:
         what, hint = "another model server answers there, not Spica's", other_port
         told = f"model_class {str(answer.fields['model_class'])[:80]}"
+    elif isinstance(error := answer.fields.get("error"), dict) and "code" in error:
+        what, hint = f"the model server refuses: {error.get('message')}", str(error.get("hint"))
     else:
         what, hint = "what answers there is not a model server of Spica's", other_port
     section.problem(check, what, where=model_url, got=told, hint=hint)

@@ -13,6 +13,7 @@ from spica.labelstudio.api.backends import same_url, webhook_url
 from spica.labelstudio.api.records import Backend, Project
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.control_tags import LabelConfig, parse_label_config
+from spica.labelstudio.tokens import WEBHOOK_HEADER
 
 _ASKED_S = 120.0
 """Label Studio asks each connected model for its state before it lists them, a dead one for several seconds."""
@@ -284,8 +285,15 @@ class ProjectExamination:
         check, address = "webhook", webhook_url(backend.url)
         hooks = [hook for hook in self._client.webhooks(self._project.id) if same_url(hook.url, address)]
         command = remedies.connect(self._project.id, backend.url)
-        if any(hook.is_active for hook in hooks):
+        if any(hook.is_active and WEBHOOK_HEADER in hook.headers for hook in hooks):
             self._section.ok(check, "it is told about submitted annotations")
+        elif any(hook.is_active for hook in hooks):
+            self._section.problem(
+                check,
+                "its webhook carries no secret, so what it tells of submitted annotations is refused",
+                where=f"{self._settings_page}/webhooks",
+                hint=command,
+            )
         elif hooks:
             self._section.problem(
                 check,
