@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -152,14 +153,28 @@ def test_goes_on_working(
     assert answer.status_code == status, answer.text
 
 
-def test_a_hook_sent_again_does_nothing_twice(open_server: ModelServer) -> None:
-    """The same event, recorded and sent again, is known."""
+def test_a_hook_sent_again_does_nothing_twice(open_server: ModelServer, caplog: pytest.LogCaptureFixture) -> None:
+    """The same event, recorded and sent again, is known; its secret is nowhere in the log."""
+    caplog.set_level(logging.DEBUG, logger="spica")
     headers = {WEBHOOK_HEADER: SECRET, **JSON}
     body = json.dumps(
         {"action": "ANNOTATION_CREATED", "annotation": {"id": 7, "updated_at": "t"}, "project": {"id": 1}}
     )
     heard = [open_server.client.post("/webhook", content=body, headers=headers).json()["heard"] for _ in range(3)]
     assert heard == ["noted", "doubled", "doubled"]
+    assert "ANNOTATION_CREATED" in caplog.text
+    assert SECRET not in caplog.text
+
+
+def test_predict_scans_no_ports(open_server: ModelServer) -> None:
+    """A task's address on a closed port and one on a silent port get the same answer."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        with socket.create_server(("127.0.0.1", 0)) as closed:
+            ports = [closed.getsockname()[1], silent.getsockname()[1]]
+        answers = [open_server.predict(f"http://127.0.0.1:{port}/a.png") for port in ports]
+    told = [answer.text.replace(str(port), "PORT") for answer, port in zip(answers, ports, strict=True)]
+    assert {answer.status_code for answer in answers} == {422}
+    assert told[0] == told[1]
 
 
 def test_extra_params_stay_where_a_request_does_not_speak_of_them(open_server: ModelServer) -> None:

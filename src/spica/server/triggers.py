@@ -12,9 +12,10 @@ N-th annotation (``tasks/models.py``, ``update_ml_backend``; the form sets N to 
 3. There are other annotations than at the last event of this project: it is the switch (whose webhook does not arrive).
 4. Otherwise it is the button.
 
-It comes through Label Studio's client for models, which sends no headers of ours, so anybody who reaches the server can
-send it too. Each tells when its project was created, to the microsecond, as nobody knows who can't look into Label
-Studio; whoever looks compares that first. Little can wait to be compared, and for a second at least.
+It comes through Label Studio's client for models, which sends no headers of ours, so whoever reaches the server can
+send it too. But each tells when its project was created, to the microsecond, and that is known only to who may open
+the project: whoever acts on a look compares it with Label Studio first. At most :data:`_WAITING` projects wait for
+that, each for a second, so forged ones cost Label Studio little.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ LONGEST_S = 30.0
 """A burst that does not end is looked into after so long."""
 
 _BUTTON_S = 1.0
-"""So long even a sure button waits, so that forged ones make Label Studio be asked once a second at most."""
+"""Even a sure button waits so long, so that a forged one makes Label Studio be asked once a second at most."""
 
 _WAITING = 20
 """Of so many projects START_TRAINING may wait."""
