@@ -387,6 +387,9 @@ def test_several_images_a_task(tmp_path: Path) -> None:
         pytest.param(region(item_index=3), False, id="on a page that is not there"),
         pytest.param(region(item_index="1"), False, id="a text as a page"),
         pytest.param(region(original_width=HUGE), True, id="a huge size"),
+        pytest.param(region(type="newlabels", value={"newlabels": ["spike"]}), False, id="a kind that is not known"),
+        pytest.param(region(type="choices", value={"choices": ["spike"]}), True, id="a choice"),
+        pytest.param({}, False, id="no kind"),
         pytest.param("nothing", False, id="no region at all"),
     ],
 )

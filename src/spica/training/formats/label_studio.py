@@ -34,7 +34,12 @@ _SHAPES: Final = frozenset(
     f"{shape}{labels}"
     for shape in ("rectangle", "polygon", "ellipse", "brush", "keypoint", "bitmask", "vector")
     for labels in ("", "labels")
-) | {"labels"}
+)
+_NO_OBJECTS: Final = frozenset(
+    ("choices", "textarea", "rating", "number", "taxonomy", "datetime", "pairwise", "ranker", "relation", "reactcode")
+)
+"""Kinds of results that say something about an image, a region or two, and show no object by themselves."""
+
 _WHICH: Final = "one of several addresses of a task, and the export does not tell which one is which (--project does)"
 _UPLOADED: Final = re.compile(r"[0-9a-f]{8}-")  # before the name of an uploaded file (data_import/models.py)
 
@@ -66,6 +71,8 @@ def sketches(
             regions.setdefault(uri, _Regions())
             where[(control.to_name, index)] = uri
     doubt = None if annotation.result is not None else "an annotation without regions, not even none"
+    if not all(isinstance(item.get("type"), str) for item in annotation.result or ()):
+        doubt = "a region of no kind"
     for item, owner, labels in _items(annotation.result or (), controls):
         place = where.get((str(item.get("to_name")), _index(item)))
         if place is not None:
@@ -87,7 +94,7 @@ def _items(
     any_labels: dict[str, list[Any]] = defaultdict(list)  # of regions that are not ours
     for item in result:
         any_labels[str(item.get("id"))] += _listed(item, str(item.get("type")))
-        if item.get("from_name") in texts:
+        if str(item.get("from_name")) in texts:
             labels[(str(item.get("from_name")), str(item.get("id")))] += _listed(item, "labels")
     found: list[tuple[Json, RectangleControl | None, list[Any]]] = []
     for item in result:
@@ -96,7 +103,7 @@ def _items(
             own = _listed(item, "rectanglelabels")
             beside = labels[(control.labels_from_name or "", str(item.get("id")))]
             found.append((item, control, own if control.kind == "rectanglelabels" else beside))
-        elif item.get("type") in _SHAPES and item.get("from_name") not in texts:
+        elif str(item.get("type")) not in _NO_OBJECTS and str(item.get("from_name")) not in texts:
             found.append((item, None, _listed(item, str(item.get("type"))) or any_labels[str(item.get("id"))]))
     return found
 
@@ -278,8 +285,7 @@ def _number(value: Any, otherwise: int) -> int:
 
 def _tags(annotation: Annotation) -> set[str]:
     """The names of the image tags that an annotation has regions on."""
-    shapes = _SHAPES - {"labels"}  # which texts have too
-    return {str(item.get("to_name")) for item in annotation.result or () if item.get("type") in shapes}
+    return {str(item.get("to_name")) for item in annotation.result or () if str(item.get("type")) in _SHAPES}
 
 
 def _pairs(task: AnnotatedTask, annotation: Annotation, usual: set[str], found: Found) -> list[tuple[str, Sketch]]:
@@ -297,7 +303,7 @@ def _pairs(task: AnnotatedTask, annotation: Annotation, usual: set[str], found: 
         found.leave_out(f"task {task.id}", "no address of an image")
         return []
     if len(keys) == 1 and len(tags) < 2:
-        image_keys = {next(iter(tags), ""): keys[0]}
+        image_keys = dict.fromkeys(tags or usual or {""}, keys[0])
     elif (tags or usual) <= set(keys):
         image_keys = {tag: tag for tag in keys if tag in tags | usual}
     else:
