@@ -25,6 +25,7 @@ from spica.labelstudio.launch import LabelStudioProcess
 from spica.labelstudio.ports import free_port
 from spica.models import active, versions
 from spica.models.folders import ids
+from spica.project import ProjectKey
 from spica.training.recipe import DEFAULT_ARCHITECTURE
 from spica.training.runs import Run, Runs
 
@@ -114,6 +115,11 @@ class Lane:
             with suppress(ProcessLookupError):
                 os.kill(pid, 9)
 
+    @property
+    def key(self) -> ProjectKey:
+        """Number and creation of its project."""
+        return self.client.project(self.project).key
+
     def fill(self) -> None:
         """Make the tasks, submit what is there on most of them, connect the server."""
         names = [f"{self.name}-{number:02}.png" for number in range(ANNOTATED + UNLABELLED)]
@@ -189,7 +195,7 @@ class Lane:
     @property
     def run(self) -> Run | None:
         """The latest training, as its file tells."""
-        folders = sorted(self.runs.project_folder(self.project).glob("*-????"))
+        folders = sorted(self.runs.project_folder(self.key).glob("*-????"))
         return Run.read(folders[-1]) if folders else None
 
     def trained(self) -> list[str]:
@@ -200,7 +206,7 @@ class Lane:
         """The version that a task of the project is answered by."""
         task = {"id": self.tasks[-1], "data": {"image": self.folder.address(f"{self.name}-17.png")}}
         config = self.client.project(self.project).label_config
-        body = {"tasks": [task], "project": f"{self.project}.1", "label_config": config}
+        body = {"tasks": [task], "project": self.key.stem, "label_config": config}
         answer = self.http.post("/predict", json=body)
         assert answer.status_code == 200, answer.text
         (result,) = answer.json()["results"]
@@ -212,8 +218,8 @@ class Lane:
         assert [each.damaged for each in listed if each.damaged is not None] == []
         for each in listed:
             versions.open(self.data_dir, each.id)  # every byte, against its checksum
-        pointer = active.read(self.data_dir, self.project)
-        wanted = active.resolve(self.data_dir, self.project, BASE)
+        pointer = active.read(self.data_dir, self.key)
+        wanted = active.resolve(self.data_dir, self.key, BASE)
         if pointer is not None and pointer.version is not None:
             assert wanted.version == pointer.version, wanted.reason
             assert pointer.version in {each.id for each in listed}

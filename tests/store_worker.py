@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from project_keys import known
 from spica.models import active, space, versions
 from tiny_versions import add_tiny, fake_conversion, safetensors
 
@@ -26,15 +27,15 @@ def work(data_dir: Path, seed: str) -> None:
         fake_conversion(patch)
         while True:
             weights.write_bytes(safetensors({"w": [chance.random() for _ in range(2000)]}))
-            pointer = active.read(data_dir, PROJECT)
+            pointer = active.read(data_dir, known(PROJECT))
             parent = pointer.version if pointer is not None else None
             version = add_tiny(data_dir, weights, parent=parent)
             versions.record(data_dir, version, gate={"accepted": chance.random() < 0.5})
             print("added", flush=True)
-            active.activate(data_dir, PROJECT, version, base=BASE, why="better", by=seed)
+            active.activate(data_dir, known(PROJECT), version, base=BASE, why="better", by=seed)
             print("activated", flush=True)
             if chance.random() < 0.3:
-                active.rollback(data_dir, PROJECT, by=seed)
+                active.rollback(data_dir, known(PROJECT), by=seed)
                 print("rolled back", flush=True)
             # Two seconds of youth keep what the other process has just made and not yet activated.
             print("deleted", len(space.prune(data_dir, 60_000, young_s=2).deleted), flush=True)

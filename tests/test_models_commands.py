@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from fake_spica import FakeSpica
+from project_keys import ONE, known
 from spica import cli
 from spica.cli import console
 from spica.labelstudio.api.records import Project
@@ -19,6 +20,8 @@ from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.launch import LabelStudioProcess
 from spica.models import active, pins, versions
 from spica.models.folders import answers_with
+from spica.project import ProjectKey
+from spica.training.takeover import take_over
 from tiny_versions import cache, tiny_version
 
 BASE = "gwhd-00000000"
@@ -87,7 +90,7 @@ def pair(tmp_path: Path) -> tuple[str, str]:
 
 def test_the_list_shows_what_is_there_and_why_it_is_active(run: Run, tmp_path: Path, pair: tuple[str, str]) -> None:
     """Newest first, with parent, data, hold-out and verdict; below it what each project is served with, and why."""
-    active.activate(tmp_path, 4, pair[0], base=BASE, why="better by 0.1 AP50", by="training")
+    active.activate(tmp_path, known(4), pair[0], base=BASE, why="better by 0.1 AP50", by="training")
     pins.pin(tmp_path, pair[1])
     done = run("list")
     assert done.status == 0
@@ -113,9 +116,9 @@ def test_an_empty_store_says_where_it_looked(run: Run, tmp_path: Path) -> None:
 
 def test_damage_is_listed_and_is_no_failure(run: Run, tmp_path: Path, pair: tuple[str, str]) -> None:
     """A damaged version and a damaged pointer are lines with a reason."""
-    active.activate(tmp_path, 4, pair[0], base=BASE, why="", by="")
+    active.activate(tmp_path, known(4), pair[0], base=BASE, why="", by="")
     (tmp_path / "models" / pair[1] / "model.bin").unlink()
-    for path in (tmp_path / "active").glob("4.json*"):
+    for path in (tmp_path / "active").glob("4.*.json*"):
         path.write_bytes(b"{")
     done = run("list")
     assert done.status == 0
@@ -162,7 +165,8 @@ def test_activate_and_rollback_without_label_studio(run: Run, tmp_path: Path, pa
     assert "Label Studio was not told" in done.out
     assert "spica predictions refresh --project 1" in done.out
     run("activate", pair[1], "--project", "1", "--why", "I like it")
-    pointer = active.read(tmp_path, 1)
+    take_over(tmp_path, ONE)  # as the model server does when it sees the project
+    pointer = active.read(tmp_path, ONE)
     assert pointer is not None
     assert (pointer.version, pointer.base, pointer.now.why) == (pair[1], BASE, "I like it")
     assert "already" in run("activate", pair[1], "--project", "1").out
@@ -171,7 +175,7 @@ def test_activate_and_rollback_without_label_studio(run: Run, tmp_path: Path, pa
     assert f"spica models activate {pair[1]} --project 1" in done.out
     done = run("rollback", "--project", "1")
     assert "the weights that the server was started with again" in done.out
-    assert active.resolve(tmp_path, 1, BASE).version is None
+    assert active.resolve(tmp_path, ONE, BASE).version is None
     done = run("rollback", "--project", "1")
     assert done.status == 2
     assert "nothing to go back to" in done.err
@@ -180,10 +184,11 @@ def test_activate_and_rollback_without_label_studio(run: Run, tmp_path: Path, pa
 def test_any_weights_leaves_the_base_open(run: Run, tmp_path: Path, pair: tuple[str, str]) -> None:
     """With the option, and for a version that descends from nothing, the server's weights make no difference."""
     run("activate", pair[0], "--project", "1", "--any-weights")
-    assert active.resolve(tmp_path, 1, "other-11111111").version == pair[0]
+    take_over(tmp_path, ONE)
+    assert active.resolve(tmp_path, ONE, "other-11111111").version == pair[0]
     alone = tiny_version(tmp_path, "alone")
     run("activate", alone, "--project", "1")
-    assert active.resolve(tmp_path, 1, "other-11111111").version == alone
+    assert active.resolve(tmp_path, ONE, "other-11111111").version == alone
 
 
 def test_label_studio_that_does_not_answer_is_no_failure(run: Run, pair: tuple[str, str]) -> None:
@@ -226,13 +231,13 @@ def test_wrong_words_are_a_sentence(
 def test_delete_and_pins(run: Run, tmp_path: Path, pair: tuple[str, str]) -> None:
     """What is active, a parent or pinned is refused with the reason and the remedy; the rest goes, with its caches."""
     cache(tmp_path, pair[1])
-    active.activate(tmp_path, 1, pair[1], base=BASE, why="", by="")
+    active.activate(tmp_path, ONE, pair[1], base=BASE, why="", by="")
     done = run("delete", pair[1])
     assert done.status == 2
     assert "active in project 1" in done.err
     assert "spica models rollback --project 1" in done.err
     assert "the parent of" in run("delete", pair[0]).err
-    active.rollback(tmp_path, 1, by="")
+    active.rollback(tmp_path, ONE, by="")
     assert "is pinned" in run("pin", pair[1]).out
     assert "spica models unpin" in run("delete", pair[1]).err
     assert "not pinned any more" in run("unpin", pair[1]).out
@@ -311,3 +316,23 @@ def shown(client: LabelStudioClient, project: int) -> tuple[str, str, bool]:
     """Title of the one connected model, version of the project, whether drawing asks the model."""
     (backend,) = client.backends(project)
     return backend.title, client.project(project).model_version, backend.is_interactive
+
+
+def test_several_projects_of_one_number(run: Run, tmp_path: Path, pair: tuple[str, str]) -> None:
+    """Without Label Studio the only project of a number is meant; several are told apart by when they were created."""
+    other = ProjectKey(1, ONE.created + 86400)
+    active.activate(tmp_path, ONE, pair[0], base=BASE, why="", by="")
+    assert run("activate", pair[1], "--project", "1").status == 0
+    assert active.resolve(tmp_path, ONE, BASE).version == pair[1]
+    active.activate(tmp_path, other, pair[0], base=BASE, why="", by="")
+    for command in (["activate", pair[0], "--project", "1"], ["rollback", "--project", "1"]):
+        done = run(*command)
+        assert done.status == 2
+        assert ONE.date in done.err
+        assert other.date in done.err
+        assert "--token" in done.err
+    listed = run("list", "--project", "1").out
+    assert f"Project 1 (created {ONE.date}): {pair[1]}" in listed
+    assert f"Project 1 (created {other.date}): {pair[0]}" in listed
+    told = run("list", "--project", "1", "--json").json
+    assert [(each["project"], each["created"]) for each in told["active"]] == [(1, ONE.created), (1, other.created)]

@@ -52,7 +52,7 @@ def connect(
     """
     row = client.project(project)
     parse_label_config(row.label_config)
-    answer = _ask(model_url, {"project": str(project), "schema": row.label_config}, basic_auth)
+    answer = _ask(model_url, {"project": row.key.stem, "schema": row.label_config}, basic_auth)
     # Label Studio asks /setup itself, with the model's extra params, and the version comes from that.
     backend = client.connect_backend(project, url=model_url, is_interactive=interactive, basic_auth=_pair(basic_auth))
     problems = [str(problem) for problem in answer.get("problems", [])]

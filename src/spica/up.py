@@ -279,7 +279,7 @@ def running(
         storage = client.ensure_local_storage(project.id, images)
         client.sync_storage(storage.id)
         _connect(client, project, server.url, note)
-        plan = service.plan(project.id, project.label_config)
+        plan = service.plan(project.key, project.label_config)
         for problem in plan.problems:
             note(problem)
         progress = _prelabel(server, project, note, on_progress)

@@ -11,6 +11,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from browser_pages import TIMEOUT_MS, Tabs
 from model_server import ANSWER, CONFIG, ModelServer
+from project_keys import ONE
 from scripted_detector import WAIT_S, ScriptedDetector
 from spica.errors import MediaError, WeightsError
 from spica.server.run import ModelServer as RunningServer
@@ -80,7 +81,7 @@ def test_the_page_follows_the_server_without_a_reload(tabs: Tabs, make_server: C
         page.evaluate("window.openedOnce = true")
         loaded.set()
         expect(state(page)).to_have_text("ready", timeout=TIMEOUT_MS)
-        service.note_failures(1, [(7, MediaError("there is no such file", where="missing.png"))])
+        service.note_failures(ONE, [(7, MediaError("there is no such file", where="missing.png"))])
         expect(page.get_by_role("listitem").filter(has_text="missing.png")).to_have_count(1, timeout=TIMEOUT_MS)
     expect(state(page)).to_have_text("no answer", timeout=TIMEOUT_MS)
     with RunningServer(make_server().service, Settings(), host="127.0.0.1", port=first.port):

@@ -147,9 +147,9 @@ def test_a_task_that_is_open_while_a_training_passes_can_be_submitted(
         expect(pages.scores).to_have_text(["0.50"], timeout=TIMEOUT_MS)
         (older,) = client.predictions_of_task(tasks[0])
         client.call("POST", f"/api/ml/{row.id}/train")
-        runs = Runs(lab.data_dir)
-        until(lambda: any(run.settled for run in runs.of(project)), "the training was not rolled out")
-        assert client.predictions_of_task(tasks[0])[-1].model_version.startswith(runs.of(project)[0].version or "none")
+        runs, key = Runs(lab.data_dir), client.project(project).key
+        until(lambda: any(run.settled for run in runs.of(key)), "the training was not rolled out")
+        assert client.predictions_of_task(tasks[0])[-1].model_version.startswith(runs.of(key)[0].version or "none")
 
         pages.submit()
         (annotation,) = client.call("GET", f"/api/tasks/{tasks[0]}/annotations/")

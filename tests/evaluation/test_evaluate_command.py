@@ -15,6 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from annotated_images import small_set
+from project_keys import known
 from spica.cli.evaluate import evaluate
 from spica.demo import model_folder
 from spica.demo.field import render_field
@@ -150,12 +151,12 @@ def test_wrong_use(field: Path, tmp_path: Path, arguments: list[str], error: typ
 def test_a_project_is_judged_by_its_hold_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a project that Spica trains on only the held-out images count; with --all the rest too, which is told."""
     dataset = small_set(tmp_path / "images")
-    monkeypatch.setattr(sys.modules["spica.cli.evaluate"], "fetch_project", lambda *_, **__: dataset)
+    monkeypatch.setattr(sys.modules["spica.cli.evaluate"], "fetch_project", lambda *_, **__: (dataset, known(7)))
     monkeypatch.setenv("SPICA_DATA_DIR", str(tmp_path))
     arguments = (model_folder(), "--project", 7, "--json", "-")
     assert json.loads(run(*arguments).stdout)["metrics"]["images"] == 3
     _, held, frozen = holdout.split(dataset, holdout.Frozen(), share=0.2, minimum=1)
-    holdout.write(holdout.path_of(tmp_path, 7), frozen)
+    holdout.write(holdout.path_of(tmp_path, known(7)), frozen)
     told = json.loads(run(*arguments).stdout)
     assert told["metrics"]["images"] == len(held.examples) == 1
     assert told["data"]["source"] == "the hold-out of project 7"

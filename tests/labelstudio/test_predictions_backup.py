@@ -15,6 +15,7 @@ from spica.labelstudio.api.records import Json, Prediction, Project
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.predictions_backup import backup, restore
 from spica.prelabel.removal import Removal, remove
+from spica.project import ProjectKey
 
 Upload = Callable[..., list[int]]
 
@@ -51,7 +52,7 @@ class FullDisk(LabelStudioClient):
 
     def project(self, project: int) -> Project:
         """Any."""
-        return Project(project, "any", "<View/>", "", True, 1, False)
+        return Project(project, ProjectKey(project), "any", "<View/>", "", True, 1, False)
 
     def predictions_by_task(
         self, project: int, filters: tuple[Json, ...] = (), *, page_size: int = 50

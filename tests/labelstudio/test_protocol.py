@@ -19,8 +19,9 @@ from spica.labelstudio.protocol import (
     bad_request,
     image_uri,
     image_uris,
-    project_id,
+    project_key,
 )
+from spica.project import ProjectKey
 
 TASK: dict[str, Any] = {  # the keys of TaskSimpleSerializer of Label Studio 1.23.2
     "id": 7,
@@ -70,7 +71,7 @@ def test_predict() -> None:
     assert (task.id, task.data) == (7, TASK["data"])
     assert request.label_config == "<View/>"
     assert request.params.context is None
-    assert project_id(request.project) == 1
+    assert project_key(request.project) == ProjectKey(1, 1758811234)
 
 
 @pytest.mark.parametrize(
@@ -164,10 +165,12 @@ def test_bad_requests_repeat_nothing_of_the_body() -> None:
     [
         (None, None),
         ("", None),
-        ("1.1758811234", 1),
-        ("42", 42),
-        (42, 42),
-        (0, 0),
+        ("1.1758811234", ProjectKey(1, 1758811234)),
+        ("42", ProjectKey(42)),
+        (42, ProjectKey(42)),
+        (0, ProjectKey(0)),
+        ("1.2.3", None),
+        ("1.99999999999", None),
         ("-1", None),
         ("x.1", None),
         ("１.2", None),
@@ -175,27 +178,29 @@ def test_bad_requests_repeat_nothing_of_the_body() -> None:
         ("9" * 5000, None),
     ],
 )
-def test_project_id(project: str | int | None, expected: int | None) -> None:
-    """The number before the dot is the project's; anything else is none."""
-    assert project_id(project) == expected
+def test_the_project_of_a_request(project: str | int | None, expected: ProjectKey | None) -> None:
+    """The number before the dot is the project's, that after it its creation; anything else is none."""
+    assert project_key(project) == expected
 
 
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
-        pytest.param({"action": "START_TRAINING", "project": {"id": 3, "title": "wheat"}}, 3, id="start-training"),
+        pytest.param({"action": "START_TRAINING", "project": {"id": 3}}, ProjectKey(3), id="start-training"),
         pytest.param(
-            {"action": "ANNOTATION_CREATED", "annotation": {}, "task": {}, "project": {"id": 4}}, 4, id="created"
+            {"action": "ANNOTATION_CREATED", "project": {"id": 4, "created_at": "2025-09-25T14:40:34.9Z"}},
+            ProjectKey(4, 1758811234),
+            id="created",
         ),
         pytest.param({"action": "ANNOTATIONS_CREATED", "annotation": [], "task": []}, None, id="no-payload"),
         pytest.param({"action": "X", "project": {"id": "4"}}, None, id="id-as-text"),
     ],
 )
-def test_webhook(body: dict[str, Any], expected: int | None) -> None:
-    """Any event is taken, with the project's number where it tells one."""
+def test_webhook(body: dict[str, Any], expected: ProjectKey | None) -> None:
+    """Any event is taken, with its project, to the second of its creation as `/setup` tells it."""
     request = WebhookRequest.model_validate(body)
     assert request.action == body["action"]
-    assert request.project_id == expected
+    assert request.project_key == expected
 
 
 def on(key: str, *, image_list: bool = False) -> RectangleControl:

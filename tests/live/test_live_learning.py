@@ -163,7 +163,7 @@ def test_from_submissions_to_boxes_and_back(
     (moved,) = client.backends(project.id)
     assert moved.title == moved.model_version == now["model_version"] == client.project(project.id).model_version
 
-    active.rollback(lab.data_dir, project.id, by="a test")
+    active.rollback(lab.data_dir, project.key, by="a test")
     until(lambda: lab.served(project.id) == lab.base_id, "the rollback was not noticed")
 
     def restored() -> bool:
@@ -201,7 +201,7 @@ def test_a_refused_version_changes_nothing_for_the_annotator(
         (run,) = until(lambda: lab.learning()["runs"], "no training began by itself")
         assert (run["state"], run["cause"]) == ("refused", "8 new submissions"), run
         assert (lab.data_dir / "models" / run["version"]).is_dir()
-        assert active.read(lab.data_dir, project.id) is None
+        assert active.read(lab.data_dir, project.key) is None
         until(lambda: lab.standing(project.id).get("new") == 0, "the submissions were not counted again")
         assert (lab.served(project.id), lab.learning()["running"]) == (lab.base_id, None)
         (after,) = open_task(client, tasks[-1])["predictions"]

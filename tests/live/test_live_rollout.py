@@ -15,6 +15,7 @@ from pydantic import SecretStr
 
 from bulk_live import wait_until
 from live_model import ANSWER, Folder, LiveModel, ServeModel
+from project_keys import ONE, known
 from scripted_backend import ScriptedBackend
 from scripted_detector import ScriptedDetector
 from spica.errors import LabelStudioError
@@ -69,9 +70,9 @@ def make(label_studio: LabelStudioProcess, tmp_path: Path) -> Iterator[Make]:
 def settled(tmp_path: Path, project: Project) -> Callable[[], bool]:
     """Whether a training that has passed, and was to be shown, is shown."""
     runs = Runs(tmp_path / "own")
-    run = runs.begin(project.id, title="field", cause="x", new=3, parent=None)
+    run = runs.begin(project.key, title="field", cause="x", new=3, parent=None)
     runs.write(replace(run, state="passed", settled=False))
-    return lambda: runs.of(project.id)[0].settled
+    return lambda: runs.of(project.key)[0].settled
 
 
 def versions_of(client: LabelStudioClient, tasks: Sequence[int]) -> list[list[str]]:
@@ -100,13 +101,13 @@ def test_a_rollout_deletes_nothing(
     row = client.connect_backend(project.id, url=model.url)
     client.call("PATCH", f"/api/ml/{row.id}", json={"url": row.url, "project": project.id, "title": "older"})
     found = make(model)
-    found.rollouts.roll_out(project.id)
+    found.rollouts.roll_out(project.key)
     assert versions_of(client, [*tasks, annotated]) == [["older", row.model_version]] * 2 + [["older"]]
     (now,) = client.backends(project.id)
     assert now.title == now.model_version == client.project(project.id).model_version == row.model_version
     assert (found.told, settled()) == ([], True)
     before = versions_of(client, tasks)
-    found.rollouts.roll_out(project.id)
+    found.rollouts.roll_out(project.key)
     assert versions_of(client, tasks) == before
 
 
@@ -124,11 +125,11 @@ def test_another_model_and_no_tasks(
     """
     client.connect_backend(project.id, url=backend.url)
     found = make(model)
-    found.rollouts.roll_out(project.id)
+    found.rollouts.roll_out(project.key)
     assert f"{backend.url} ({backend.version})" in found.told[0]
     assert settled()
     (task,) = folder.tasks(client, project.id, ["a.png"])
-    found.rollouts.roll_out(project.id)
+    found.rollouts.roll_out(project.key)
     assert versions_of(client, [task]) == [[model.plan(client, project.id).version]]
     assert [row.title for row in client.backends(project.id)] == [backend.version]
 
@@ -140,7 +141,7 @@ def test_who_waited_for_tasks_waits_again(
     folder.tasks(client, project.id, ["a.png"])
     found = make(model)
     watching, _ = found.jobs.start(PrelabelRequest(project=project.id, watch=True))
-    found.rollouts.roll_out(project.id)
+    found.rollouts.roll_out(project.key)
     assert watching.finished is not None
     latest, *_ = found.jobs.all
     assert (latest.watch, latest.finished) == (True, None)
@@ -161,7 +162,7 @@ def test_a_server_that_stops_leaves_the_rest(
     model = serve_model(label_studio, detector)
     folder.tasks(client, project.id, ["a.png"])
     found = make(model)
-    thread = threading.Thread(target=found.rollouts.roll_out, args=(project.id,))
+    thread = threading.Thread(target=found.rollouts.roll_out, args=(project.key,))
     thread.start()
     wait_until(detector.begun.is_set, "the job is under way")
     found.rollouts.close()
@@ -185,7 +186,7 @@ def test_what_failed_is_tried_again(
     client.update_project(project.id, label_config='<View><Text name="t" value="$image"/></View>')
     found = make(model)
     found.rollouts.start()
-    found.rollouts.add(project.id)
+    found.rollouts.add(project.key)
     wait_until(lambda: len(found.told) > 1, "the failure is told more than once")
     assert not settled()
     client.update_project(project.id, label_config=rectangles)
@@ -197,7 +198,7 @@ def test_a_project_that_is_gone_is_said_once(model: LiveModel, make: Make) -> No
     """It is not tried again."""
     found = make(model)
     found.rollouts.start()
-    found.rollouts.add(999_999)
+    found.rollouts.add(known(999_999))
     wait_until(lambda: bool(found.told), "it is told")
     time.sleep(0.5)
     assert len(found.told) == 1
@@ -222,9 +223,9 @@ def test_refused_versions_go_at_the_end_of_every_rollout(
     def roll_out() -> None:
         if fails:
             with pytest.raises(LabelStudioError):
-                found.rollouts.roll_out(1)
+                found.rollouts.roll_out(ONE)
         else:
-            found.rollouts.roll_out(1)
+            found.rollouts.roll_out(ONE)
             assert "no access token" in found.told[0]
 
     roll_out()

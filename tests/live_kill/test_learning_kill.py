@@ -135,7 +135,7 @@ def live_through(lane: Lane, kills: Sequence[Kill], last: Kill | None) -> str:
 def begin_from_the_weights(lane: Lane) -> None:
     """Undo what a training has put in front of people, as a person would: all submissions are new again."""
     if lane.check() != BASE:
-        active.rollback(lane.data_dir, lane.project, by="a test")
+        active.rollback(lane.data_dir, lane.key, by="a test")
 
 
 def strike(lane: Lane, kill: Kill, chance: random.Random) -> None:
@@ -176,7 +176,7 @@ def has_come(lane: Lane, moment: str, known: Sequence[str], epoch: int) -> bool:
         return False
     if moment in ("activation", "rollout"):
         assert run.state in ("running", "passed"), run
-        pointer = active.read(lane.data_dir, lane.project)
+        pointer = active.read(lane.data_dir, lane.key)
         return run.state == "passed" and (
             moment == "activation" or (pointer is not None and pointer.version == run.version)
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from project_keys import ONE, known
 from spica.errors import SpicaError, StorageError, UsageError, WeightsError
 from spica.models import active
 from spica.models.active import ActiveChangedError
@@ -19,7 +20,7 @@ BASE = "gwhd-00000000"
 
 
 def activate(data_dir: Path, version: str | None, project: int = 1, base: str | None = BASE) -> active.Pointer:
-    return active.activate(data_dir, project, version, base=base, why="better", by="test")
+    return active.activate(data_dir, known(project), version, base=base, why="better", by="test")
 
 
 def names(pointer: active.Pointer | None) -> list[str | None]:
@@ -29,9 +30,9 @@ def names(pointer: active.Pointer | None) -> list[str | None]:
 
 def test_nothing_is_active_at_first(tmp_path: Path) -> None:
     """Without a file nothing is active, reading makes none, and the server's own weights are served."""
-    assert active.read(tmp_path, 1) is None
+    assert active.read(tmp_path, ONE) is None
     assert active.all(tmp_path) == {}
-    resolved = active.resolve(tmp_path, 1, BASE)
+    resolved = active.resolve(tmp_path, ONE, BASE)
     assert (resolved.version, resolved.absent) == (None, True)
     assert resolved.reason == "no version was ever activated for project 1"
     assert list(tmp_path.iterdir()) == []
@@ -41,13 +42,13 @@ def test_what_is_activated_is_served_with_its_reason(tmp_path: Path) -> None:
     """An activated version is read back with base, why and by, for its project alone."""
     version = tiny_version(tmp_path, "a")
     now = activate(tmp_path, version)
-    assert active.read(tmp_path, 1) == now
+    assert active.read(tmp_path, ONE) == now
     assert (now.version, now.base, now.now.why, now.now.by) == (version, BASE, "better", "test")
     assert now.now.when.endswith("+00:00")
-    assert active.resolve(tmp_path, 1, BASE).version == version
-    assert "better" in active.resolve(tmp_path, 1, BASE).reason
-    assert active.read(tmp_path, 2) is None
-    assert active.all(tmp_path) == {1: now}
+    assert active.resolve(tmp_path, ONE, BASE).version == version
+    assert "better" in active.resolve(tmp_path, ONE, BASE).reason
+    assert active.read(tmp_path, known(2)) is None
+    assert active.all(tmp_path) == {ONE: now}
 
 
 def test_rollbacks_go_back_step_by_step_to_the_servers_own_weights(tmp_path: Path) -> None:
@@ -55,14 +56,14 @@ def test_rollbacks_go_back_step_by_step_to_the_servers_own_weights(tmp_path: Pat
     first, second = tiny_version(tmp_path, "a"), tiny_version(tmp_path, "b")
     activate(tmp_path, first)
     assert names(activate(tmp_path, second)) == [second, first, None]
-    assert names(active.rollback(tmp_path, 1, by="test")) == [first, None]
-    assert active.resolve(tmp_path, 1, BASE).version == first
-    assert names(active.rollback(tmp_path, 1, by="test")) == [None]
-    assert active.resolve(tmp_path, 1, BASE).version is None
+    assert names(active.rollback(tmp_path, ONE, by="test")) == [first, None]
+    assert active.resolve(tmp_path, ONE, BASE).version == first
+    assert names(active.rollback(tmp_path, ONE, by="test")) == [None]
+    assert active.resolve(tmp_path, ONE, BASE).version is None
     with pytest.raises(UsageError, match="nothing to go back to"):
-        active.rollback(tmp_path, 1, by="test")
+        active.rollback(tmp_path, ONE, by="test")
     with pytest.raises(UsageError, match="nothing to go back to"):
-        active.rollback(tmp_path, 2, by="test")
+        active.rollback(tmp_path, known(2), by="test")
 
 
 def test_a_rollback_passes_over_versions_that_are_gone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -71,7 +72,7 @@ def test_a_rollback_passes_over_versions_that_are_gone(tmp_path: Path, caplog: p
     for version in (first, second, third):
         activate(tmp_path, version)
     (tmp_path / "models" / second / "model.bin").write_bytes(b"other")
-    assert names(active.rollback(tmp_path, 1, by="test")) == [first, None]
+    assert names(active.rollback(tmp_path, ONE, by="test")) == [first, None]
     assert second in caplog.text
 
 
@@ -97,10 +98,10 @@ def test_the_history_is_bounded(tmp_path: Path) -> None:
 def test_a_version_that_is_not_there_is_refused(tmp_path: Path, version: str, error: type[Exception]) -> None:
     """What was active stays active when the new one does not exist."""
     activate(tmp_path, tiny_version(tmp_path, "a"))
-    before = active.pointer_path(tmp_path, 1).read_bytes()
+    before = active.pointer_path(tmp_path, ONE).read_bytes()
     with pytest.raises(error):
         activate(tmp_path, version)
-    assert active.pointer_path(tmp_path, 1).read_bytes() == before
+    assert active.pointer_path(tmp_path, ONE).read_bytes() == before
 
 
 def test_a_damaged_version_is_refused_though_its_size_is_right(tmp_path: Path) -> None:
@@ -110,30 +111,30 @@ def test_a_damaged_version_is_refused_though_its_size_is_right(tmp_path: Path) -
     path.write_bytes(b"\1" + path.read_bytes()[1:])
     with pytest.raises(WeightsError):
         activate(tmp_path, version)
-    assert active.read(tmp_path, 1) is None
+    assert active.read(tmp_path, ONE) is None
 
 
 def test_somebody_elses_activation_in_between_is_noticed(tmp_path: Path) -> None:
     """With ``expected``, a pointer that has moved meanwhile is left alone."""
     first, second = tiny_version(tmp_path, "a"), tiny_version(tmp_path, "b")
-    active.activate(tmp_path, 1, first, base=BASE, why="", by="", expected=None)
+    active.activate(tmp_path, ONE, first, base=BASE, why="", by="", expected=None)
     with pytest.raises(ActiveChangedError):
-        active.activate(tmp_path, 1, second, base=BASE, why="", by="", expected=None)
-    assert active.activate(tmp_path, 1, second, base=BASE, why="", by="", expected=first).version == second
+        active.activate(tmp_path, ONE, second, base=BASE, why="", by="", expected=None)
+    assert active.activate(tmp_path, ONE, second, base=BASE, why="", by="", expected=first).version == second
 
 
 def test_other_weights_make_the_pointer_not_apply(tmp_path: Path) -> None:
     """A server with other --weights serves those and says why; without a base the version is served by any."""
     version = tiny_version(tmp_path, "a")
     activate(tmp_path, version)
-    served, reason, problem, absent = active.resolve(tmp_path, 1, "other-99999999")
+    served, reason, problem, absent = active.resolve(tmp_path, ONE, "other-99999999")
     assert (served, problem, absent) == (None, None, False)
     assert BASE in reason
     assert "other-99999999" in reason
     assert "--any-weights" in reason
-    assert active.resolve(tmp_path, 1, version).version == version
+    assert active.resolve(tmp_path, ONE, version).version == version
     activate(tmp_path, version, base=None)
-    assert active.resolve(tmp_path, 1, "other-99999999").version == version
+    assert active.resolve(tmp_path, ONE, "other-99999999").version == version
 
 
 @pytest.mark.parametrize("kind", ["missing", "half", "no card"])
@@ -148,7 +149,7 @@ def test_a_version_damaged_since_is_not_served(tmp_path: Path, kind: str) -> Non
         (folder / "model.bin").write_bytes(b"half")
     else:
         (folder / "model.json").unlink()
-    served, reason, problem, absent = active.resolve(tmp_path, 1, BASE)
+    served, reason, problem, absent = active.resolve(tmp_path, ONE, BASE)
     assert (served, isinstance(problem, SpicaError), absent) == (None, True, False)
     assert version in reason
 
@@ -162,7 +163,7 @@ def test_a_folder_that_cannot_be_read_is_a_doubt(tmp_path: Path, monkeypatch: py
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(Path, "is_dir", refused)
-    resolved = active.resolve(tmp_path, 1, BASE)
+    resolved = active.resolve(tmp_path, ONE, BASE)
     assert resolved.version is None
     assert isinstance(resolved.problem, StorageError)
     assert "Input/output error" in resolved.reason
@@ -172,16 +173,16 @@ def test_a_pointer_that_is_gone_is_answered_for_by_its_copy(tmp_path: Path) -> N
     """A lost file alone changes nothing; with its copy it is an absence, and with their folder a doubt besides."""
     version = tiny_version(tmp_path, "a")
     whole = activate(tmp_path, version)
-    active.pointer_path(tmp_path, 1).unlink()
-    assert active.read(tmp_path, 1) == whole
-    assert active.all(tmp_path) == {1: whole}
-    assert active.resolve(tmp_path, 1, BASE).version == version
-    active.pointer_path(tmp_path, 1).with_name("1.json.bak").unlink()
-    assert active.read(tmp_path, 1) is None
-    resolved = active.resolve(tmp_path, 1, BASE)
+    active.pointer_path(tmp_path, ONE).unlink()
+    assert active.read(tmp_path, ONE) == whole
+    assert active.all(tmp_path) == {ONE: whole}
+    assert active.resolve(tmp_path, ONE, BASE).version == version
+    active.copy_of(active.pointer_path(tmp_path, ONE)).unlink()
+    assert active.read(tmp_path, ONE) is None
+    resolved = active.resolve(tmp_path, ONE, BASE)
     assert (resolved.version, resolved.problem, resolved.absent) == (None, None, True)
     (tmp_path / "active").rename(tmp_path / "elsewhere")
-    resolved = active.resolve(tmp_path, 1, BASE)
+    resolved = active.resolve(tmp_path, ONE, BASE)
     assert (resolved.version, isinstance(resolved.problem, StorageError), resolved.absent) == (None, True, True)
 
 
@@ -190,21 +191,21 @@ def test_a_damaged_pointer_does_not_fill_the_log(tmp_path: Path, caplog: pytest.
     version = tiny_version(tmp_path, "a")
     for damage in (1, 2):
         activate(tmp_path, version)
-        active.read(tmp_path, 1)
-        active.pointer_path(tmp_path, 1).write_bytes(b"{")
+        active.read(tmp_path, ONE)
+        active.pointer_path(tmp_path, ONE).write_bytes(b"{")
         for _ in range(3):
-            assert names(active.read(tmp_path, 1))[0] == version
+            assert names(active.read(tmp_path, ONE))[0] == version
         assert caplog.text.count("is missing or damaged") == damage
-        active.pointer_path(tmp_path, 1).unlink()
-        active.pointer_path(tmp_path, 1).with_name("1.json.bak").unlink()
+        active.pointer_path(tmp_path, ONE).unlink()
+        active.copy_of(active.pointer_path(tmp_path, ONE)).unlink()
 
 
 def test_a_pointer_that_is_gone_beside_a_damaged_copy_is_a_doubt(tmp_path: Path) -> None:
     """Something was activated, and nobody can tell what."""
     activate(tmp_path, tiny_version(tmp_path, "a"))
-    active.pointer_path(tmp_path, 1).unlink()
-    active.pointer_path(tmp_path, 1).with_name("1.json.bak").write_bytes(b"{")
-    resolved = active.resolve(tmp_path, 1, BASE)
+    active.pointer_path(tmp_path, ONE).unlink()
+    active.copy_of(active.pointer_path(tmp_path, ONE)).write_bytes(b"{")
+    resolved = active.resolve(tmp_path, ONE, BASE)
     assert (resolved.version, isinstance(resolved.problem, StorageError), resolved.absent) == (None, True, False)
 
 
@@ -212,7 +213,7 @@ def test_the_chosen_weights_of_the_server_are_no_doubt(tmp_path: Path) -> None:
     """What a person chooses is certain, so that a server follows at once."""
     activate(tmp_path, tiny_version(tmp_path, "a"))
     activate(tmp_path, None)
-    resolved = active.resolve(tmp_path, 1, BASE)
+    resolved = active.resolve(tmp_path, ONE, BASE)
     assert (resolved.version, resolved.problem, resolved.absent) == (None, None, False)
 
 
@@ -249,13 +250,13 @@ def test_a_damaged_pointer_is_answered_for_by_its_copy(
     first, second = tiny_version(tmp_path, "a"), tiny_version(tmp_path, "b")
     activate(tmp_path, first)
     whole = activate(tmp_path, second)
-    active.pointer_path(tmp_path, 1).write_bytes(content)
+    active.pointer_path(tmp_path, ONE).write_bytes(content)
     with caplog.at_level(logging.WARNING):
-        assert active.read(tmp_path, 1) == whole
+        assert active.read(tmp_path, ONE) == whole
     assert "damaged" in caplog.text
     assert names(activate(tmp_path, first)) == [first, second, first, None]
     caplog.clear()
-    assert names(active.read(tmp_path, 1))[0] == first
+    assert names(active.read(tmp_path, ONE))[0] == first
     assert caplog.text == ""
 
 
@@ -263,15 +264,15 @@ def test_two_damaged_files_are_a_doubt_until_somebody_activates(tmp_path: Path) 
     """With both files damaged nothing of them is believed, and activating by hand mends them."""
     version = tiny_version(tmp_path, "a")
     activate(tmp_path, version)
-    for path in (tmp_path / "active").glob("1.json*"):
+    for path in (tmp_path / "active").glob("1.*.json*"):
         path.write_bytes(b"{")
     with pytest.raises(StorageError, match="damaged"):
-        active.read(tmp_path, 1)
-    served, reason, problem, absent = active.resolve(tmp_path, 1, BASE)
+        active.read(tmp_path, ONE)
+    served, reason, problem, absent = active.resolve(tmp_path, ONE, BASE)
     assert (served, isinstance(problem, StorageError), absent) == (None, True, False)
     assert "spica models activate" in reason
     assert activate(tmp_path, version).version == version
-    assert active.resolve(tmp_path, 1, BASE).version == version
+    assert active.resolve(tmp_path, ONE, BASE).version == version
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
@@ -290,8 +291,8 @@ def test_a_full_disk_leaves_the_pointer_as_it_was(tmp_path: Path, monkeypatch: p
             activate(tmp_path, second)
         assert "free some space" in str(refused.value)
         with pytest.raises(StorageError):
-            active.rollback(tmp_path, 1, by="test")
-    assert active.read(tmp_path, 1) == whole
+            active.rollback(tmp_path, ONE, by="test")
+    assert active.read(tmp_path, ONE) == whole
     assert sorted(path.name for path in (tmp_path / "active").iterdir()) == listed
 
 
@@ -312,13 +313,13 @@ def test_two_writers_and_a_reader_at_once(tmp_path: Path) -> None:
     def read() -> None:
         while not done.is_set():
             try:
-                seen.add(active.resolve(tmp_path, 1, BASE).version)
+                seen.add(active.resolve(tmp_path, ONE, BASE).version)
             except Exception as error:  # noqa: BLE001 - whatever it is, the test must hear of it
                 failures.append(error)
 
     def write(version: str) -> None:
         for number in range(15):
-            active.activate(tmp_path, 1, version, base=f"base-{number:08}", why=version, by="test")
+            active.activate(tmp_path, ONE, version, base=f"base-{number:08}", why=version, by="test")
 
     reader = threading.Thread(target=read)
     writers = [threading.Thread(target=write, args=(version,)) for version in pair]
@@ -331,7 +332,7 @@ def test_two_writers_and_a_reader_at_once(tmp_path: Path) -> None:
     reader.join()
     assert failures == []
     assert seen <= {*pair, None}
-    pointer = active.read(tmp_path, 1)
+    pointer = active.read(tmp_path, ONE)
     assert pointer is not None
     by_hand = [step.version for step in (pointer.now, *pointer.previous) if step.base != BASE]
     assert sorted(filter(None, by_hand)) == sorted(15 * pair)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from project_keys import ONE, known
 from spica.detectors import scratch
 from spica.errors import SpicaError, StorageError, UsageError
 from spica.models import active, pins, space, versions
@@ -67,7 +68,7 @@ def test_what_is_needed_is_never_deleted_and_the_rest_goes_in_order(
         data_dir = Path(name)
         ids = fill(data_dir, made)
         for project, number in activations:
-            active.activate(data_dir, project, ids[number % len(ids)], base=None, why="", by="")
+            active.activate(data_dir, known(project), ids[number % len(ids)], base=None, why="", by="")
         needed = {version for version, each in zip(ids, made, strict=True) if each.pinned}
         for pointer in active.all(data_dir).values():
             assert pointer.version is not None
@@ -107,9 +108,9 @@ def test_a_rollback_finds_its_version_after_a_cleaning(tmp_path: Path) -> None:
     """The version that a rollback goes back to stays, though nothing else needs it; earlier ones go."""
     earlier, before, now = (tiny_version(tmp_path, name) for name in "abc")
     for version in (earlier, before, now):
-        active.activate(tmp_path, 1, version, base=None, why="", by="")
+        active.activate(tmp_path, ONE, version, base=None, why="", by="")
     assert [each.id for each in space.prune(tmp_path, 0, young_s=0).deleted] == [earlier]
-    assert active.rollback(tmp_path, 1, by="").version == before
+    assert active.rollback(tmp_path, ONE, by="").version == before
 
 
 @pytest.mark.parametrize("how", ["young", "asked", "base"])
@@ -118,7 +119,7 @@ def test_what_somebody_works_with_stays(tmp_path: Path, how: str) -> None:
     version = tiny_version(tmp_path, "a")
     if how == "base":
         other = tiny_version(tmp_path, "b")
-        active.activate(tmp_path, 1, other, base=version, why="", by="")
+        active.activate(tmp_path, ONE, other, base=version, why="", by="")
     young_s = 600.0 if how == "young" else 0.0
     keep = [version] if how == "asked" else []
     assert version not in [each.id for each in space.prune(tmp_path, 0, keep=keep, young_s=young_s).deleted]
@@ -155,8 +156,8 @@ def test_a_version_that_a_server_has_loaded_stays_until_the_server_ends(tmp_path
 def test_nothing_is_deleted_while_it_is_unknown_what_is_active(tmp_path: Path) -> None:
     """A damaged pointer stops the cleaning, with a sentence."""
     version, other = tiny_version(tmp_path, "a"), tiny_version(tmp_path, "b")
-    active.activate(tmp_path, 1, version, base=None, why="", by="")
-    for path in (tmp_path / "active").glob("1.json*"):
+    active.activate(tmp_path, ONE, version, base=None, why="", by="")
+    for path in (tmp_path / "active").glob("1.*.json*"):
         path.write_bytes(b"{")
     for act in (lambda: space.prune(tmp_path, 0, young_s=0), lambda: space.delete(tmp_path, other)):
         with pytest.raises(StorageError, match="damaged"):
@@ -165,11 +166,11 @@ def test_nothing_is_deleted_while_it_is_unknown_what_is_active(tmp_path: Path) -
 
 
 def needs_active(data_dir: Path, version: str) -> None:
-    active.activate(data_dir, 3, version, base=None, why="", by="")
+    active.activate(data_dir, known(3), version, base=None, why="", by="")
 
 
 def needs_child(data_dir: Path, version: str) -> None:
-    active.activate(data_dir, 3, tiny_version(data_dir, "child", parent=version), base=None, why="", by="")
+    active.activate(data_dir, known(3), tiny_version(data_dir, "child", parent=version), base=None, why="", by="")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from project_keys import known
 from spica.models import active, space, versions
 from store_worker import BASE, PROJECT
 
@@ -69,10 +70,10 @@ def assert_whole(data_dir: Path) -> None:
     assert [each.damaged for each in listed if each.damaged is not None] == []
     for each in listed:
         versions.open(data_dir, each.id)
-    pointer = active.read(data_dir, PROJECT)
+    pointer = active.read(data_dir, known(PROJECT))
     if pointer is None:  # killed before the first activation
         return
-    assert active.resolve(data_dir, PROJECT, BASE).version == pointer.version
+    assert active.resolve(data_dir, known(PROJECT), BASE).version == pointer.version
     if pointer.version is not None:
         assert pointer.version in {each.id for each in listed}
-        assert [use.project for each in listed if each.id == pointer.version for use in each.active] == [PROJECT]
+        assert [use.project for each in listed if each.id == pointer.version for use in each.active] == [known(PROJECT)]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from project_keys import known
 from spica.detectors.card import WEIGHTS
 from spica.errors import StorageError, UsageError, WeightsError
 from spica.models import active, pins, versions
@@ -194,14 +195,14 @@ def test_the_list_tells_everything_and_survives_damage(
     (tmp_path / "models" / "a file").write_bytes(b"")
     (tmp_path / "models" / ".tmp-half").mkdir()
     cache(tmp_path, new, nbytes=1000)
-    active.activate(tmp_path, 4, new, base=old, why="passed the gate", by="training")
+    active.activate(tmp_path, known(4), new, base=old, why="passed the gate", by="training")
     pins.pin(tmp_path, old)
     listed = {each.id: each for each in versions.all(tmp_path)}
     assert set(listed) == {old, new, broken}
     assert [each.id for each in versions.all(tmp_path)][-1] == old
     assert (listed[new].images, listed[new].boxes, listed[new].parent) == (3, 9, old)
     assert (listed[new].metrics, listed[new].verdict) == ({"ap50": 0.8}, "passed")
-    assert [(use.project, use.why) for use in listed[new].active] == [(4, "passed the gate")]
+    assert [(use.project, use.why) for use in listed[new].active] == [(known(4), "passed the gate")]
     assert listed[new].bytes > 1000
     assert (listed[old].pinned, listed[old].refused, listed[old].damaged) == (True, True, None)
     assert "card" in (listed[broken].damaged or "")

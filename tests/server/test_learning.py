@@ -15,6 +15,7 @@ import pytest
 from pydantic import SecretStr
 
 from model_server import ANSWER
+from project_keys import ONE
 from scripted_detector import WAIT_S, ScriptedDetector
 from spica.errors import AuthenticationError, DataSetError, NotFoundError, StorageError, TrainingError, WeightsError
 from spica.inference import Engine
@@ -43,7 +44,7 @@ REPORT = {
 }
 
 
-CREATED = "2026-11-23T06:35:28.281866Z"
+CREATED = "2023-11-14T22:13:20.281866Z"
 """When the project was created."""
 
 
@@ -76,6 +77,8 @@ class ScriptedWorker:
 
 class Studio:
     """What is asked of Label Studio: a project, its switch, and how many annotations it has."""
+
+    url = "http://127.0.0.1:8080"
 
     def __init__(self) -> None:
         self.every = 1
@@ -321,8 +324,8 @@ def test_after_a_failure_the_next_submission_starts_anew(
 ) -> None:
     """What is active is untouched, the reason is told, nothing is tried again by itself, the next event trains."""
     version = tiny_version(tmp_path, "a")
-    active.activate(tmp_path, 1, version, base="base-0001", why="better", by="test")
-    files = {path: path.read_bytes() for path in (tmp_path / "active").glob("1.json*")}
+    active.activate(tmp_path, ONE, version, base="base-0001", why="better", by="test")
+    files = {path: path.read_bytes() for path in (tmp_path / "active").glob("1.*.json*")}
     studio.outcome = outcome
     learning = make_learning()
     hear(learning, studio, "ANNOTATION_CREATED", 20)
@@ -334,7 +337,7 @@ def test_after_a_failure_the_next_submission_starts_anew(
     assert sentence in studio.page()
     until(lambda: studio.counted == 2)  # it has counted again after the end
     assert len(studio.workers) == 1
-    assert {path: path.read_bytes() for path in (tmp_path / "active").glob("1.json*")} == files
+    assert {path: path.read_bytes() for path in (tmp_path / "active").glob("1.*.json*")} == files
     studio.outcome = REPORT
     hear(learning, studio, "ANNOTATION_CREATED", 21)
     until(lambda: len(studio.workers) == 2)
@@ -349,7 +352,7 @@ def test_a_start_that_fails_leaves_nothing(studio: Studio, make_learning: Make, 
     with pytest.raises(OSError, match="no more"):
         learning.ask(1)
     assert list(Runs(tmp_path).unfinished()) == []
-    assert [path for path in Runs(tmp_path).project_folder(1).iterdir() if path.is_dir()] == []
+    assert [path for path in Runs(tmp_path).project_folder(ONE).iterdir() if path.is_dir()] == []
     studio.refuses = None
     learning.ask(1)
     studio.workers[0].end()
@@ -388,9 +391,9 @@ def test_an_end_that_cannot_be_written(
         assert len(studio.workers) == 1
     assert next(Runs(tmp_path).unfinished()).id == run.id
     learning.trainer.retry()
-    (written,) = Runs(tmp_path).of(1)
+    (written,) = Runs(tmp_path).of(ONE)
     assert (written.state, written.notes) == ("failed", ())
-    assert learning.trainer.of(1) == [written]
+    assert learning.trainer.of(ONE) == [written]
 
 
 def test_a_refusal_that_cannot_be_written(studio: Studio, make_learning: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,7 +443,7 @@ def test_it_is_too_late_to_cancel(studio: Studio, make_learning: Make, monkeypat
         learning.cancel(1)
     go.set()
     assert learning.trainer.join(WAIT_S)
-    assert learning.trainer.of(1)[0].state == "passed"
+    assert learning.trainer.of(ONE)[0].state == "passed"
 
 
 def test_cancelled_at_the_last_moment(studio: Studio, make_learning: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -451,7 +454,7 @@ def test_cancelled_at_the_last_moment(studio: Studio, make_learning: Make, monke
     monkeypatch.setattr(ScriptedWorker, "end", lambda self, _why="": self.go.set())
     learning.cancel(1)
     assert learning.trainer.join(WAIT_S)
-    assert learning.trainer.of(1)[0].state == "cancelled"
+    assert learning.trainer.of(ONE)[0].state == "cancelled"
 
 
 def test_progress_is_shown_and_written(studio: Studio, make_learning: Make, tmp_path: Path) -> None:
@@ -498,7 +501,7 @@ def test_a_training_that_cannot_be_taken_up_is_cleared(
     from dataclasses import replace
 
     runs = Runs(tmp_path)
-    run = replace(runs.begin(1, title="field", cause="x", new=3, parent=None), attempts=attempts)
+    run = replace(runs.begin(ONE, title="field", cause="x", new=3, parent=None), attempts=attempts)
     runs.write(run)
     (runs.folder(run) / "checkpoints").mkdir()
     learning = make_learning(token=token)
@@ -572,7 +575,7 @@ def test_refused_versions_do_not_fill_the_disk(
     learning.ask(1)
     studio.workers[0].go.set()
     assert learning.trainer.join(WAIT_S)
-    assert learning.trainer.of(1)[0].state == "refused"
+    assert learning.trainer.of(ONE)[0].state == "refused"
     assert ids(tmp_path) == [refused[3]]
 
 
@@ -584,4 +587,4 @@ def test_strangers_are_forgotten(studio: Studio, make_learning: Make, monkeypatc
     for project in [*range(1, 8), 5]:
         with pytest.raises(NothingToLearnError):
             learning.ask(project)
-    assert [standing.project for standing in learning.standings] == [5, 6, 7]
+    assert [standing.project.number for standing in learning.standings] == [5, 6, 7]

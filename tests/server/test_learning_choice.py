@@ -14,6 +14,7 @@ import pytest
 from pydantic import SecretStr
 
 from model_server import ANSWER
+from project_keys import ONE, known
 from scripted_detector import WAIT_S, ScriptedDetector
 from spica.errors import LabelStudioError, StorageError
 from spica.inference import Engine
@@ -67,16 +68,16 @@ class Lab:
 
     def choose(self, version: str | None, why: str = "I like it") -> None:
         """As a person does with `spica models activate`."""
-        active.activate(self.data_dir, 1, version, base=BASE, why=why, by="a person")
+        active.activate(self.data_dir, ONE, version, base=BASE, why=why, by="a person")
 
     def roll_back(self) -> None:
         """As a person does with `spica models rollback`."""
-        active.rollback(self.data_dir, 1, by="a person")
+        active.rollback(self.data_dir, ONE, by="a person")
 
     @property
     def active(self) -> str | None:
         """What is active."""
-        pointer = active.read(self.data_dir, 1)
+        pointer = active.read(self.data_dir, ONE)
         assert pointer is not None
         return pointer.version
 
@@ -116,13 +117,13 @@ class Lab:
         """Let the training under way come to its end."""
         self.workers[-1].go.set()
         assert learning.trainer.join(WAIT_S)
-        return learning.trainer.runs.of(1)[0]
+        return learning.trainer.runs.of(ONE)[0]
 
     def left_behind(self) -> Run:
         """A training whose server was killed right after the gate had let it pass."""
         runs = Runs(self.data_dir)
-        step = step_of(self.data_dir, 1)
-        run = runs.begin(1, title="field", cause="x", new=3, parent=self.old, active=step)
+        step = step_of(self.data_dir, ONE)
+        run = runs.begin(ONE, title="field", cause="x", new=3, parent=self.old, active=step)
         verdict = {"accepted": True, "sentence": "it is better"}
         run = replace(run, state="passed", version=self.candidate, verdict=verdict, settled=False)
         runs.write(run)
@@ -159,11 +160,11 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
 def test_what_passes_is_put_in_front_of_people(lab: Lab) -> None:
     """Where nobody has chosen anything meanwhile, what has passed becomes active."""
     learning = lab.server()
-    learning.trainer.begin(1, title="field", cause="x", new=3)
+    learning.trainer.begin(ONE, title="field", cause="x", new=3)
     run = lab.finish(learning)
     assert (run.state, run.settled, run.notes) == ("passed", False, ())
     assert lab.active == lab.candidate
-    assert learning.trainer.runs.of(1)[0].finished is not None
+    assert learning.trainer.runs.of(ONE)[0].finished is not None
 
 
 @pytest.mark.parametrize(
@@ -180,7 +181,7 @@ def test_what_passes_is_put_in_front_of_people(lab: Lab) -> None:
 def test_a_choice_made_meanwhile_is_respected(lab: Lab, meanwhile: Callable[[Lab], Any], left: str | None) -> None:
     """What a person has made active while a training ran stays so; the candidate is kept, and it is told why."""
     learning = lab.server()
-    learning.trainer.begin(1, title="field", cause="x", new=3)
+    learning.trainer.begin(ONE, title="field", cause="x", new=3)
     meanwhile(lab)
     run = lab.finish(learning)
     assert lab.active == (getattr(lab, left) if left else None)
@@ -197,7 +198,7 @@ def test_a_choice_made_meanwhile_is_respected(lab: Lab, meanwhile: Callable[[Lab
 def test_a_full_disk_at_the_activation(lab: Lab, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     """What has passed waits with the reason, what was active stays so meanwhile, and then it is made active."""
     learning = lab.server()
-    learning.trainer.begin(1, title="field", cause="x", new=3)
+    learning.trainer.begin(ONE, title="field", cause="x", new=3)
 
     def full(*_: Any, **__: Any) -> Any:
         raise StorageError("a file could not be written", got="No space left on device")
@@ -207,29 +208,29 @@ def test_a_full_disk_at_the_activation(lab: Lab, monkeypatch: pytest.MonkeyPatch
         run = lab.finish(learning)
     assert lab.active == lab.old
     assert (run.state, run.settled, run.notes) == ("passed", False, ())
-    (shown,) = learning.trainer.of(1)
+    (shown,) = learning.trainer.of(ONE)
     assert "tried again" in shown.notes[-1]
     assert "No space left on device" in shown.notes[-1]
     learning.trainer.retry()
     assert lab.active == lab.candidate
-    (run,) = learning.trainer.of(1)
+    (run,) = learning.trainer.of(ONE)
     assert (run.state, run.settled, run.notes) == ("passed", False, ())
 
 
 def test_a_project_with_its_own_version_is_remembered(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """Events with other numbers do not push out what is told of a project that has a version of its own."""
 
-    def failing(_self: Any, _project: int) -> None:
+    def failing(_self: Any, _project: object) -> None:
         raise LabelStudioError("no answer")
 
     monkeypatch.setattr("spica.server.rollout.Rollouts.roll_out", failing)
     monkeypatch.setattr(module, "PROJECTS", 2)
     learning = lab.server()
-    lab.service.pool.refresh(1)
+    lab.service.pool.refresh(ONE)
     learning.start()
     for project in range(1, 6):
-        learning.rollouts.add(project)
-    until(lambda: [standing.project for standing in learning.standings] == [1, 5])
+        learning.rollouts.add(known(project))
+    until(lambda: [standing.project.number for standing in learning.standings] == [1, 5])
 
 
 def test_killed_before_the_activation(lab: Lab) -> None:
@@ -243,16 +244,16 @@ def test_killed_before_the_activation(lab: Lab) -> None:
 def test_killed_after_the_activation(lab: Lab) -> None:
     """What the killed server had made active already stays active, and nothing is held against it."""
     run = lab.left_behind()
-    active.activate(lab.data_dir, 1, lab.candidate, base=BASE, why="it is better", by="training")
-    before = active.read(lab.data_dir, 1)
+    active.activate(lab.data_dir, ONE, lab.candidate, base=BASE, why="it is better", by="training")
+    before = active.read(lab.data_dir, ONE)
     assert lab.recovered(run).notes == ()
-    assert active.read(lab.data_dir, 1) == before
+    assert active.read(lab.data_dir, ONE) == before
 
 
 def test_rolled_back_while_no_server_was_there(lab: Lab) -> None:
     """A rollback between the kill and the next start is not undone by that start."""
     run = lab.left_behind()
-    active.activate(lab.data_dir, 1, lab.candidate, base=BASE, why="it is better", by="training")
+    active.activate(lab.data_dir, ONE, lab.candidate, base=BASE, why="it is better", by="training")
     lab.roll_back()
     run = lab.recovered(run)
     assert lab.active == lab.old
@@ -263,7 +264,7 @@ def test_rolled_back_while_no_server_was_there(lab: Lab) -> None:
 def test_a_training_begins_with_the_active_version(lab: Lab) -> None:
     """Also of a project that has not asked the server for anything since its start."""
     learning = lab.server()
-    run = learning.trainer.begin(1, title="field", cause="x", new=3)
+    run = learning.trainer.begin(ONE, title="field", cause="x", new=3)
     request = lab.workers[0].request
     assert (run.parent, request.parent_id) == (lab.old, lab.old)
     assert request.parent is not None
@@ -274,7 +275,7 @@ def test_a_training_begins_with_the_active_version(lab: Lab) -> None:
 def test_a_training_that_is_taken_up_begins_with_what_is_active_then(lab: Lab) -> None:
     """Neither with the server's weights nor with what was active before a person chose: then it may take its place."""
     runs = Runs(lab.data_dir)
-    begun = runs.begin(1, title="field", cause="x", new=3, parent=lab.old, active=step_of(lab.data_dir, 1))
+    begun = runs.begin(ONE, title="field", cause="x", new=3, parent=lab.old, active=step_of(lab.data_dir, ONE))
     runs.write(replace(begun, attempts=1))
     lab.choose(lab.other)
     second = lab.server()

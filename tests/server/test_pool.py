@@ -10,11 +10,13 @@ from contextlib import ExitStack
 import pytest
 
 from model_server import ANSWER, CONFIG, ModelServer
+from project_keys import ONE, known
 from scripted_detector import WAIT_S, ScriptedDetector, detections
 from spica.errors import StorageError, WeightsError
 from spica.inference import Engine
 from spica.models.active import Resolution
 from spica.prediction import Media, Predictor
+from spica.project import ProjectKey
 from spica.server import pool as module
 from spica.server.pool import ModelPool
 from spica.server.service import Service
@@ -28,7 +30,7 @@ class Store:
 
     def __init__(self, media: Media) -> None:
         self.media = media
-        self.active: dict[int, str | None] = {}
+        self.active: dict[ProjectKey, str | None] = {}
         self.doubt: Resolution | None = None
         self.go = threading.Event()
         self.go.set()
@@ -36,7 +38,7 @@ class Store:
         self.loaded: list[str] = []
         self.engines: dict[str, Engine] = {}
 
-    def resolve(self, project: int) -> Resolution:
+    def resolve(self, project: ProjectKey) -> Resolution:
         """As `spica.models.active.resolve`."""
         version = self.active.get(project)
         return self.doubt or Resolution(version, "tried" if version else "the weights of the server")
@@ -100,83 +102,83 @@ def make_pool() -> Iterator[Callable[..., tuple[ModelPool, Store]]]:
 def test_without_an_active_version_the_weights_answer(make_pool: Callable[..., tuple[ModelPool, Store]]) -> None:
     """Nothing is loaded for a project that has no version of its own, or no number."""
     pool, store = make_pool()
-    assert pool.predictor(1) is pool.default
+    assert pool.predictor(ONE) is pool.default
     assert pool.predictor(None) is pool.default
-    assert pool.refresh(1).version == "base-0001"
+    assert pool.refresh(ONE).version == "base-0001"
     assert store.loaded == []
 
 
 def test_exchange_and_rollback(make_pool: Callable[..., tuple[ModelPool, Store]]) -> None:
     """A project gets its version when it is loaded, others keep theirs; going back loads nothing anew."""
     pool, store = make_pool()
-    told: list[int] = []
+    told: list[ProjectKey] = []
     pool.on_exchange(told.append)
-    pool.predictor(1), pool.predictor(2)
-    store.active[1] = "own-0002"
-    assert pool.refresh(1).version == "own-0002"
-    assert (pool.predictor(1).model_id, pool.predictor(2).model_id) == ("own-0002", "base-0001")
-    store.active[1] = None
-    assert pool.refresh(1).version == "base-0001"
-    store.active[1] = "own-0002"
-    assert pool.refresh(1).version == "own-0002"
+    pool.predictor(ONE), pool.predictor(known(2))
+    store.active[ONE] = "own-0002"
+    assert pool.refresh(ONE).version == "own-0002"
+    assert (pool.predictor(ONE).model_id, pool.predictor(known(2)).model_id) == ("own-0002", "base-0001")
+    store.active[ONE] = None
+    assert pool.refresh(ONE).version == "base-0001"
+    store.active[ONE] = "own-0002"
+    assert pool.refresh(ONE).version == "own-0002"
     assert store.loaded == ["own-0002"]
-    assert told == [1, 1, 1]
+    assert told == [ONE] * 3
 
 
 def test_a_version_is_loaded_once_for_all_projects(make_pool: Callable[..., tuple[ModelPool, Store]]) -> None:
     """Projects with the same version share it."""
     pool, store = make_pool()
-    store.active = {1: "own-0002", 2: "own-0002"}
-    pool.refresh(1), pool.refresh(2)
-    assert pool.predictor(1) is pool.predictor(2)
+    store.active = {ONE: "own-0002", known(2): "own-0002"}
+    pool.refresh(ONE), pool.refresh(known(2))
+    assert pool.predictor(ONE) is pool.predictor(known(2))
     assert store.loaded == ["own-0002"]
 
 
 def test_nobody_waits_for_a_version_that_loads(make_pool: Callable[..., tuple[ModelPool, Store]]) -> None:
     """While a version loads the old one answers, at once."""
     pool, store = make_pool()
-    pool.predictor(1)
-    store.active[1] = "own-0002"
+    pool.predictor(ONE)
+    store.active[ONE] = "own-0002"
     store.go.clear()
-    exchange = threading.Thread(target=pool.refresh, args=(1,))
+    exchange = threading.Thread(target=pool.refresh, args=(ONE,))
     exchange.start()
     while not store.loaded:
         exchange.join(0.01)
-    assert pool.predictor(1) is pool.default
-    assert pool.served(1).wanted == "own-0002"
+    assert pool.predictor(ONE) is pool.default
+    assert pool.served(ONE).wanted == "own-0002"
     store.go.set()
     exchange.join(WAIT_S)
-    assert pool.predictor(1).model_id == "own-0002"
+    assert pool.predictor(ONE).model_id == "own-0002"
 
 
 def test_a_damaged_version_is_never_put_in_front(make_pool: Callable[..., tuple[ModelPool, Store]]) -> None:
     """The old version goes on, with the reason; once the damage is mended, the new one takes over."""
     pool, store = make_pool()
-    pool.predictor(1)
-    store.active[1] = "own-0002"
+    pool.predictor(ONE)
+    store.active[ONE] = "own-0002"
     store.damaged.add("own-0002")
-    served = pool.refresh(1)
+    served = pool.refresh(ONE)
     assert (served.version, served.wanted) == ("base-0001", "own-0002")
     assert served.problem is not None
     assert "damaged" in served.problem.what
-    assert pool.predictor(1) is pool.default
+    assert pool.predictor(ONE) is pool.default
     store.damaged.clear()
-    assert pool.refresh(1).version == "own-0002"
+    assert pool.refresh(ONE).version == "own-0002"
 
 
 def test_a_damaged_version_at_the_start(make_pool: Callable[..., tuple[ModelPool, Store]]) -> None:
     """Where no older version is at work yet, a damaged one gives way to the weights of the server."""
     pool, store = make_pool()
-    store.active[1] = "own-0002"
+    store.active[ONE] = "own-0002"
     store.damaged.add("own-0002")
     store.go.clear()
-    first = pool.predictor(1)
+    first = pool.predictor(ONE)
     assert first.model_id == "own-0002"
     store.go.set()
     with pytest.raises(WeightsError):
         first.engine.wait_ready(WAIT_S)
-    assert pool.predictor(1) is pool.default
-    served = pool.refresh(1)
+    assert pool.predictor(ONE) is pool.default
+    served = pool.refresh(ONE)
     assert (served.version, served.problem is not None) == ("base-0001", True)
 
 
@@ -197,37 +199,37 @@ def test_a_hiccup_of_the_folder_takes_nothing_back(
 ) -> None:
     """While it can't be told what is active, the version that works goes on, with the reason, and nobody is called."""
     pool, store = make_pool()
-    told: list[int] = []
+    told: list[ProjectKey] = []
     pool.on_exchange(told.append)
-    store.active[1] = "own-0002"
-    pool.refresh(1)
+    store.active[ONE] = "own-0002"
+    pool.refresh(ONE)
     store.doubt = doubt
-    served = pool.refresh(1)
+    served = pool.refresh(ONE)
     assert (served.version, served.problem is not None, told) == ("own-0002", True, [])
-    assert pool.predictor(1).model_id == "own-0002"
+    assert pool.predictor(ONE).model_id == "own-0002"
     store.doubt = None
-    served = pool.refresh(1)
+    served = pool.refresh(ONE)
     assert (served.version, served.problem, told) == ("own-0002", None, [])
-    store.active[1] = None
-    assert pool.refresh(1).version == "base-0001"
-    assert told == [1]
+    store.active[ONE] = None
+    assert pool.refresh(ONE).version == "base-0001"
+    assert told == [ONE]
 
 
 def test_a_hiccup_while_a_version_loads(make_pool: Callable[..., tuple[ModelPool, Store]]) -> None:
     """Also one that is not ready yet stays; where it turns out damaged, the weights answer and nobody is called."""
     pool, store = make_pool()
-    told: list[int] = []
+    told: list[ProjectKey] = []
     pool.on_exchange(told.append)
-    store.active[1] = "own-0002"
+    store.active[ONE] = "own-0002"
     store.damaged.add("own-0002")
     store.go.clear()
-    first = pool.predictor(1)
+    first = pool.predictor(ONE)
     store.doubt = Resolution(None, "damaged", UNREADABLE)
-    assert pool.refresh(1).version == "own-0002"
+    assert pool.refresh(ONE).version == "own-0002"
     store.go.set()
     with pytest.raises(WeightsError):
         first.engine.wait_ready(WAIT_S)
-    served = pool.refresh(1)
+    served = pool.refresh(ONE)
     assert (served.version, served.problem, told) == ("base-0001", UNREADABLE, [])
 
 
@@ -236,24 +238,24 @@ def test_a_pointer_that_stays_away(make_pool: Callable[..., tuple[ModelPool, Sto
     """A pointer is removed on purpose if it is away for a minute without a break, and its folder is not."""
     now = [100.0]
     pool, store = make_pool(clock=lambda: now[0])
-    store.active[1] = "own-0002"
-    pool.refresh(1)
+    store.active[ONE] = "own-0002"
+    pool.refresh(ONE)
     for moment, doubt in [(100, GONE), (159, GONE), (160, None), (170, GONE), (229, GONE)]:
         now[0], store.doubt = moment, doubt
-        assert pool.refresh(1).version == "own-0002"
+        assert pool.refresh(ONE).version == "own-0002"
     now[0], store.doubt = 230, GONE if folder else GONE._replace(problem=UNREADABLE)
-    assert pool.refresh(1).version == ("base-0001" if folder else "own-0002")
+    assert pool.refresh(ONE).version == ("base-0001" if folder else "own-0002")
 
 
 def test_at_the_start_a_doubt_is_told(make_pool: Callable[..., tuple[ModelPool, Store]]) -> None:
     """Where no version works yet the weights answer, and say so if a version should; not if none was ever activated."""
     pool, store = make_pool()
     store.doubt = Resolution(None, "damaged", UNREADABLE)
-    pool.predictor(1)
-    assert (pool.served(1).version, pool.served(1).problem) == ("base-0001", UNREADABLE)
+    pool.predictor(ONE)
+    assert (pool.served(ONE).version, pool.served(ONE).problem) == ("base-0001", UNREADABLE)
     store.doubt = GONE._replace(problem=UNREADABLE)
-    assert pool.refresh(1).problem is None
-    assert pool.refresh(2).problem is None
+    assert pool.refresh(ONE).problem is None
+    assert pool.refresh(known(2)).problem is None
 
 
 def test_strangers_are_forgotten(
@@ -262,22 +264,22 @@ def test_strangers_are_forgotten(
     """However many numbers are asked with, the last ones are remembered, and none that has a version of its own."""
     monkeypatch.setattr(module, "PROJECTS", 3)
     pool, store = make_pool()
-    store.active[1] = "own-0002"
-    pool.refresh(1)
+    store.active[ONE] = "own-0002"
+    pool.refresh(ONE)
     for project in range(2, 10):
-        pool.predictor(project)
-    assert pool.projects == {1, 7, 8, 9}
+        pool.predictor(known(project))
+    assert pool.projects == {ONE, known(7), known(8), known(9)}
 
 
 def test_models_that_nobody_uses_are_closed(make_pool: Callable[..., tuple[ModelPool, Store]]) -> None:
     """Of versions that no project shows, so many stay loaded; one that a request or a job uses stays until its end."""
     pool, store = make_pool(limit=1)
-    store.active[1] = "own-1"
-    pool.refresh(1)
-    with pool.lease(1) as used:
+    store.active[ONE] = "own-1"
+    pool.refresh(ONE)
+    with pool.lease(ONE) as used:
         for number in (2, 3, 4):
-            store.active[1] = f"own-{number}"
-            pool.refresh(1)
+            store.active[ONE] = f"own-{number}"
+            pool.refresh(ONE)
         pool.tidy()
         assert used.engine.status.state == "ready"
         assert {each.model_id for each in pool.predictors} == {"base-0001", "own-1", "own-3", "own-4"}
@@ -290,11 +292,11 @@ def test_quiet_projects_are_forgotten(make_pool: Callable[..., tuple[ModelPool, 
     """Only the projects that asked last are kept ready, however many have versions of their own."""
     pool, store = make_pool(limit=0, shown=2)
     for project in range(1, 6):
-        store.active[project] = f"own-{project}"
-        pool.refresh(project)
+        store.active[known(project)] = f"own-{project}"
+        pool.refresh(known(project))
     pool.tidy()
     assert {each.model_id for each in pool.predictors} == {"base-0001", "own-4", "own-5"}
-    assert pool.refresh(1).version == "own-1"
+    assert pool.refresh(ONE).version == "own-1"
 
 
 def test_under_load_nothing_fails_and_nothing_is_mixed(make_server: Callable[..., ModelServer]) -> None:
@@ -329,8 +331,8 @@ def test_under_load_nothing_fails_and_nothing_is_mixed(make_server: Callable[...
     for asker in askers:
         asker.start()
     for version in ("own-a", None, "own-b", "own-a", None, "own-b"):
-        store.active[1] = version
-        server.service.pool.refresh(1)
+        store.active[ONE] = version
+        server.service.pool.refresh(ONE)
         server.predict(address)
     over.set()
     for asker in askers:
@@ -350,8 +352,8 @@ def test_setup_and_predict_tell_the_same_version(make_server: Callable[..., Mode
     server = make_server(prepare=pooled)
     address = server.photograph("a.png")
     for active in (None, "own-a", None):
-        stores[0].active[1] = active
-        server.service.pool.refresh(1)
+        stores[0].active[ONE] = active
+        server.service.pool.refresh(ONE)
         told = server.setup(CONFIG)["model_version"]
         (result,) = server.predict(address).json()["results"]
         assert result["model_version"] == told

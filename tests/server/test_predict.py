@@ -73,7 +73,7 @@ def test_answers_keep_number_and_order_and_a_failed_task_has_no_result(server: M
     assert len(first["result"]) == len(third["result"]) == 2
     assert "result" not in broken
     assert broken["error"]["code"] == "image"
-    assert [(failure.project, failure.task) for failure in server.service.failures] == [(1, 2)]
+    assert [(str(failure.project), failure.task) for failure in server.service.failures] == [("1", 2)]
     assert "broken.png" in server.client.get("/").text
 
 

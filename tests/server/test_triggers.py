@@ -9,9 +9,14 @@ from typing import Any
 import pytest
 
 from spica.labelstudio.protocol import WebhookRequest
+from spica.project import ProjectKey
 from spica.server.triggers import Look, Triggers
 
 PAYLOADS = Path(__file__).parent.parent / "payloads"
+
+
+RECORDED = ProjectKey(1, 1_795_415_728)
+"""The project of the recorded events; their `/setup` calls it so too."""
 
 
 class Clock:
@@ -60,7 +65,7 @@ def looks(*bursts: list[dict[str, Any]]) -> list[Look]:
     return found
 
 
-BUTTON, SWITCH = Look(1, asked=True), Look(1, asked=False)
+BUTTON, SWITCH = Look(ProjectKey(1), asked=True), Look(ProjectKey(1), asked=False)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +100,7 @@ BUTTON, SWITCH = Look(1, asked=True), Look(1, asked=False)
         ),
         pytest.param(
             [[start(every=0, total=1), start(every=0, total=1, project=2)]],
-            [BUTTON, Look(2, asked=True)],
+            [BUTTON, Look(ProjectKey(2), asked=True)],
             id="two projects",
         ),
         pytest.param(
@@ -151,11 +156,11 @@ def test_the_button_does_not_wait() -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("webhook-start-training", [Look(1, asked=True)]),
-        ("webhook-annotation-created", [SWITCH]),
-        ("webhook-annotation-updated", [SWITCH]),
-        ("webhook-annotations-created", [SWITCH]),
-        ("webhook-annotations-deleted", [SWITCH]),
+        ("webhook-start-training", [Look(RECORDED, asked=True)]),
+        ("webhook-annotation-created", [Look(RECORDED, asked=False)]),
+        ("webhook-annotation-updated", [Look(RECORDED, asked=False)]),
+        ("webhook-annotations-created", [Look(RECORDED, asked=False)]),
+        ("webhook-annotations-deleted", [Look(RECORDED, asked=False)]),
         ("webhook-tasks-created", []),
         ("webhook-project-updated", []),
     ],

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from annotated_images import example, photograph
+from project_keys import ONE, known
 from spica.errors import DataSetError, StorageError
 from spica.evaluation.truth import Truth
 from spica.images import digest_of
@@ -207,18 +208,18 @@ def test_real_copies_stay_together(tmp_path: Path) -> None:
 
 def test_written_and_read(tmp_path: Path) -> None:
     """The record comes back from disk as it was, also for a project without one."""
-    path = path_of(tmp_path, 7)
+    path = path_of(tmp_path, known(7))
     assert read(path) == Frozen()
     examples = [image(number, f"畑{number}_0_0.jpg", group="g" if number % 3 else None) for number in range(12)]
     frozen = sides_of(examples)[2]
     write(path, frozen)
     assert read(path) == frozen
-    assert [each.name for each in path.parent.iterdir()] == ["7.json"]
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
 
 
 def test_dividing_keeps_the_record(tmp_path: Path) -> None:
     """What is decided is on the disk, and new images are added to it; with one side empty nothing is decided."""
-    path = path_of(tmp_path, 7)
+    path = path_of(tmp_path, known(7))
     examples = [example(tmp_path, f"img{n:03}.jpg", photograph(n)) for n in range(12)]
     assert not divide(path, DataSet(("spike",), (examples[0],)), share=0.2, minimum=2)[1].examples
     assert read(path) == Frozen()
@@ -236,7 +237,7 @@ def test_dividing_keeps_the_record(tmp_path: Path) -> None:
 
 def test_two_that_divide_at_once_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server and `spica train` that know different images both keep what they decide, each image on one side."""
-    path = path_of(tmp_path, 7)
+    path = path_of(tmp_path, known(7))
     examples = [example(tmp_path, f"img{n:03}.jpg", photograph(n)) for n in range(24)]
     real, inside, most = holdout.split, [], []
 
@@ -263,7 +264,7 @@ def test_two_that_divide_at_once_wait_for_each_other(tmp_path: Path, monkeypatch
 
 def test_a_record_that_somebody_extends_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a time of waiting, a sentence says who is in the way."""
-    path = path_of(tmp_path, 7)
+    path = path_of(tmp_path, known(7))
     monkeypatch.setattr(holdout, "_WAIT_S", 0.05)
     with alone(path.with_suffix(".lock"), "it", wait_s=0), pytest.raises(StorageError, match="held-out images"):
         divide(path, DataSet(("spike",), (image(1), image(2))), share=0.2, minimum=2)
@@ -285,7 +286,7 @@ def test_a_record_that_somebody_extends_for_ever(tmp_path: Path, monkeypatch: py
 )
 def test_a_damaged_record_is_an_error(tmp_path: Path, text: str) -> None:
     """A damaged record is refused and left as it is: other images are never drawn silently."""
-    path = path_of(tmp_path, 1)
+    path = path_of(tmp_path, ONE)
     path.parent.mkdir()
     path.write_text(text, "utf-8")
     with pytest.raises(DataSetError, match="damaged"):
@@ -297,7 +298,7 @@ def test_a_record_that_cannot_be_written(tmp_path: Path) -> None:
     """What can't be written is an error that names the file."""
     (tmp_path / "holdout").write_text("a file", "utf-8")
     with pytest.raises(StorageError):
-        write(path_of(tmp_path, 1), Frozen())
+        write(path_of(tmp_path, ONE), Frozen())
 
 
 def test_classes_that_are_not_judged_are_told() -> None:

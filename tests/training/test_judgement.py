@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from project_keys import ONE
 from simulated_detectors import detect, scenes
 from spica.boxes import Detections
 from spica.detectors.card import read_card
@@ -79,7 +80,7 @@ class Lab:
     def judge(self, names: tuple[str, ...] = ("spike",), drift: Drift | None = None, **settings: Any) -> Judged:
         given = {"max_pixels": 10**6, "precision": "auto", **settings}
         folder = self.data_dir / "models" / self.active
-        request = Request(1, "r", "", str(self.data_dir), "", "", str(folder), self.active, given, 1, 2**34)
+        request = Request(ONE, "r", "", str(self.data_dir), "", "", str(folder), self.active, given, 1, 2**34)
         active = Parent(folder, self.active, names, folder, None, drift or Drift())
         return judge(request, self.version, active, self.held, threshold=0.4, tell=lambda **_: None)
 

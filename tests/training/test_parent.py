@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from project_keys import ONE
 from spica.detectors.card import read_card
 from spica.detectors.weights import WeightsInfo
 from spica.labelstudio.label_config import parse_label_config
@@ -29,7 +30,7 @@ CONFIG = """
 def request(data_dir: Path, version: str | None) -> Request:
     """For a project that this version answers."""
     folder = str(data_dir / "models" / version) if version is not None else None
-    return Request(1, "r", "", str(data_dir), "", "", folder, version, {}, 1, 2**34)
+    return Request(ONE, "r", "", str(data_dir), "", "", folder, version, {}, 1, 2**34)
 
 
 def described(patch: pytest.MonkeyPatch, folder: Path, classes: tuple[str, ...], kind: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 
+from project_keys import ONE
 from spica.errors import DataSetError
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.control_tags import RectangleControl
@@ -21,7 +22,7 @@ from training_data import wheat
 def request(folder: Path, **settings: Any) -> Request:
     """For a project whose training is asked for nothing yet."""
     given = {"holdout_share": 0.2, "holdout_min": 2, "threshold": 0.5, **settings}
-    return Request(1, "r", str(folder / "run"), str(folder), "", "", None, None, given, 1, 2**34)
+    return Request(ONE, "r", str(folder / "run"), str(folder), "", "", None, None, given, 1, 2**34)
 
 
 def controls(*thresholds: float | None) -> tuple[RectangleControl, ...]:
@@ -71,7 +72,7 @@ def test_the_hold_out_is_written_before_anything_is_trained(tmp_path: Path) -> N
     digests = [[each.digest for each in part.examples] for part in (train, held)]
     assert digests == [[each.digest for each in part.examples] for part in again]
     assert not set(digests[0]) & set(digests[1])
-    frozen = holdout.read(holdout.path_of(tmp_path, 1)).images
+    frozen = holdout.read(holdout.path_of(tmp_path, ONE)).images
     assert {digest for digest, placed in frozen.items() if placed.side == "holdout"} == set(digests[1])
 
 
@@ -81,7 +82,7 @@ def test_one_image_can_not_be_judged_by(tmp_path: Path) -> None:
     with pytest.raises(DataSetError, match="too few annotated images") as raised:
         session._held_out(request(tmp_path), DataSet(data.classes, data.examples, ("one was damaged",)))
     assert "one was damaged" in (raised.value.got or "")
-    assert not holdout.path_of(tmp_path, 1).exists()
+    assert not holdout.path_of(tmp_path, ONE).exists()
 
 
 def test_images_are_spared_only_where_there_are_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

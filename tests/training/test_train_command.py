@@ -18,6 +18,7 @@ pytest.importorskip("lightning", reason="needs the extra spica[train]")
 import torch
 
 import spica.cli.export  # noqa: F401 - the package gives the command of that name
+from project_keys import known
 from spica.cli.train import train
 from spica.errors import UsageError
 from spica.training import holdout, loop, report
@@ -142,10 +143,10 @@ def test_a_projects_hold_out_is_never_learned_from(
 ) -> None:
     """Of a project the images that its server holds out are judged by at most, and new ones are divided by its rule."""
     data = wheat(tmp_path / "photographs", range(1000, 1012), width=96, height=64)
-    monkeypatch.setattr(sys.modules["spica.cli.train"], "fetch_project", lambda *_, **__: data)
+    monkeypatch.setattr(sys.modules["spica.cli.train"], "fetch_project", lambda *_, **__: (data, known(7)))
     monkeypatch.setenv("SPICA_DATA_DIR", str(tmp_path))
     monkeypatch.setenv("SPICA_HOLDOUT_MIN", "2")
-    path = holdout.path_of(tmp_path, 7)
+    path = holdout.path_of(tmp_path, known(7))
     held = {data.examples[0].digest, data.examples[5].digest}  # not those that would be drawn
     sides = {each.digest: "holdout" if each.digest in held else "train" for each in data.examples[:6]}
     holdout.write(path, holdout.Frozen({digest: holdout.Placed(side) for digest, side in sides.items()}))  # type: ignore[arg-type] # literals

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from project_keys import ONE
 from spica.detectors.child import until_ended
 from spica.errors import DataSetError, SpicaError, TrainingError
 from spica.training.footprint import lacks_memory, peak_memory_bytes, watch_memory
@@ -24,7 +25,7 @@ WAIT_S = 60
 def request(folder: Path, *, memory_bytes: int = 2**34, url: str = "http://127.0.0.1:9") -> Request:
     """For a Label Studio that is not there."""
     return Request(
-        project=1,
+        project=ONE,
         run="r",
         folder=str(folder),
         data_dir=str(folder),

@@ -13,6 +13,7 @@ from spica.cli.console import client_for, err
 from spica.errors import UsageError
 
 if TYPE_CHECKING:
+    from spica.project import ProjectKey
     from spica.settings import Settings
     from spica.training.dataset import DataSet
 
@@ -52,8 +53,10 @@ def read_data(
         return load(data, images=images, split=split, classes=classes, allow_partial=allow_partial, notes=notes)
 
 
-def fetch_project(project: int, settings: Settings, *, allow_partial: bool, notes: Path | None) -> DataSet:
-    """A project's data set, its images kept in Spica's own folder."""
+def fetch_project(
+    project: int, settings: Settings, *, allow_partial: bool, notes: Path | None
+) -> tuple[DataSet, ProjectKey]:
+    """A project's data set, its images kept in Spica's own folder; and which project it is."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from spica.labelstudio.media import MediaReader
@@ -77,7 +80,7 @@ def fetch_project(project: int, settings: Settings, *, allow_partial: bool, note
         columns = (TextColumn("Reading annotations"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         bar = stack.enter_context(Progress(*columns, console=err, transient=True))
         row = bar.add_task("", total=None)
-        return fetch(
+        found = fetch(
             client,
             media,
             project,
@@ -86,6 +89,7 @@ def fetch_project(project: int, settings: Settings, *, allow_partial: bool, note
             allow_partial=allow_partial,
             notes=notes,
         )
+        return found, client.project(project).key
 
 
 def tell_problems(dataset: DataSet) -> None:

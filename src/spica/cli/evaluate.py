@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from spica.evaluation.answering import Answered
     from spica.evaluation.naming import Naming
     from spica.evaluation.report import Effort, Model, Report
+    from spica.project import ProjectKey
     from spica.settings import Settings
     from spica.training.dataset import DataSet
 
@@ -117,8 +118,8 @@ def evaluate(
         dataset = read_data(data, images, split=split, allow_partial=allow_partial, notes=notes_file)
         source = str(data)
     else:
-        dataset = fetch_project(project or 0, settings, allow_partial=allow_partial, notes=notes_file)
-        dataset, source = _held_out(dataset, project or 0, settings, notes, everything=everything)
+        dataset, key = fetch_project(project or 0, settings, allow_partial=allow_partial, notes=notes_file)
+        dataset, source = _held_out(dataset, key, settings, notes, everything=everything)
     detector, model = _load(path, settings, labels)
     report = _judge(detector, model, dataset, source, settings, notes)
     _write(report, json_file, html_file)
@@ -144,11 +145,13 @@ def _require_packages(*, figures: bool) -> None:
 
 
 def _held_out(
-    dataset: DataSet, project: int, settings: Settings, notes: list[str], *, everything: bool
+    dataset: DataSet, project: ProjectKey, settings: Settings, notes: list[str], *, everything: bool
 ) -> tuple[DataSet, str]:
     """The hold-out of a project if there is one, and what it is called."""
+    from spica.cli.projects import with_old_state
     from spica.training import holdout
 
+    with_old_state(settings.data_dir, project)
     path = holdout.path_of(settings.data_dir, project)
     if not path.exists():
         return dataset, f"project {project}"

@@ -54,7 +54,7 @@ def export(
         dataset = read_data(data, images, allow_partial=allow_partial, notes=notes)
     else:
         settings = label_studio(url, token, data_dir)
-        dataset = fetch_project(project or 0, settings, allow_partial=allow_partial, notes=notes)
+        dataset, _ = fetch_project(project or 0, settings, allow_partial=allow_partial, notes=notes)
     tell_problems(dataset)
     done = exports.export(dataset, format_name, target, force=force)
     out.print(

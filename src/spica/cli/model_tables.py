@@ -15,6 +15,7 @@ from spica.errors import StorageError
 from spica.models import active
 from spica.models.listed import Listed, holdout_of, verdict_of
 from spica.models.version import ModelVersion
+from spica.project import ProjectKey
 
 Row = tuple[str, Any, Any]
 
@@ -30,7 +31,7 @@ def pointers_of(data_dir: Path) -> list[dict[str, Any]]:
         try:
             pointer = active.read(data_dir, project)
         except StorageError as error:
-            found.append({"project": project, "error": error.one_line})
+            found.append({"project": project.number, "created": project.created, "error": error.one_line})
             continue
         if pointer is not None:
             found.append(pointer.as_json())
@@ -49,13 +50,16 @@ def print_list(data_dir: Path, versions: Sequence[Listed], pointers: Sequence[Ma
     for each in versions:
         if each.damaged is not None:
             out.print(f"[yellow]Damaged:[/yellow] {escape(each.id)}: {escape(each.damaged)}")
+    numbers = [pointer["project"] for pointer in pointers]
     for pointer in pointers:
+        named = f"Project {pointer['project']}"
+        if numbers.count(pointer["project"]) > 1:  # of several Label Studios
+            named += f" (created {ProjectKey(pointer['project'], pointer['created']).date or 'at an unknown time'})"
         if "error" in pointer:
-            out.print(f"[yellow]Project {pointer['project']}:[/yellow] {escape(str(pointer['error']))}")
+            out.print(f"[yellow]{named}:[/yellow] {escape(str(pointer['error']))}")
             continue
-        named = pointer["version"] or "the weights that the server was started with"
-        told = f"Project {pointer['project']}: {named}, since {pointer['when']}, by {pointer['by']}: {pointer['why']}"
-        out.print(escape(told))
+        version = pointer["version"] or "the weights that the server was started with"
+        out.print(escape(f"{named}: {version}, since {pointer['when']}, by {pointer['by']}: {pointer['why']}"))
 
 
 def _cells(each: Listed) -> list[str]:

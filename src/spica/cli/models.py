@@ -13,9 +13,11 @@ from spica.cli.console import err, identify, out, settings_with
 from spica.cli.moving import Place, move
 from spica.cli.optimise import optimise
 from spica.cli.options import Eps, MaxDetections, ModelUrl, ProjectNumber, ServerAuth, Token, Url
+from spica.cli.projects import project_here
 
 if TYPE_CHECKING:
     from spica.models.active import Pointer
+    from spica.project import ProjectKey
 
 models_app = typer.Typer(
     no_args_is_help=True,
@@ -62,7 +64,7 @@ def list_models(
     found = versions.all(folder)
     pointers = pointers_of(folder)
     if project is not None:
-        found = [each for each in found if any(use.project == project for use in each.active)]
+        found = [each for each in found if any(use.project.number == project for use in each.active)]
         pointers = [each for each in pointers if each["project"] == project]
     if as_json:
         print(json.dumps({"versions": [each.as_json() for each in found], "active": pointers}, ensure_ascii=False))
@@ -140,9 +142,11 @@ def activate_model(
 
     folder = _data_dir(data_dir)
     wanted = versions.find(folder, version)
-    before = _before(folder, project)
+    place = Place(folder if data_dir is not None else None, url, token, model_url, basic_auth)
+    key = project_here(project, folder, place.settings())
+    before = _before(folder, key)
     base = None if any_weights else base_of(folder, wanted)
-    now = active.activate(folder, project, wanted, base=base, why=why, by="spica models activate")
+    now = active.activate(folder, key, wanted, base=base, why=why, by="spica models activate")
     was = before.version if before is not None else None
     if before == now:
         out.print(f"Project {project} is served with {escape(wanted)} already.")
@@ -150,7 +154,6 @@ def activate_model(
         out.print(f"Project {project} is served with {escape(wanted)} from now on, before with {escape(_named(was))}.")
     if now.base is not None:
         out.print(f"This holds where the server's --weights are {escape(now.base)}.")
-    place = Place(folder if data_dir is not None else None, url, token, model_url, basic_auth)
     _follow(project, wanted, was, place, refresh=refresh)
 
 
@@ -171,15 +174,16 @@ def rollback_model(
     from spica.models import active
 
     folder = _data_dir(data_dir)
-    before = _before(folder, project)
-    now = active.rollback(folder, project, by="spica models rollback")
+    place = Place(folder if data_dir is not None else None, url, token, model_url, basic_auth)
+    key = project_here(project, folder, place.settings())
+    before = _before(folder, key)
+    now = active.rollback(folder, key, by="spica models rollback")
     was = before.version if before is not None else None
     out.print(
         f"Project {project} is served with {escape(_named(now.version))} again, before with {escape(_named(was))}."
     )
     if was is not None:
         out.print(f"To undo this: spica models activate {escape(was)} --project {project}")
-    place = Place(folder if data_dir is not None else None, url, token, model_url, basic_auth)
     _follow(project, now.version, was, place, refresh=refresh)
 
 
@@ -286,7 +290,7 @@ def _named(version: str | None) -> str:
     return version or "the weights that the server was started with"
 
 
-def _before(folder: Path, project: int) -> Pointer | None:
+def _before(folder: Path, project: ProjectKey) -> Pointer | None:
     from spica.errors import StorageError
     from spica.models import active
 

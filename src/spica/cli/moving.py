@@ -90,13 +90,13 @@ def move(project: int, version: str | None, before: str | None, place: Place, sa
     token = settings.label_studio_api_key.get_secret_value()
     try:
         with LabelStudioClient(settings.label_studio_url, token) as client:
-            config = client.project(project).label_config
+            found = client.project(project)
             backend = _backend(client, project, place.model_url)
             url = place.model_url or (backend.url if backend is not None else None)
             if url is None:
                 say(f"No model is connected with project {project}; {later}, once the model server runs.")
                 return False
-            answered = _wait(url, {"project": str(project), "schema": config}, auth, version, before)
+            answered = _wait(url, {"project": found.key.stem, "schema": found.label_config}, auth, version, before)
             if answered is not None:
                 say(f"{answered}; {later}.")
                 return False

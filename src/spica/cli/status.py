@@ -76,7 +76,9 @@ def _print_learning(learning: dict[str, Any]) -> None:
     for served in learning["served"]:
         out.print(f"Project {served['project']}: {escape(str(served['model_id']))}, {escape(str(served['why']))}")
         if served["problem"]:
-            out.print(f"  {escape(str(served['wanted']))}: {escape(str(served['problem']['message']))}")
+            problem = served["problem"]
+            told = ". ".join(str(problem[name]) for name in ("message", "got", "hint") if problem.get(name))
+            out.print(f"  {escape(str(served['wanted'] or 'Its own version'))}: {escape(told)}")
     for standing in learning["projects"]:
         if standing["new"] is not None:
             rule = f"a training starts after {standing['needed']}" if standing["switch"] else "the switch is off"

@@ -123,13 +123,15 @@ def train(
     if data is not None:
         dataset = read_data(data, images, allow_partial=allow_partial, notes=notes)
     else:
+        from spica.cli.projects import with_old_state
         from spica.training.holdout import path_of
 
         settings = label_studio(url, token, data_dir)
         settings = settings if data_dir is None else settings.model_copy(update={"data_dir": data_dir})
         # what is exported is what is learned from
-        dataset = fetch_project(project or 0, settings, allow_partial=allow_partial, notes=notes)
-        record = path_of(settings.data_dir, project or 0)  # of those that are never trained on
+        dataset, key = fetch_project(project or 0, settings, allow_partial=allow_partial, notes=notes)
+        with_old_state(settings.data_dir, key)
+        record = path_of(settings.data_dir, key)  # of those that are never trained on
     tell_problems(dataset)
     others: DataSet | None = None
     if valid is not None:

@@ -11,6 +11,7 @@ from spica.doctor.remedies import environment, unblock_local_addresses
 from spica.labelstudio.api.backends import webhook_url
 from spica.labelstudio.api.transport import CERTIFICATE_HINT, LabelStudioRefusedError
 from spica.labelstudio.client import LabelStudioClient
+from spica.project import ProjectKey
 from spica.settings import Settings
 
 
@@ -34,10 +35,10 @@ class ModelServer:
     blocked: bool | None = None
     webhooks_blocked: bool | None = None
 
-    def setup(self, project: int, label_config: str, extra_params: Any) -> Answer:
+    def setup(self, project: ProjectKey, label_config: str, extra_params: Any) -> Answer:
         """What it answers Label Studio for a project; it notes nothing that Label Studio has not told it too."""
         known = {} if extra_params is None else {"extra_params": extra_params}
-        body = {"project": str(project), "schema": label_config, **known}
+        body = {"project": project.stem, "schema": label_config, **known}
         return ask(f"{self.url.rstrip('/')}/setup", json=body, auth=self.auth)
 
 

@@ -107,7 +107,7 @@ class ProjectExamination:
             self._section.skipped(check, "the model server can't be asked for its classes")
             return None
         extra_params = next((each.extra_params for each in self._models if self._is_ours(each.backend)), None)
-        answer = self._server.setup(self._project.id, self._project.label_config, extra_params)
+        answer = self._server.setup(self._project.key, self._project.label_config, extra_params)
         version, problems = answer.fields.get("model_version"), answer.fields.get("problems")
         if answer.status != 200 or not isinstance(version, str) or not isinstance(problems, list):
             self._section.problem(

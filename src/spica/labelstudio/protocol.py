@@ -13,6 +13,7 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 from spica.errors import MediaError, RequestError
 from spica.labelstudio.control_tags import RectangleControl, quoted
+from spica.project import ProjectKey
 
 UNDEFINED_KEY = "$undefined$"
 """Label Studio's key for data that came before the project had a configuration (its ``DATA_UNDEFINED_NAME``)."""
@@ -34,7 +35,7 @@ class SetupRequest(_Body):
     """``POST /setup``: sent when a model is connected, and before nearly everything else.
 
     Attributes:
-        project: ``"<id>.<seconds of its creation>"``; see :func:`project_id`.
+        project: ``"<id>.<seconds of its creation>"``; see :func:`project_key`.
         label_config: the labelling configuration, under ``schema``.
         hostname: Label Studio's address as it knows itself, often wrong from another machine.
         access_token: legacy token of the project's creator; refused by new installations.
@@ -96,10 +97,9 @@ class WebhookRequest(_Body):
     annotations: Any = None
 
     @property
-    def project_id(self) -> int | None:
-        """The project's number, None if the event does not tell it."""
-        number = (self.project or {}).get("id")
-        return number if isinstance(number, int) and not isinstance(number, bool) else None
+    def project_key(self) -> ProjectKey | None:
+        """Which project it is about, None if the event does not tell it."""
+        return ProjectKey.read(self.project)
 
 
 def bad_request(error: ValidationError) -> RequestError:
@@ -129,10 +129,9 @@ def _kind(value: Any) -> str:
     return f"a list of {len(value)}" if isinstance(value, list | tuple) else f"a {type(value).__name__}"
 
 
-def project_id(project: ProjectRef) -> int | None:
-    """The number in Label Studio's ``"<id>.<seconds>"``, or the number itself; None if there is none."""
-    head = str(project).split(".", maxsplit=1)[0]
-    return int(head) if head.isascii() and head.isdecimal() and len(head) < 20 else None
+def project_key(project: ProjectRef) -> ProjectKey | None:
+    """Which project Label Studio's ``"<id>.<seconds>"``, or a number alone, means; None if there is none."""
+    return ProjectKey.parse(str(project))
 
 
 def image_places(task: Task, control: RectangleControl) -> tuple[str | None, ...]:

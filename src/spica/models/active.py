@@ -1,14 +1,15 @@
 """Which version each project of Label Studio is served with: one small file a project, replaced in one step.
 
-``<data_dir>/active/<project>.json`` names the version, the weights that it descends from, when, why and by whom it was
-made active, and what was active before. Rules:
+``<data_dir>/active/<number>.<created>.json`` names the version, the weights that it descends from, when, why and by
+whom it was made active, and what was active before. Rules:
 
 * Neither the file nor its copy: the server's ``--weights`` are served.
 * The file applies only to a server whose ``--weights`` are its ``base`` (or where ``base`` is null: to any).
-* Beside it lies ``<project>.json.bak``, written after it with the same content. A missing or damaged file is answered
+* Beside it lies the same with ``.bak``, written after it with the same content. A missing or damaged file is answered
   for by this copy, with a warning; if that can't be read either, nobody can tell what is wanted, and nothing is deleted
   from the store until somebody activates a version again.
 * A version that is missing or damaged is not served.
+* To a request that does not tell when its project was created, the server's ``--weights`` answer.
 * While nobody can tell what is wanted, or it can't be read, a server goes on with what answers; where that is nothing
   of the project's own yet, with its ``--weights``. See :class:`Resolution`.
 
@@ -19,7 +20,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -31,6 +31,7 @@ from spica.errors import SpicaError, StorageError, UsageError, WeightsError
 from spica.models.atomic import read_text, write_text
 from spica.models.folders import is_id, open_version, peek
 from spica.models.locks import writing
+from spica.project import ProjectKey
 
 logger = logging.getLogger(__name__)
 
@@ -78,12 +79,12 @@ class Pointer:
     """What is active in a project.
 
     Attributes:
-        project: its number in Label Studio.
+        project: which one.
         now: the present step.
         previous: the steps before it that a rollback goes back to, the latest first, at most :data:`HISTORY`.
     """
 
-    project: int
+    project: ProjectKey
     now: Step
     previous: tuple[Step, ...] = ()
 
@@ -100,7 +101,8 @@ class Pointer:
     def as_json(self) -> dict[str, Any]:
         """What the file holds."""
         steps = [asdict(step) for step in self.previous]
-        return {"format": FORMAT, "project": self.project, **asdict(self.now), "previous": steps}
+        key = {"project": self.project.number, "created": self.project.created}
+        return {"format": FORMAT, **key, **asdict(self.now), "previous": steps}
 
 
 class Resolution(NamedTuple):
@@ -120,12 +122,12 @@ class Resolution(NamedTuple):
     absent: bool = False
 
 
-def pointer_path(data_dir: Path, project: int) -> Path:
+def pointer_path(data_dir: Path, project: ProjectKey) -> Path:
     """The file of a project; it is replaced whole, so a change shows in its inode, time or size."""
-    return data_dir / "active" / f"{int(project)}.json"
+    return data_dir / "active" / f"{project.stem}.json"
 
 
-def read(data_dir: Path, project: int) -> Pointer | None:
+def read(data_dir: Path, project: ProjectKey) -> Pointer | None:
     """What is active in a project; None when nothing was ever activated: neither the file nor its copy is there.
 
     Raises:
@@ -136,7 +138,7 @@ def read(data_dir: Path, project: int) -> Pointer | None:
         found = _read(path, project)
     except _UNREADABLE as error:
         try:
-            kept = _read(_copy_of(path), project)
+            kept = _read(copy_of(path), project)
         except _UNREADABLE as other:
             if isinstance(error, FileNotFoundError) and isinstance(other, FileNotFoundError):
                 return None
@@ -157,7 +159,7 @@ def read(data_dir: Path, project: int) -> Pointer | None:
     return found
 
 
-def all(data_dir: Path) -> dict[int, Pointer]:  # noqa: A001 - read as active.all(…)
+def all(data_dir: Path) -> dict[ProjectKey, Pointer]:  # noqa: A001 - read as active.all(…)
     """What is active, by project.
 
     Raises:
@@ -167,18 +169,18 @@ def all(data_dir: Path) -> dict[int, Pointer]:  # noqa: A001 - read as active.al
     return {project: pointer for project, pointer in found if pointer is not None}
 
 
-def projects(data_dir: Path) -> list[int]:
-    """Numbers of the projects for which something was ever activated, sorted."""
+def projects(data_dir: Path) -> list[ProjectKey]:
+    """The projects for which something was ever activated, sorted."""
     folder = data_dir / "active"
     if not folder.is_dir():
         return []
-    names = [re.fullmatch(r"([0-9]{1,18})\.json(\.bak)?", path.name) for path in folder.glob("*.json*")]
-    return sorted({int(name[1]) for name in names if name is not None})
+    names = {path.name.removesuffix(".bak").removesuffix(".json") for path in folder.glob("*.json*")}
+    return sorted(key for name in names if (key := ProjectKey.parse(name)) is not None)
 
 
 def activate(
     data_dir: Path,
-    project: int,
+    project: ProjectKey,
     version: str | None,
     *,
     base: str | None,
@@ -192,7 +194,7 @@ def activate(
 
     Args:
         data_dir: the folder with the store.
-        project: number of the project in Label Studio.
+        project: which one.
         version: its id, or None for the weights that the server was started with.
         base: id of the server's ``--weights`` (``ModelIdentity.id``, without the suffix of a precision) that the
             version descends from; None to serve it whatever the server's weights are.
@@ -229,14 +231,14 @@ def activate(
         return _write(data_dir, Pointer(project, Step(version, base, _now(), why, by), history[:HISTORY]))
 
 
-def rollback(data_dir: Path, project: int, *, by: str, why: str | None = None) -> Pointer:
+def rollback(data_dir: Path, project: ProjectKey, *, by: str, why: str | None = None) -> Pointer:
     """Make active again what was active before: the last step whose version is still there and sound.
 
     Steps back are not recorded as steps: a second rollback goes one further back. To undo one, activate by id.
 
     Args:
         data_dir: the folder with the store.
-        project: number of the project in Label Studio.
+        project: which one.
         by: who does it, for people.
         why: for people.
 
@@ -265,16 +267,18 @@ def rollback(data_dir: Path, project: int, *, by: str, why: str | None = None) -
     )
 
 
-def resolve(data_dir: Path, project: int, base_id: str) -> Resolution:
+def resolve(data_dir: Path, project: ProjectKey, base_id: str) -> Resolution:
     """What a server with these weights is to serve a project with. Never fails; reads small files alone.
 
     Open the version with :func:`spica.models.versions.open` next, which checks every file.
 
     Args:
         data_dir: the folder with the store.
-        project: number of the project in Label Studio.
+        project: which one.
         base_id: ``ModelIdentity.id`` of the server's ``--weights``, without the suffix of a precision.
     """
+    if not project.created:
+        return Resolution(None, f"the requests do not tell which project {project} is meant: when it was created")
     try:
         pointer = read(data_dir, project)
     except StorageError as error:
@@ -319,11 +323,11 @@ def _unreadable(error: OSError, path: Path) -> StorageError:
     )
 
 
-def _before(data_dir: Path, project: int) -> Pointer | None:
+def _before(data_dir: Path, project: ProjectKey) -> Pointer | None:
     try:
         return read(data_dir, project)
     except StorageError as error:  # this is how it is mended
-        logger.warning("what was active in project %d is unknown: %s", project, error.one_line)
+        logger.warning("what was active in project %s is unknown: %s", project, error.one_line)
         return None
 
 
@@ -347,19 +351,20 @@ def _write(data_dir: Path, pointer: Pointer) -> Pointer:
     text = json.dumps(pointer.as_json(), ensure_ascii=False, indent=2) + "\n"
     write_text(path, text)
     try:
-        write_text(_copy_of(path), text)
+        write_text(copy_of(path), text)
     except StorageError as error:  # the pointer itself is in place
         logger.warning("the copy of the active pointer could not be written: %s", error.one_line)
     return pointer
 
 
-def _copy_of(path: Path) -> Path:
+def copy_of(path: Path) -> Path:
+    """The copy of a project's file."""
     return path.with_name(path.name + ".bak")
 
 
-def _read(path: Path, project: int) -> Pointer:
+def _read(path: Path, project: ProjectKey) -> Pointer:
     told = json.loads(read_text(path))
-    if told["format"] != FORMAT or told["project"] != project:
+    if (told["format"], told["project"]) != (FORMAT, project.number):
         raise ValueError(f"format {told['format']!r}, project {told['project']!r}")
     return Pointer(project, _step(told), tuple(_steps(told["previous"])))
 

@@ -13,13 +13,14 @@ from spica.errors import SpicaError, StorageError
 from spica.models import active
 from spica.models.folders import folder_of, ids, peek
 from spica.models.pins import pinned
+from spica.project import ProjectKey
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
     """A project that a version is active for, since when, and why."""
 
-    project: int
+    project: ProjectKey
     when: str
     why: str
     by: str
@@ -68,7 +69,8 @@ class Listed:
 
     def as_json(self) -> dict[str, Any]:
         """For programs."""
-        return asdict(self)
+        uses = [{**asdict(use), "project": use.project.number, "created": use.project.created} for use in self.active]
+        return {**asdict(self), "active": uses}
 
 
 def listing(data_dir: Path) -> list[Listed]:

@@ -208,7 +208,7 @@ class BulkJob:
         if self._stop.wait(self._watch_s):
             return after
         patience = self._patience()
-        project = patience.call(lambda: self._client.project(self._work.project.id))
+        project = patience.call(lambda: self._client.known_project(self._work.project.key))
         plan = checked_plan(self._plan_for(project.label_config), project.id)
         if plan.version != self.version:
             self._say(f"The labelling configuration has changed; predictions are now stored as {plan.version}.")

@@ -142,7 +142,7 @@ def create_app(
         proven = access.proves(request)
         event = await body_of(request, WebhookRequest)
         answer = learning.hear(event, proven=proven)
-        logger.info("project %s: event %s, %s", event.project_id, event.action[:60], answer["heard"])
+        logger.info("project %s: event %s, %s", event.project_key, event.action[:60], answer["heard"])
         return answer
 
     @app.get("/versions")
@@ -264,7 +264,7 @@ def _state(service: Service, jobs: Jobs, learning: Learning) -> dict[str, Any]:
         "failures": [
             {
                 "when": failure.when.isoformat(timespec="seconds"),
-                "project": failure.project,
+                "project": failure.project.number if failure.project is not None else None,
                 "task": failure.task,
                 "code": failure.error.code,
                 "reason": failure.error.one_line,

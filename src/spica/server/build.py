@@ -16,7 +16,7 @@ from spica.detectors.card import Card
 from spica.detectors.contract import Detector
 from spica.detectors.load import load_detector
 from spica.detectors.weights import WeightsInfo
-from spica.errors import UsageError
+from spica.errors import StorageError, UsageError
 from spica.inference import Engine
 from spica.labelstudio.control_tags import EXAMPLE
 from spica.labelstudio.launch_env import is_local
@@ -24,14 +24,17 @@ from spica.labelstudio.media import MediaReader
 from spica.labelstudio.regions import check_result
 from spica.labelstudio.tokens import LabelStudioAuth
 from spica.models import active, store
+from spica.models.active import Resolution
 from spica.models.folders import folder_of, open_version, peek
 from spica.models.locks import hold
 from spica.models.serving import Serving, choose, served_id
 from spica.models.version import ModelIdentity, ModelVersion
 from spica.prediction import Media, Predictor
+from spica.project import ProjectKey
 from spica.server.pool import ModelPool
 from spica.server.service import Service
 from spica.settings import Settings
+from spica.training.takeover import take_over
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +84,7 @@ def build_service(engine: Engine, identity: ModelIdentity, settings: Settings) -
     pool = ModelPool(
         default,
         base_id=identity.id,
-        resolve=lambda project: active.resolve(settings.data_dir, project, identity.id),
+        resolve=lambda project: resolve(settings.data_dir, project, identity.id),
         load=lambda version: build_version(version, settings, media=default.media),
     )
     named = identity.name if identity.weights.card is not None else identity.weights.path.name
@@ -93,6 +96,16 @@ def build_service(engine: Engine, identity: ModelIdentity, settings: Settings) -
         precision=choose(identity, settings).text,
         folder=(path if path.is_dir() else path.parent) if identity.weights.card is not None else None,
     )
+
+
+def resolve(data_dir: Path, project: ProjectKey, base_id: str) -> Resolution:
+    """What a project is to be answered with, after what an older Spica has kept of it was given its name."""
+    try:
+        take_over(data_dir, project)
+    except StorageError as error:
+        found = active.resolve(data_dir, project, base_id)
+        return found._replace(problem=error, absent=False) if found.absent else found
+    return active.resolve(data_dir, project, base_id)
 
 
 def warm_up(detector: Detector) -> None:

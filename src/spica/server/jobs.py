@@ -35,6 +35,7 @@ from spica.prelabel.failures import FailureFile
 from spica.prelabel.job import BulkJob
 from spica.prelabel.progress import Progress
 from spica.prelabel.selection import Selection, Work, prepare
+from spica.project import ProjectKey
 from spica.server.build import media_for
 from spica.server.service import Service
 from spica.settings import Settings
@@ -85,7 +86,7 @@ class RunningJob:
 
     Attributes:
         id: for its address.
-        project: number of the project.
+        project: which one.
         title: of the project.
         version: of its predictions.
         watch: whether it stays.
@@ -96,7 +97,7 @@ class RunningJob:
 
     def __init__(self, request: PrelabelRequest, work: Work, label_studio_url: str) -> None:
         self.id = secrets.token_hex(4)
-        self.project = request.project
+        self.project = work.project.key
         self.title = work.project.title
         self.watch = request.watch
         self.started = datetime.now(UTC)
@@ -197,7 +198,8 @@ class RunningJob:
             failure["url"] = self.task_url(failure["task"])
         return {
             "id": self.id,
-            "project": self.project,
+            "project": self.project.number,
+            "created": self.project.created,
             "title": self.title,
             "version": self.version,
             "state": self.state,
@@ -270,19 +272,20 @@ class Jobs:
         with self._lock:
             starting = self._starting.setdefault(request.project, threading.Lock())
         with starting:  # one look at a project at a time: two clicks must not become two jobs
-            running = next((job for job in self.all if job.project == request.project and job.finished is None), None)
-            if running is not None:
-                return running, False
+            for job in self.all:
+                if job.project.number == request.project and job.finished is None:
+                    return job, False
             self._refuse_if_ending()
             with ExitStack() as stack:
                 client = stack.enter_context(self._client(request, token))
+                project = client.project(request.project).key
                 # The job keeps the model that it begins with: boxes and version must not come from two.
-                model = stack.enter_context(self._service.pool.lease(request.project))
+                model = stack.enter_context(self._service.pool.lease(project))
                 predictor = self._predictor(model, token, stack)
                 work = prepare(
                     client,
                     request.project,
-                    self._plan_for(client, request, model),
+                    self._plan_for(client, project, model),
                     request.selection,
                     empty=request.watch,
                 )
@@ -295,7 +298,7 @@ class Jobs:
                     predictor,
                     work,
                     selection=request.selection,
-                    plan_for=lambda config: self._service.plan(request.project, config, model),
+                    plan_for=lambda config: self._service.plan(project, config, model),
                     stop=job.stop_signal,
                     watch=request.watch,
                     claim=claim,
@@ -315,10 +318,11 @@ class Jobs:
         Raises:
             SpicaError: the project can't be predicted, and why.
         """
-        with self._client(request, token) as client, self._service.pool.lease(request.project) as model:
-            return prepare(
-                client, request.project, self._plan_for(client, request, model), request.selection, empty=request.watch
-            )
+        with self._client(request, token) as client:
+            project = client.project(request.project).key
+            with self._service.pool.lease(project) as model:
+                plan_for = self._plan_for(client, project, model)
+                return prepare(client, request.project, plan_for, request.selection, empty=request.watch)
 
     def close(self) -> None:
         """Let all jobs store what is in hand and end. May be called twice."""
@@ -365,14 +369,14 @@ class Jobs:
         auth = LabelStudioAuth(self.label_studio_url, token.get_secret_value())
         return model.with_media(stack.enter_context(media_for(self._settings, auth)))
 
-    def _plan_for(self, client: LabelStudioClient, request: PrelabelRequest, model: Predictor) -> Callable[[str], Plan]:
-        if all(state.project != request.project for state in self._service.projects):
+    def _plan_for(self, client: LabelStudioClient, project: ProjectKey, model: Predictor) -> Callable[[str], Plan]:
+        if all(state.project != project for state in self._service.projects):
             # Listing a project's models makes Label Studio tell them its extra params again, which the version needs.
             try:
-                client.backends(request.project)
+                client.backends(project.number)
             except LabelStudioError as error:
-                logger.info("the models of project %d are not known: %s", request.project, error.one_line)
-        return lambda config: self._service.plan(request.project, config, model)
+                logger.info("the models of project %s are not known: %s", project, error.one_line)
+        return lambda config: self._service.plan(project, config, model)
 
     def _claim(self, request: PrelabelRequest, work: Work) -> Claim:
         return Claim.take(

@@ -25,11 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from spica.errors import AuthenticationError, NotFoundError, SpicaError, StorageError, TrainingError
+from spica.labelstudio.api.projects import refuse_another
 from spica.labelstudio.api.records import Json
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.protocol import WebhookRequest
 from spica.models import active
 from spica.models.active import ActiveChangedError
+from spica.project import ProjectKey
 from spica.server.jobs import Jobs
 from spica.server.rollout import Rollouts
 from spica.server.service import Service
@@ -38,6 +40,7 @@ from spica.server.triggers import START, Look, Triggers
 from spica.settings import Settings
 from spica.training.process import Request, WorkerProcess
 from spica.training.runs import Run
+from spica.training.takeover import take_over
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +70,7 @@ class Standing:
     """What the last look at a project found.
 
     Attributes:
-        project: its number.
+        project: which one.
         title: its title.
         switch: whether Label Studio's switch is on; None if nobody has looked yet.
         new: submissions that nothing was learned from yet; None if they could not be counted.
@@ -76,7 +79,7 @@ class Standing:
         note: what people should know; None for nothing.
     """
 
-    project: int
+    project: ProjectKey
     title: str
     switch: bool | None
     new: int | None
@@ -87,7 +90,8 @@ class Standing:
     def as_json(self) -> dict[str, Any]:
         """For programs."""
         return {
-            "project": self.project,
+            "project": self.project.number,
+            "created": self.project.created,
             "title": self.title,
             "switch": self.switch,
             "new": self.new,
@@ -123,10 +127,10 @@ class Learning:
         self._settings = settings
         self._triggers = triggers or Triggers()
         self._every_s = every_s
-        self._standing: OrderedDict[int, Standing] = OrderedDict()
-        self._later: dict[int, tuple[bool, bool]] = {}
+        self._standing: OrderedDict[ProjectKey, Standing] = OrderedDict()
+        self._later: dict[ProjectKey, tuple[bool, bool]] = {}
         self._past: list[Run] = []
-        self._refused: set[int] = set()
+        self._refused: set[ProjectKey] = set()
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._stop = threading.Event()
@@ -174,15 +178,15 @@ class Learning:
         if not self.has_token:
             return {**answer, "note": _no_token().one_line}
         if not proven and event.action != START:
-            raise self._unproven(event.project_id)
+            raise self._unproven(event.project_key)
         answer["heard"] = self._triggers.hear(event)
         self._wake.set()
         current = self.trainer.current
-        if event.action == START and current is not None and current.project == event.project_id:
+        if event.action == START and current is not None and current.project == event.project_key:
             answer["job"] = current.id
         return answer
 
-    def _unproven(self, project: int | None) -> AuthenticationError:
+    def _unproven(self, project: ProjectKey | None) -> AuthenticationError:
         error = AuthenticationError(
             "the event does not carry the secret by which Label Studio's are known",
             where=f"project {project}",
@@ -193,8 +197,8 @@ class Learning:
             logger.warning("%s", error.one_line)
         return error
 
-    def ask(self, project: int) -> Run:
-        """Train a project now. Asks Label Studio: call it on a pool.
+    def ask(self, number: int) -> Run:
+        """Train the project of this number now. Asks Label Studio: call it on a pool.
 
         Raises:
             TrainingRunningError: a training is under way.
@@ -202,25 +206,29 @@ class Learning:
             SpicaError: why it can't begin.
         """
         with self._client() as client:
-            run = self._consider(client, project, asked=True, cause=PAGE)
+            run = self._consider(client, ProjectKey(number), asked=True, cause=PAGE)
         if run is None:
-            raise NothingToLearnError("there is nothing to learn", where=f"project {project}")
+            raise NothingToLearnError("there is nothing to learn", where=f"project {number}")
         return run
 
-    def cancel(self, project: int) -> Run:
-        """End the training of a project.
+    def cancel(self, number: int) -> Run:
+        """End the training of the project of this number.
 
         Raises:
             NotFoundError: there is none here.
             TrainingOverError: it has come to its end just now.
         """
         with self._lock:
-            waited = self._later.pop(project, None)
+            waiting = [key for key in self._later if key.number == number]
+            for key in waiting:
+                del self._later[key]
+        current = self.trainer.current
+        here = current.project if current is not None and current.project.number == number else ProjectKey(number)
         try:
-            return self.trainer.cancel(project)
+            return self.trainer.cancel(here)
         except NotFoundError:
-            latest = next(iter(self.trainer.of(project)), None)
-            if waited is None or latest is None:
+            latest = next((run for key in waiting for run in self.trainer.of(key)), None)
+            if latest is None:
                 raise
             return latest
 
@@ -264,7 +272,7 @@ class Learning:
             self._wake.wait(max(0.01, until if wait_s is None else min(until, wait_s)))
             self._wake.clear()
 
-    def _guarded(self, project: int | None, step: Callable[[], Any]) -> None:
+    def _guarded(self, project: ProjectKey | None, step: Callable[[], Any]) -> None:
         """A look that fails is said, and does not end the others."""
         try:
             step()
@@ -283,6 +291,7 @@ class Learning:
         self._wake.set()
 
     def _resume(self) -> None:
+        self._take_over()
         self._remember_runs()
         runs = self.trainer.runs
         passed = {each: next((run for run in runs.of(each) if run.state == "passed"), None) for each in runs.projects()}
@@ -293,6 +302,17 @@ class Learning:
                 self._service.pool.refresh(project)
                 self.rollouts.add(project)
 
+    def _take_over(self) -> None:
+        """Give what an older Spica has kept of Label Studio's projects their names, before trainings are taken up."""
+        old = {key for key in active.projects(self._settings.data_dir) if not key.created}
+        for project in sorted(old.union(self.trainer.runs.projects(known=False))):
+            if self.has_token:
+                self._guarded(project, partial(self._take_over_of, project.number))
+
+    def _take_over_of(self, number: int) -> None:
+        with self._client() as client:
+            take_over(self._settings.data_dir, client.project(number).key)
+
     def _look_around(self) -> None:
         """Projects with the switch whose events may have been lost."""
         if not self.has_token:
@@ -301,21 +321,21 @@ class Learning:
             for body in _all_projects(client):
                 if self._stop.is_set():
                     return
-                number = int(body["id"])
-                if _switch(body) and self._is_ours(client, number):
-                    self._guarded(number, partial(self._look, number, False, on_event=False))
+                project = ProjectKey.read(body)
+                if project is not None and _switch(body) and self._is_ours(client, project):
+                    self._guarded(project, partial(self._look, project, False, on_event=False))
 
-    def _is_ours(self, client: LabelStudioClient, project: int) -> bool:
+    def _is_ours(self, client: LabelStudioClient, project: ProjectKey) -> bool:
         """Whether this server is connected with a project: listing its models makes Label Studio ask each.
 
         If so, its events get the secret, which those of a model that was connected by the form lack.
         """
         asked = datetime.now(UTC)
-        rows = client.backends(project)
+        rows = client.backends(project.number)
         ours = [state for state in self._service.projects if state.project == project and state.seen >= asked]
         for row in rows:
             if ours and row.model_version == ours[0].version:
-                client.ensure_webhook(project, row.url)
+                client.ensure_webhook(project.number, row.url)
         return bool(ours)
 
     def _heed(self, look: Look) -> None:
@@ -323,13 +343,13 @@ class Learning:
         meant = False
         if look.created:
             with self._client() as client:
-                meant = client.call("GET", f"/api/projects/{look.project}/").get("created_at") in look.created
+                meant = client.call("GET", f"/api/projects/{look.project.number}/").get("created_at") in look.created
             if not meant:
-                logger.warning("project %d: a START_TRAINING that is not Label Studio's", look.project)
+                logger.warning("project %s: a START_TRAINING that is not Label Studio's", look.project)
         if meant or look.submissions:
             self._look(look.project, look.asked and meant)
 
-    def _look(self, project: int, asked: bool, *, on_event: bool = True) -> None:
+    def _look(self, project: ProjectKey, asked: bool, *, on_event: bool = True) -> None:
         if self.trainer.current is not None:
             self._postpone(project, asked, on_event)
             return
@@ -340,7 +360,7 @@ class Learning:
                 self._tell(project, error.one_line)
                 self._postpone(project, asked, on_event)
 
-    def _postpone(self, project: int, asked: bool, on_event: bool) -> None:
+    def _postpone(self, project: ProjectKey, asked: bool, on_event: bool) -> None:
         """Look again when the training under way is over; of too many projects, with the look every few minutes."""
         with self._lock:
             if len(self._later) >= PROJECTS and project not in self._later:
@@ -349,15 +369,18 @@ class Learning:
             self._later[project] = (asked or before[0], on_event or before[1])
 
     def _consider(
-        self, client: LabelStudioClient, project: int, *, asked: bool, cause: str, on_event: bool = True
+        self, client: LabelStudioClient, project: ProjectKey, *, asked: bool, cause: str, on_event: bool = True
     ) -> Run | None:
         """Count what is new, and start a training if it is enough."""
         from spica.training.annotations import count_new
 
-        body: Json = client.call("GET", f"/api/projects/{project}/")
+        body: Json = client.call("GET", f"/api/projects/{project.number}/")
+        found = ProjectKey.read(body) or project
+        refuse_another(found, project, where=client.url)
+        project = found
         switch, title = _switch(body), str(body.get("title") or "")
         needed = 1 if asked else self._settings.train_after
-        new = count_new(client, project, self._learned(project, asked)).total
+        new = count_new(client, project.number, self._learned(project, asked)).total
         standing = Standing(project, title, switch, new, self._settings.train_after, _now())
         self._stand(standing)
         if new < needed:
@@ -374,7 +397,7 @@ class Learning:
         self._stand(standing)
         return run
 
-    def _learned(self, project: int, asked: bool) -> dict[int, str]:
+    def _learned(self, project: ProjectKey, asked: bool) -> dict[int, str]:
         """What was learned from last: by the active version, or (unless a person asks) by one that was refused."""
         from spica.detectors.card import read_card
 
@@ -388,12 +411,12 @@ class Learning:
         training = read_card(folder).training
         return _numbered((training or {}).get("learned") or {})
 
-    def _parent(self, project: int) -> tuple[str, Path | None]:
+    def _parent(self, project: ProjectKey) -> tuple[str, Path | None]:
         """Which version answers a project, and its folder. It is looked up: the project may not have asked yet."""
         self._service.pool.refresh(project)
         return self._service.parent(project, self._settings.data_dir)
 
-    def _has_failed_on(self, project: int, new: int) -> bool:
+    def _has_failed_on(self, project: ProjectKey, new: int) -> bool:
         latest = next(iter(self.trainer.of(project)), None)
         return latest is not None and latest.state in ("failed", "cancelled") and latest.new >= new
 
@@ -469,10 +492,10 @@ class Learning:
             by="training",
             expected=step["version"] if step is not None else None,
         )
-        logger.info("project %d: %s is active now", run.project, version)
+        logger.info("project %s: %s is active now", run.project, version)
 
-    def _tell(self, project: int, text: str) -> None:
-        logger.info("project %d: %s", project, text)
+    def _tell(self, project: ProjectKey, text: str) -> None:
+        logger.info("project %s: %s", project, text)
         with self._lock:
             before = self._standing.get(project)
         if before is None:
@@ -513,7 +536,7 @@ def _all_projects(client: LabelStudioClient) -> list[Json]:
         params: dict[str, str | int] = {
             "page": page,
             "page_size": 100,
-            "include": "id,title,min_annotations_to_start_training",
+            "include": "id,title,created_at,min_annotations_to_start_training",
         }
         body = client.call("GET", "/api/projects/", params=params)
         found += body["results"]

@@ -63,7 +63,8 @@ def learning_state(service: Service, learning: Learning) -> dict[str, Any]:
         "projects": [standing.as_json() for standing in learning.standings],
         "served": [
             {
-                "project": served.project,
+                "project": served.project.number,
+                "created": served.project.created,
                 "version": served.version,
                 "model_id": service.pool.predictor(served.project).model_id,
                 "why": served.why,

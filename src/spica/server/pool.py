@@ -21,6 +21,7 @@ from spica.errors import ModelUnavailableError, SpicaError, StorageError
 from spica.inference import EngineStatus
 from spica.models.active import Resolution
 from spica.prediction import Predictor
+from spica.project import ProjectKey
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ _GONE_S = 60.0
 PROJECTS = 1000
 """So many projects without versions of their own are remembered."""
 
-Resolve = Callable[[int], Resolution]
+Resolve = Callable[[ProjectKey], Resolution]
 """What a project is to be answered with."""
 
 
@@ -49,14 +50,14 @@ class Served:
     """What a project is answered with, for people.
 
     Attributes:
-        project: its number.
+        project: which one.
         version: id of the version that answers.
         why: why this one.
         wanted: id of the version that is to answer but does not yet, None if there is none.
         problem: why the wanted one can't answer, or can't be told; None if nothing is known against it.
     """
 
-    project: int
+    project: ProjectKey
     version: str
     why: str
     wanted: str | None = None
@@ -123,9 +124,9 @@ class ModelPool:
         self._clock = clock
         self._lock = threading.RLock()
         self._looking = threading.Lock()
-        self._slots: OrderedDict[int, _Slot] = OrderedDict()
+        self._slots: OrderedDict[ProjectKey, _Slot] = OrderedDict()
         self._models: OrderedDict[str, _Model] = OrderedDict()
-        self._listeners: list[Callable[[int], None]] = []
+        self._listeners: list[Callable[[ProjectKey], None]] = []
         self._stop = threading.Event()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
@@ -160,19 +161,19 @@ class ModelPool:
         for model in models:
             model.predictor.engine.close()
 
-    def on_exchange(self, listener: Callable[[int], None]) -> None:
-        """Call ``listener`` with a project's number after another version has begun to answer it."""
+    def on_exchange(self, listener: Callable[[ProjectKey], None]) -> None:
+        """Call ``listener`` with a project after another version has begun to answer it."""
         self._listeners.append(listener)
 
     # --- what requests call -----------------------------------------------------------------------------------------
 
-    def predictor(self, project: int | None) -> Predictor:
+    def predictor(self, project: ProjectKey | None) -> Predictor:
         """What answers a project now."""
         with self._lock:
             return self._current(project).predictor
 
     @contextlib.contextmanager
-    def lease(self, project: int | None) -> Iterator[Predictor]:
+    def lease(self, project: ProjectKey | None) -> Iterator[Predictor]:
         """What answers a project now, kept from being closed for as long as the block runs."""
         with self._lock:
             model = self._current(project)
@@ -190,12 +191,12 @@ class ModelPool:
             return [self._default.predictor, *(model.predictor for model in self._models.values())]
 
     @property
-    def projects(self) -> set[int]:
+    def projects(self) -> set[ProjectKey]:
         """Projects that have been asked about lately."""
         with self._lock:
             return set(self._slots)
 
-    def served(self, project: int) -> Served:
+    def served(self, project: ProjectKey) -> Served:
         """What a project is answered with, and why."""
         with self._lock:
             slot = self._slots.get(project)
@@ -203,7 +204,7 @@ class ModelPool:
                 return Served(project, self._default.version, "the weights that the server was started with")
             return Served(project, slot.current.version, slot.why, slot.wanted, slot.problem)
 
-    def _current(self, project: int | None) -> _Model:
+    def _current(self, project: ProjectKey | None) -> _Model:
         if project is None or self._resolve is None:
             return self._default
         slot = self._slots.get(project)
@@ -215,21 +216,23 @@ class ModelPool:
             return self._default
         return slot.current
 
-    def _first(self, project: int) -> _Slot:
+    def _first(self, project: ProjectKey) -> _Slot:
         """The slot of a project that was never asked about: there is no older version that could answer meanwhile."""
         slot = _Slot(self._default, "the weights that the server was started with")
         try:
             wanted = self._wanted(project)
             slot.why, slot.problem = wanted.reason, _doubt(wanted)
+            if slot.problem is not None:
+                logger.warning("project %s begins with %s: %s", project, slot.current.version, slot.problem.one_line)
             if wanted.version is not None:
                 slot.current = self._model(wanted.version)
         except SpicaError as error:
-            logger.error("project %d: its active version can't be served: %s", project, error.one_line)
+            logger.error("project %s: its active version can't be served: %s", project, error.one_line)
             slot.problem = error
         self._wake.set()  # whether its engine comes up is looked at on the pool's own thread
         return slot
 
-    def _wanted(self, project: int) -> Resolution:
+    def _wanted(self, project: ProjectKey) -> Resolution:
         assert self._resolve is not None  # noqa: S101 - callers have looked
         wanted = self._resolve(project)
         return wanted._replace(version=None) if wanted.version == self._default.version else wanted
@@ -246,7 +249,7 @@ class ModelPool:
 
     # --- the look, on a thread of its own ---------------------------------------------------------------------------
 
-    def refresh(self, project: int) -> Served:
+    def refresh(self, project: ProjectKey) -> Served:
         """Look at a project's active version now, load it if need be, and exchange. Blocks while a version is loaded.
 
         Returns:
@@ -270,11 +273,11 @@ class ModelPool:
                     with self._looking:
                         self._look(project, patient=True)
                 except Exception:  # the other projects, and the next look, must not suffer
-                    logger.exception("project %d: looking at its active version", project)
+                    logger.exception("project %s: looking at its active version", project)
             self.tidy()
             self._wake.wait(self._every_s)
 
-    def _look(self, project: int, *, patient: bool) -> None:
+    def _look(self, project: ProjectKey, *, patient: bool) -> None:
         with self._lock:
             slot = self._slots.get(project)
         if slot is None:
@@ -314,7 +317,7 @@ class ModelPool:
                 with self._lock:
                     model.users -= 1
 
-    def _is_kept(self, project: int, slot: _Slot, wanted: Resolution) -> bool:
+    def _is_kept(self, project: ProjectKey, slot: _Slot, wanted: Resolution) -> bool:
         """Whether what answers goes on, because it can't be told, or not be believed yet, what is wanted."""
         own = slot.current is not self._default
         problem = wanted.problem if own else _doubt(wanted)
@@ -332,7 +335,7 @@ class ModelPool:
         if problem is None:
             return False
         if slot.problem is None or slot.problem.one_line != problem.one_line:
-            logger.warning("project %d stays with %s: %s", project, slot.current.version, problem.one_line)
+            logger.warning("project %s stays with %s: %s", project, slot.current.version, problem.one_line)
         with self._lock:
             slot.problem = problem
             if not own or slot.current.predictor.engine.status.state in ("failed", "closed"):
@@ -347,10 +350,10 @@ class ModelPool:
                 model.predictor.engine.wait_ready(timeout_s=0.2)
         model.predictor.engine.wait_ready(timeout_s=0)
 
-    def _note_failure(self, project: int, slot: _Slot, version: str, error: SpicaError) -> None:
+    def _note_failure(self, project: ProjectKey, slot: _Slot, version: str, error: SpicaError) -> None:
         if slot.problem is None or slot.problem.one_line != error.one_line:
             logger.error(
-                "project %d stays with %s: version %s can't be served: %s",
+                "project %s stays with %s: version %s can't be served: %s",
                 project,
                 slot.current.version if slot.current.version != version else self._default.version,
                 version,
@@ -362,13 +365,13 @@ class ModelPool:
                 slot.current, slot.why = self._default, "its active version can't be loaded"
             slot.wanted, slot.problem = version, error
 
-    def _exchange(self, project: int, slot: _Slot, model: _Model, why: str) -> None:
+    def _exchange(self, project: ProjectKey, slot: _Slot, model: _Model, why: str) -> None:
         with self._lock:
             before = slot.current
             slot.current, slot.why, slot.wanted, slot.problem = model, why, None, None
         if before is model:
             return
-        logger.info("project %d is answered by %s instead of %s: %s", project, model.version, before.version, why)
+        logger.info("project %s is answered by %s instead of %s: %s", project, model.version, before.version, why)
         for listener in self._listeners:
             listener(project)
 

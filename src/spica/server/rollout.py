@@ -24,6 +24,7 @@ from spica.models import active
 from spica.models.folders import answers_with, ids
 from spica.prelabel.removal import Left, thin
 from spica.prelabel.selection import is_gone
+from spica.project import ProjectKey
 from spica.server.jobs import Jobs, PrelabelRequest, RunningJob
 from spica.server.service import Service
 from spica.settings import Settings
@@ -55,21 +56,21 @@ class Backoff:
         self._first_s = first_s
         self._most_s = most_s
         self._clock = clock
-        self._waits: dict[int, float] = {}
-        self._due: dict[int, float] = {}
+        self._waits: dict[ProjectKey, float] = {}
+        self._due: dict[ProjectKey, float] = {}
 
-    def put_off(self, project: int) -> None:
+    def put_off(self, project: ProjectKey) -> None:
         """It has failed."""
         before = self._waits.get(project)
         wait_s = self._waits[project] = self._first_s if before is None else min(2 * before, self._most_s)
         self._due[project] = self._clock() + wait_s
 
-    def forget(self, project: int) -> None:
+    def forget(self, project: ProjectKey) -> None:
         """It has succeeded."""
         self._waits.pop(project, None)
         self._due.pop(project, None)
 
-    def begin(self, project: int) -> None:
+    def begin(self, project: ProjectKey) -> None:
         """It is tried now, for whatever reason."""
         self._due.pop(project, None)
 
@@ -79,7 +80,7 @@ class Backoff:
         return None if due is None else max(0.0, due - self._clock())
 
     @property
-    def first(self) -> int:
+    def first(self) -> ProjectKey:
         """The one that is due first; there must be one."""
         return min(self._due, key=lambda each: self._due[each])
 
@@ -101,7 +102,7 @@ class Rollouts:
         jobs: Jobs,
         settings: Settings,
         *,
-        tell: Callable[[int, str], None],
+        tell: Callable[[ProjectKey, str], None],
         again_s: float = AGAIN_S,
     ) -> None:
         self._service = service
@@ -110,7 +111,7 @@ class Rollouts:
         self._tell = tell
         self._failed = Backoff(again_s)
         self._thin_at = time.monotonic() + AGAIN_S
-        self._queue: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[ProjectKey | None] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="spica-rollout", daemon=True)
 
@@ -125,7 +126,7 @@ class Rollouts:
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(timeout=5)
 
-    def add(self, project: int) -> None:
+    def add(self, project: ProjectKey) -> None:
         """Bring a project up to date, soon."""
         self._queue.put(project)
 
@@ -139,13 +140,13 @@ class Rollouts:
                 self._tell(project, f"Label Studio does not show the new version yet: {error.one_line}")
                 self._failed.put_off(project)
             except Exception:
-                logger.exception("project %d: its predictions could not be brought up to date", project)
+                logger.exception("project %s: its predictions could not be brought up to date", project)
                 self._tell(project, "Label Studio does not show the new version yet; see the server's log.")
                 self._failed.put_off(project)
             else:
                 self._failed.forget(project)
 
-    def _next(self) -> int | None:
+    def _next(self) -> ProjectKey | None:
         """The next project that was added, or whose time has come again; None at the end."""
         while True:
             again_s, thin_s = self._failed.wait_s(), max(0.0, self._thin_at - time.monotonic())
@@ -163,15 +164,16 @@ class Rollouts:
     def _thin_all(self) -> None:
         """Remove old predictions of the projects that this server answers, until there is something else to do."""
         self._thin_at = time.monotonic() + THIN_EVERY_S
-        for project in sorted({state.project for state in self._service.projects if state.project is not None}):
+        known = {state.project for state in self._service.projects if state.project is not None}
+        for project in sorted(key for key in known if key.created):
             try:
                 self.thin(project)
             except SpicaError as error:
-                logger.info("project %d: older predictions stay for now: %s", project, error.one_line)
+                logger.info("project %s: older predictions stay for now: %s", project, error.one_line)
             except Exception:
-                logger.exception("project %d: older predictions stay for now", project)
+                logger.exception("project %s: older predictions stay for now", project)
 
-    def thin(self, project: int) -> int:
+    def thin(self, project: ProjectKey) -> int:
         """Remove predictions of Spica's own versions that nobody can have open any more; returns how many.
 
         Raises:
@@ -185,19 +187,20 @@ class Rollouts:
         since = [(step.version or step.base or base, datetime.fromisoformat(step.when)) for step in steps]
         own = {base, *ids(data_dir), *(version for version, _ in since)}
         with LabelStudioClient(self._settings.label_studio_url, token.get_secret_value()) as client:
+            client.known_project(project)  # another one's predictions are none of ours
             removed = thin(
                 client,
-                project,
+                project.number,
                 ours=lambda told: any(answers_with(told, version) for version in own),
                 left=_left(since) if since else None,
                 at_most=THIN_AT_MOST,
                 go_on=lambda: not self._stop.is_set() and self._queue.empty(),
             )
         if removed:
-            logger.info("project %d: %d older predictions removed, which nobody can have open", project, removed)
+            logger.info("project %s: %d older predictions removed, which nobody can have open", project, removed)
         return removed
 
-    def roll_out(self, project: int) -> None:
+    def roll_out(self, project: ProjectKey) -> None:
         """Title, predictions, disk space, in this order; twice is once.
 
         Raises:
@@ -208,7 +211,7 @@ class Rollouts:
         finally:
             self.prune()
 
-    def _roll_out(self, project: int) -> None:
+    def _roll_out(self, project: ProjectKey) -> None:
         token = self._settings.label_studio_api_key
         if token is None:
             self._tell(
@@ -219,14 +222,14 @@ class Rollouts:
             return
         with LabelStudioClient(self._settings.label_studio_url, token.get_secret_value()) as client:
             try:
-                config = client.project(project).label_config
+                config = client.known_project(project).label_config
             except LabelStudioError as error:
                 if not is_gone(error):
                     raise
                 self._tell(project, f"Label Studio has no such project any more: {error.one_line}")
                 return
             # First: for it Label Studio asks each model, and tells the extra params, on which our version depends.
-            connected = client.backends(project)
+            connected = client.backends(project.number)
             version = self._service.plan(project, config).version
             self.retitle(client, project, version, connected)
             try:
@@ -238,7 +241,7 @@ class Rollouts:
             self._settle(project)
 
     def retitle(
-        self, client: LabelStudioClient, project: int, version: str, connected: Collection[Backend]
+        self, client: LabelStudioClient, project: ProjectKey, version: str, connected: Collection[Backend]
     ) -> list[Backend]:
         """Make the title of our connected model, and the project's choice, the version that it answers.
 
@@ -258,7 +261,7 @@ class Rollouts:
         user, _, password = (secret or "").partition(":")
         for row in ours[:1]:  # Label Studio asks the first only
             connection = client.connect_backend(
-                project,
+                project.number,
                 url=row.url,
                 is_interactive=row.is_interactive,
                 basic_auth=(user, password) if secret is not None else None,
@@ -267,13 +270,13 @@ class Rollouts:
                 self._tell(project, warning)
         return ours
 
-    def _refresh(self, client: LabelStudioClient, project: int, version: str) -> bool:
+    def _refresh(self, client: LabelStudioClient, project: ProjectKey, version: str) -> bool:
         """Predict what is unlabelled; whether that is done.
 
         Raises:
             SpicaError: it failed.
         """
-        if client.task_count(project) == 0:
+        if client.task_count(project.number) == 0:
             return True
         job = self._predict(project, version)
         if job is None:
@@ -285,7 +288,7 @@ class Rollouts:
             return False
         return True
 
-    def _predict(self, project: int, version: str) -> RunningJob | None:
+    def _predict(self, project: ProjectKey, version: str) -> RunningJob | None:
         """A job over all unlabelled tasks, which has ended; None if the server stops before."""
         watched = False
         try:
@@ -293,14 +296,14 @@ class Rollouts:
                 watched = self._make_way(project, version) or watched
                 if self._stop.is_set():
                     return None
-                job, started = self._jobs.start(PrelabelRequest(project=project))
+                job, started = self._jobs.start(PrelabelRequest(project=project.number))
                 if started:  # else somebody was quicker, with tasks of their own choice
                     return job if self._has_ended(job) else None
         finally:
             if watched and not self._stop.is_set():
                 self._watch_again(project)
 
-    def _make_way(self, project: int, version: str) -> bool:
+    def _make_way(self, project: ProjectKey, version: str) -> bool:
         """Wait until no job works on a project; whether one of those that are over now waited for new tasks.
 
         Stopped is what makes boxes of another version, and what would never end by itself; the others finish.
@@ -319,9 +322,9 @@ class Rollouts:
                 return False
         return True
 
-    def _watch_again(self, project: int) -> None:
+    def _watch_again(self, project: ProjectKey) -> None:
         try:
-            self._jobs.start(PrelabelRequest(project=project, watch=True))
+            self._jobs.start(PrelabelRequest(project=project.number, watch=True))
         except SpicaError as error:
             self._tell(project, f"new tasks are no longer predicted as they are added: {error.one_line}")
 
@@ -340,7 +343,7 @@ class Rollouts:
             told = error.one_line if isinstance(error, SpicaError) else str(error)
             logger.warning("versions that are no longer needed are left for now: %s", told)
 
-    def _settle(self, project: int) -> None:
+    def _settle(self, project: ProjectKey) -> None:
         runs = Runs(self._settings.data_dir)
         for run in runs.of(project):
             if run.state == "passed" and not run.settled:

@@ -18,8 +18,9 @@ from typing import Any
 from spica.errors import SpicaError
 from spica.inference import Priority
 from spica.labelstudio.label_config import ExtraParams, parse_extra_params
-from spica.labelstudio.protocol import PredictRequest, SetupRequest, project_id
+from spica.labelstudio.protocol import PredictRequest, SetupRequest, project_key
 from spica.prediction import Outcome, Plan, Predictor
+from spica.project import ProjectKey
 from spica.server.pool import ModelPool, Served
 
 logger = logging.getLogger(__name__)
@@ -36,14 +37,14 @@ class ProjectState:
     """What is known of a project of Label Studio since this server's start.
 
     Attributes:
-        project: its number.
+        project: which one.
         extra_params: as given in the model's form.
         version: what its predictions are stored under; None before its configuration could be read.
         problems: what can't be met, for people.
         seen: when it last asked, in UTC.
     """
 
-    project: int | None
+    project: ProjectKey | None
     extra_params: ExtraParams
     version: str | None
     problems: tuple[str, ...]
@@ -56,13 +57,13 @@ class Failure:
 
     Attributes:
         when: in UTC.
-        project: number of the project, None if unknown.
+        project: which one, None if unknown.
         task: number of the task, None if unknown.
         error: the reason.
     """
 
     when: datetime
-    project: int | None
+    project: ProjectKey | None
     task: int | None
     error: SpicaError
 
@@ -94,7 +95,7 @@ class Service:
         self.precision = precision
         self._folder = folder
         self.started = datetime.now(UTC)
-        self._projects: OrderedDict[int | None, ProjectState] = OrderedDict()
+        self._projects: OrderedDict[ProjectKey | None, ProjectState] = OrderedDict()
         self._failures: deque[Failure] = deque(maxlen=_FAILURES)
         self._lock = threading.Lock()
         self.opened_pool = ThreadPoolExecutor(16, thread_name_prefix="spica-opened")
@@ -105,7 +106,7 @@ class Service:
         """What answers projects that have no version of their own."""
         return self.pool.default
 
-    def parent(self, project: int, data_dir: Path) -> tuple[str, Path | None]:
+    def parent(self, project: ProjectKey, data_dir: Path) -> tuple[str, Path | None]:
         """Which version answers a project, and the folder with its files; None while they are not there."""
         version = self.pool.served(project).version
         stored = data_dir / "models" / version
@@ -126,14 +127,14 @@ class Service:
         on the page, and every prediction asked for will say it. A request that does not speak of extra params leaves
         them as they are.
         """
-        number = project_id(request.project)
+        key = project_key(request.project)
         with self._lock:
-            before = self._projects.get(number)
+            before = self._projects.get(key)
         if before is not None and "extra_params" not in request.model_fields_set:  # not Label Studio, which knows them
             extra_params, problems = before.extra_params, list[str]()
         else:
             extra_params, problems = parse_extra_params(request.extra_params)
-        predictor = self.pool.predictor(number)
+        predictor = self.pool.predictor(key)
         version = predictor.model_id
         try:
             plan = predictor.plan(request.label_config, extra_params)
@@ -141,23 +142,23 @@ class Service:
             problems = [*problems, error.one_line]
         else:
             version, problems = plan.version, [*problems, *plan.problems]
-        state = ProjectState(number, extra_params, version, tuple(problems), datetime.now(UTC))
+        state = ProjectState(key, extra_params, version, tuple(problems), datetime.now(UTC))
         with self._lock:
-            self._projects[number] = state
-            self._projects.move_to_end(number)
+            self._projects[key] = state
+            self._projects.move_to_end(key)
             while len(self._projects) > _PROJECTS:
                 self._projects.popitem(last=False)
         if before is None or replace(before, seen=state.seen) != state:
-            logger.info("project %s is served as %s", number, version)
+            logger.info("project %s is served as %s", key, version)
             for problem in problems:
-                logger.warning("project %s: %s", number, problem)
+                logger.warning("project %s: %s", key, problem)
         return state
 
-    def plan(self, project: int | None, label_config: str, predictor: Predictor | None = None) -> Plan:
+    def plan(self, project: ProjectKey | None, label_config: str, predictor: Predictor | None = None) -> Plan:
         """How tasks of a project are answered, with the extra params that Label Studio sent for it last.
 
         Args:
-            project: its number.
+            project: which one.
             label_config: the XML.
             predictor: by which model; by the one that answers the project now if None.
 
@@ -176,18 +177,18 @@ class Service:
             LabelConfigError: the request's labelling configuration can't be served.
             QueueFullError: too much waits already.
         """
-        number = project_id(request.project)
-        with self.pool.lease(number) as predictor:
-            outcomes = self._outcomes(request, number, predictor)
+        key = project_key(request.project)
+        with self.pool.lease(key) as predictor:
+            outcomes = self._outcomes(request, key, predictor)
         failed = any(each.error is not None for each in outcomes) and predictor.engine.status.state == "failed"
-        if failed and self.pool.predictor(number) is not predictor:
+        if failed and self.pool.predictor(key) is not predictor:
             # Its active version was put in front before it was loaded, as at the start, and turned out to be damaged.
-            with self.pool.lease(number) as predictor:
-                outcomes = self._outcomes(request, number, predictor)
-        self.note_failures(number, [(each.task_id, each.error) for each in outcomes if each.error is not None])
+            with self.pool.lease(key) as predictor:
+                outcomes = self._outcomes(request, key, predictor)
+        self.note_failures(key, [(each.task_id, each.error) for each in outcomes if each.error is not None])
         return outcomes
 
-    def _outcomes(self, request: PredictRequest, project: int | None, predictor: Predictor) -> list[Outcome]:
+    def _outcomes(self, request: PredictRequest, project: ProjectKey | None, predictor: Predictor) -> list[Outcome]:
         """All by one model: the boxes and the version that they are stored under never come from two."""
         plan = self.plan(project, request.label_config, predictor)
         context = request.params.context
@@ -197,7 +198,7 @@ class Service:
             priority = Priority.OPENED if len(request.tasks) == 1 else Priority.BATCH
             return list(predictor.predict(request.tasks, plan, priority))
 
-    def note_failures(self, project: int | None, failures: Iterable[tuple[int | None, SpicaError]]) -> None:
+    def note_failures(self, project: ProjectKey | None, failures: Iterable[tuple[int | None, SpicaError]]) -> None:
         """Keep failed tasks, number and reason, for the page."""
         now = datetime.now(UTC)
         with self._lock:
@@ -212,8 +213,8 @@ class Service:
     @property
     def served(self) -> list[Served]:
         """What each project that has asked is answered with, and why; by number."""
-        numbers = {state.project for state in self.projects if state.project is not None} | self.pool.projects
-        return [self.pool.served(number) for number in sorted(numbers)]
+        keys = {state.project for state in self.projects if state.project is not None} | self.pool.projects
+        return [self.pool.served(key) for key in sorted(keys)]
 
     @property
     def failures(self) -> list[Failure]:

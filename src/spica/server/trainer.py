@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 from spica.errors import AuthenticationError, LaunchError, NotFoundError, SpicaError, StorageError, TrainingError
 from spica.labelstudio.instance import FolderLock
 from spica.models import active
+from spica.project import ProjectKey
 from spica.settings import Settings
 from spica.training.process import CancelledError, Request, WorkerProcess, threads_of
 from spica.training.runs import Run, Runs
@@ -113,7 +114,7 @@ class Trainer:
         self,
         settings: Settings,
         *,
-        parent_of: Callable[[int], tuple[str, Path | None]],
+        parent_of: Callable[[ProjectKey], tuple[str, Path | None]],
         on_end: Callable[[Run], Run],
         on_idle: Callable[[], None] = lambda: None,
         worker: Callable[[Request], Worker] = WorkerProcess,
@@ -128,7 +129,7 @@ class Trainer:
         self._run: Run | None = None
         self._worker: Worker | None = None
         self._thread: threading.Thread | None = None
-        self._pending: dict[int, _Pending] = {}
+        self._pending: dict[ProjectKey, _Pending] = {}
         self._written = 0.0
         self._cancelled = self._over = False
         self._closed = False
@@ -139,7 +140,7 @@ class Trainer:
         with self._lock:
             return self._run
 
-    def of(self, project: int) -> list[Run]:
+    def of(self, project: ProjectKey) -> list[Run]:
         """A project's runs, the latest first; of one whose end could not be written, how it ended."""
         with self._lock:
             pending = self._pending.get(project)
@@ -149,13 +150,13 @@ class Trainer:
         return [found[name] for name in sorted(found, reverse=True)]
 
     @property
-    def projects(self) -> list[int]:
+    def projects(self) -> list[ProjectKey]:
         """Projects that have runs."""
         with self._lock:
             pending = set(self._pending)
         return sorted(pending.union(self.runs.projects()))
 
-    def begin(self, project: int, *, title: str, cause: str, new: int) -> Run:
+    def begin(self, project: ProjectKey, *, title: str, cause: str, new: int) -> Run:
         """Start a training.
 
         Raises:
@@ -192,14 +193,14 @@ class Trainer:
                 if self.current is None:
                     self._recover(run)
             except SpicaError as error:
-                logger.warning("the unfinished training of project %d is left: %s", run.project, error.one_line)
+                logger.warning("the unfinished training of project %s is left: %s", run.project, error.one_line)
         for project in self.runs.projects():
             try:
                 self._complete(project)
             except SpicaError as error:
-                logger.warning("what came of the last training of project %d waits: %s", project, error.one_line)
+                logger.warning("what came of the last training of project %s waits: %s", project, error.one_line)
 
-    def _complete(self, project: int) -> None:
+    def _complete(self, project: ProjectKey) -> None:
         """Put in front of people what has passed just before a server was killed."""
         lock = self._take(project)
         if lock is None:  # another server is at it
@@ -229,7 +230,7 @@ class Trainer:
             elif any(later.id > run.id for later in self.runs.of(run.project)):
                 why = "a later training has taken its place"
             if why is None:
-                logger.info("project %d: taking up the unfinished training %s", run.project, run.id)
+                logger.info("project %s: taking up the unfinished training %s", run.project, run.id)
                 # As if it began now: what is active may have been changed by hand while no server was there.
                 step = step_of(self._settings.data_dir, run.project)
                 parent = self._parent_of(run.project)[0]
@@ -243,7 +244,7 @@ class Trainer:
             if not taken:
                 lock.release()
 
-    def cancel(self, project: int) -> Run:
+    def cancel(self, project: ProjectKey) -> Run:
         """End the training of a project; what it has learned is dropped, what is served is untouched.
 
         Raises:
@@ -297,7 +298,7 @@ class Trainer:
             )
         return secret.get_secret_value()
 
-    def _refuse_if_busy(self, project: int) -> None:
+    def _refuse_if_busy(self, project: ProjectKey) -> None:
         with self._lock:
             if self._closed:
                 raise TrainingError("the model server is stopping", where=f"project {project}")
@@ -307,7 +308,7 @@ class Trainer:
                     f"a training of {other} is under way", where=f"project {project}", hint="wait, or cancel it"
                 )
 
-    def _take(self, project: int) -> FolderLock | None:
+    def _take(self, project: ProjectKey) -> FolderLock | None:
         folder = self.runs.project_folder(project)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -341,7 +342,7 @@ class Trainer:
             except RuntimeError:  # the system has no more of them
                 self._run, self._worker, self._thread = before
                 raise
-        logger.info("project %d: training %s begins: %s", run.project, run.id, run.cause)
+        logger.info("project %s: training %s begins: %s", run.project, run.id, run.cause)
 
     def _request(self, run: Run, token: str) -> Request:
         settings = self._settings
@@ -370,7 +371,7 @@ class Trainer:
             if ended is not None:
                 self._finish(ended)
         except Exception:
-            logger.exception("project %d: the end of training %s", run.project, run.id)
+            logger.exception("project %s: the end of training %s", run.project, run.id)
         finally:
             with self._lock:
                 self._run = self._worker = None
@@ -391,10 +392,10 @@ class Trainer:
                 return None
             return self._failed("cancelled", error)
         except SpicaError as error:
-            logger.error("project %d: training %s failed: %s", run.project, run.id, error.one_line)
+            logger.error("project %s: training %s failed: %s", run.project, run.id, error.one_line)
             return self._failed("failed", error)
         except Exception as error:
-            logger.exception("project %d: training %s failed", run.project, run.id)
+            logger.exception("project %s: training %s failed", run.project, run.id)
             return self._failed("failed", TrainingError("the training failed", got=repr(error), hint="see the log"))
         self._progress({name: value for name, value in report.items() if name in _TOLD})
         accepted = bool((report.get("verdict") or {}).get("accepted"))
@@ -428,7 +429,7 @@ class Trainer:
             try:
                 self.runs.write(run)
             except StorageError as error:  # the page shows it all the same
-                logger.warning("project %d: %s", run.project, error.one_line)
+                logger.warning("project %s: %s", run.project, error.one_line)
 
     def _finish(self, run: Run) -> None:
         """Put what came of a training in front of people, and write it; what fails is kept, for :meth:`retry`."""
@@ -436,7 +437,7 @@ class Trainer:
         try:
             self._end(self._on_end(run))
         except SpicaError as error:  # the disk is full, or somebody holds the store's lock
-            logger.error("project %d: the end of training %s waits: %s", run.project, run.id, error.one_line)
+            logger.error("project %s: the end of training %s waits: %s", run.project, run.id, error.one_line)
             with self._lock:
                 self._pending[run.project] = _Pending(run, error)
         else:
@@ -451,7 +452,7 @@ class Trainer:
             try:
                 lock = self._take(project)
             except StorageError as error:
-                logger.warning("project %d: the end of training %s waits: %s", project, run.id, error.one_line)
+                logger.warning("project %s: the end of training %s waits: %s", project, run.id, error.one_line)
                 continue
             if lock is None:  # the next one is under way
                 continue
@@ -473,14 +474,14 @@ class Trainer:
         self.runs.write(run)
         with suppress(OSError):  # the next one will do it
             self.runs.tidy(run.project)
-        logger.info("project %d: training %s: %s. %s", run.project, run.id, run.state, run.why)
+        logger.info("project %s: training %s: %s. %s", run.project, run.id, run.state, run.why)
 
 
-def step_of(data_dir: Path, project: int) -> dict[str, Any] | None:
+def step_of(data_dir: Path, project: ProjectKey) -> dict[str, Any] | None:
     """What a project's active pointer says now; None where nothing was ever activated, or nobody can tell any more."""
     try:
         pointer = active.read(data_dir, project)
     except StorageError as error:
-        logger.warning("project %d: %s", project, error.one_line)
+        logger.warning("project %s: %s", project, error.one_line)
         return None
     return asdict(pointer.now) if pointer is not None else None

@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from spica.labelstudio.protocol import WebhookRequest
+from spica.project import ProjectKey
 
 QUIET_S = 3.0
 """A burst of events is over after so long without one."""
@@ -55,13 +56,13 @@ class Look:
     """A project that is worth looking at.
 
     Attributes:
-        project: its number.
+        project: which one.
         asked: whether a person has pressed Start Training, if Label Studio has sent it.
         submissions: whether Label Studio has told of any.
         created: when the project was created, as each START_TRAINING says.
     """
 
-    project: int
+    project: ProjectKey
     asked: bool
     submissions: bool = field(default=False, compare=False)
     created: frozenset[str] = field(default=frozenset(), compare=False)
@@ -118,14 +119,14 @@ class Triggers:
         self._quiet_s = quiet_s
         self._longest_s = longest_s
         self._clock = clock
-        self._bursts: dict[int, _Burst] = {}
-        self._totals: OrderedDict[int, int] = OrderedDict()
+        self._bursts: dict[ProjectKey, _Burst] = {}
+        self._totals: OrderedDict[ProjectKey, int] = OrderedDict()
         self._seen: OrderedDict[tuple[Any, ...], None] = OrderedDict()
         self._lock = threading.Lock()
 
     def hear(self, event: WebhookRequest) -> Heard:
         """Take note of an event."""
-        project = event.project_id
+        project = event.project_key
         if project is None or (event.action != START and event.action not in SUBMISSIONS | DELETIONS):
             with self._lock:
                 self._remember_total(project, _total(event.project))
@@ -172,7 +173,7 @@ class Triggers:
             return burst.first + min(_BUTTON_S, self._quiet_s)
         return min(burst.last + self._quiet_s, burst.first + self._longest_s)
 
-    def _remember_total(self, project: int | None, total: int | None) -> None:
+    def _remember_total(self, project: ProjectKey | None, total: int | None) -> None:
         if project is None or total is None:
             return
         self._totals[project] = total
@@ -202,7 +203,7 @@ def _key(event: WebhookRequest) -> tuple[Any, ...] | None:
     items = told if isinstance(told, list) else [told]
     marks = [(each.get("id"), each.get("updated_at")) for each in items if isinstance(each, Mapping)]
     known = [(str(number), str(when)) for number, when in marks if number is not None]
-    return (event.action, event.project_id, *sorted(known)) if known else None
+    return (event.action, event.project_key, *sorted(known)) if known else None
 
 
 def _total(project: Mapping[str, Any] | None) -> int | None:

@@ -24,6 +24,7 @@ from typing import Any, Final, Literal
 from spica.errors import DataSetError, ImageError, MediaError
 from spica.models.atomic import write_text
 from spica.models.locks import alone
+from spica.project import ProjectKey
 from spica.training.cleaning import unjudged
 from spica.training.dataset import DataSet, Example
 from spica.training.likeness import fingerprint_of, near_pairs, stem_of, telling
@@ -62,9 +63,9 @@ class Frozen:
     images: Mapping[str, Placed] = field(default_factory=dict)
 
 
-def path_of(data_dir: Path, project: int) -> Path:
+def path_of(data_dir: Path, project: ProjectKey) -> Path:
     """The file with a project's hold-out."""
-    return data_dir / "holdout" / f"{project}.json"
+    return data_dir / "holdout" / f"{project.stem}.json"
 
 
 def target(count: int, *, share: float, minimum: int) -> int:

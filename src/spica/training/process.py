@@ -12,12 +12,13 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import IO, Any, cast
 
 from spica import errors
 from spica.errors import SpicaError, TrainingError
+from spica.project import ProjectKey
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class Request:
     """What is to be trained.
 
     Attributes:
-        project: number in Label Studio.
+        project: which one.
         run: id of the run.
         folder: of the run, with its checkpoints; an unfinished training goes on from there.
         data_dir: Spica's.
@@ -63,7 +64,7 @@ class Request:
         memory_bytes: with more, it ends.
     """
 
-    project: int
+    project: ProjectKey
     run: str
     folder: str
     data_dir: str
@@ -74,6 +75,11 @@ class Request:
     settings: dict[str, Any]
     threads: int
     memory_bytes: int
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> Request:
+        """From the line that the process is given."""
+        return cls(**{**told, "project": ProjectKey(**told["project"])})
 
 
 class CancelledError(TrainingError):
@@ -192,7 +198,7 @@ class WorkerProcess:
 
     def _silent_death(self, status: int, said: str) -> TrainingError:
         if said:
-            logger.error("the training of project %d ended with status %d:\n%s", self._request.project, status, said)
+            logger.error("the training of project %s ended with status %d:\n%s", self._request.project, status, said)
         killed = status in (-9, 137)
         return TrainingError(
             "the process that trains ended without a result"

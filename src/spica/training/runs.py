@@ -1,7 +1,7 @@
 """Trainings as they are kept on disk: a folder each, with a state file that is replaced whole.
 
-``<data_dir>/training/<project>/<run>/run.json``; beside it, while it runs, the images and the checkpoints. A server
-that was killed finds there what it had begun. When a run is over, the state file alone stays.
+``<data_dir>/training/<number>.<created>/<run>/run.json``; beside it, while it runs, the images and the checkpoints. A
+server that was killed finds there what it had begun. When a run is over, the state file alone stays.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args
 
 from spica.errors import StorageError
 from spica.models.atomic import read_text, write_text
+from spica.project import ProjectKey
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class Run:
 
     Attributes:
         id: of the run, in order of time within a project.
-        project: number in Label Studio.
+        project: which one; its folder says it.
         title: of the project.
         cause: why it was started, for people.
         started: ISO 8601, UTC.
@@ -67,7 +68,7 @@ class Run:
     """
 
     id: str
-    project: int
+    project: ProjectKey
     title: str
     cause: str
     started: str
@@ -114,26 +115,32 @@ class Run:
 
     def as_json(self) -> dict[str, Any]:
         """For pages and programs; what it has learned from is left out, which may be long."""
-        told = asdict(self)
+        told = self.state_file()
         del told["learned"]
         return told
+
+    def state_file(self) -> dict[str, Any]:
+        """All of it."""
+        return {**asdict(self), "project": self.project.number, "created": self.project.created}
 
     @classmethod
     def from_json(cls, told: Mapping[str, Any]) -> Run:
         """From :meth:`as_json`, also that of another version of Spica's."""
         known = {each.name for each in fields(cls)}
         run = cls(**{name: value for name, value in told.items() if name in known})
-        return replace(run, notes=tuple(run.notes))
+        return replace(run, notes=tuple(run.notes), project=ProjectKey(told["project"], told.get("created", 0)))
 
     @classmethod
     def read(cls, folder: Path) -> Run | None:
         """From a run's folder; None when there is nothing readable."""
         try:
             run = cls.from_json(json.loads(read_text(folder / RUN)))
-        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
-        sound = run.state in get_args(State) and type(run.project) is int and run.id == folder.name
-        return run if sound else None
+        project = ProjectKey.parse(folder.parent.name)
+        if project is None or run.state not in get_args(State) or run.id != folder.name:
+            return None
+        return replace(run, project=project) if run.project.number == project.number else None
 
 
 class Runs:
@@ -146,9 +153,9 @@ class Runs:
     def __init__(self, data_dir: Path) -> None:
         self.base = data_dir / "training"
 
-    def project_folder(self, project: int) -> Path:
+    def project_folder(self, project: ProjectKey) -> Path:
         """Where a project's runs are."""
-        return self.base / str(project)
+        return self.base / project.stem
 
     def folder(self, run: Run) -> Path:
         """Where a run's files are."""
@@ -156,7 +163,7 @@ class Runs:
 
     def begin(
         self,
-        project: int,
+        project: ProjectKey,
         *,
         title: str,
         cause: str,
@@ -180,16 +187,17 @@ class Runs:
             raise
         return run
 
-    def _next(self, project: int, now: datetime) -> str:
+    def _next(self, project: ProjectKey, now: datetime) -> str:
         """The time, to the millisecond; a millisecond after the latest run's where it is not later than that."""
         times = [found[1] for each in self.project_folder(project).glob("*") if (found := _ID.fullmatch(each.name))]
         latest = max(times, default="")
         stamp = _stamp(now)
         if stamp > latest:
             return stamp
+        last = started(f"{latest}Z-0000")
         try:
-            return _stamp(datetime.strptime(latest + "+0000", "%Y%m%dT%H%M%S.%f%z") + timedelta(milliseconds=1))
-        except (ValueError, OverflowError):  # no date, though it looks like one
+            return stamp if last is None else _stamp(last + timedelta(milliseconds=1))
+        except OverflowError:  # no date, though it looks like one
             return stamp
 
     def write(self, run: Run) -> None:
@@ -198,7 +206,7 @@ class Runs:
         Raises:
             StorageError: the folder can't be written.
         """
-        write_text(self.folder(run) / RUN, json.dumps(asdict(run), ensure_ascii=False))
+        write_text(self.folder(run) / RUN, json.dumps(run.state_file(), ensure_ascii=False))
 
     def remove(self, run: Run) -> None:
         """Have a run never been; what can't be removed stays."""
@@ -206,25 +214,26 @@ class Runs:
             (self.folder(run) / RUN).unlink(missing_ok=True)
         shutil.rmtree(self.folder(run), ignore_errors=True)
 
-    def of(self, project: int) -> list[Run]:
+    def of(self, project: ProjectKey) -> list[Run]:
         """A project's runs, the latest first."""
         found = sorted(self.project_folder(project).glob("*-????"), reverse=True)
         return [run for folder in found if (run := Run.read(folder)) is not None]
 
-    def projects(self) -> list[int]:
-        """Projects that have runs."""
-        return sorted(int(each.name) for each in self.base.glob("*") if each.name.isdecimal() and each.is_dir())
+    def projects(self, *, known: bool = True) -> list[ProjectKey]:
+        """Projects that have runs; if not ``known``, those of whose runs only the number is told."""
+        found = [ProjectKey.parse(each.name) for each in self.base.glob("*") if each.is_dir()]
+        return sorted(key for key in found if key is not None and (key.created > 0) == known)
 
     def unfinished(self) -> Iterator[Run]:
         """Runs that say that they are under way; whether a process works on them is to be asked of the lock."""
         for project in self.projects():
             yield from (run for run in self.of(project) if not run.is_over)
 
-    def tidy(self, project: int, *, but: str | None = None) -> None:
+    def tidy(self, project: ProjectKey, *, but: str | None = None) -> None:
         """Leave of the runs that are over their state files only, and of the oldest nothing.
 
         Args:
-            project: its number.
+            project: which one.
             but: id of a run that is left alone.
         """
         over = [run for run in self.of(project) if run.is_over and run.id != but]
@@ -237,6 +246,15 @@ class Runs:
                 elif path.name != RUN:
                     with suppress(OSError):  # a scanner may hold it open; the next time will do
                         path.unlink()
+
+
+def started(run: str) -> datetime | None:
+    """When the run of this id was begun; None if it is no such id."""
+    found = _ID.fullmatch(run)
+    try:
+        return datetime.strptime(f"{found[1]}+0000", "%Y%m%dT%H%M%S.%f%z") if found is not None else None
+    except ValueError:  # no date, though it looks like one
+        return None
 
 
 def _stamp(when: datetime) -> str:

@@ -56,7 +56,7 @@ def run(request: Request, tell: Tell) -> dict[str, Any]:
     """
     tell(stage="reading annotations")
     with _label_studio(request) as (client, media):
-        controls = parse_label_config(client.project(request.project).label_config).controls
+        controls = parse_label_config(client.known_project(request.project).label_config).controls
         threshold = _threshold(request, client, controls)
         data, notes = _material(request, client, media, controls, tell)
     train, held = _held_out(request, data)
@@ -119,7 +119,7 @@ def _material(
     data = submissions.fetch(  # nobody is there to be asked: it goes on with what is sure, and its notes say so
         client,
         media,
-        request.project,
+        request.project.number,
         photos_in(Path(request.data_dir)),
         progress=lambda done, total: tell(stage=f"reading annotations, task {done} of {total}"),
         allow_partial=True,
@@ -130,7 +130,7 @@ def _material(
 
 def _threshold(request: Request, client: LabelStudioClient, controls: Sequence[RectangleControl]) -> float:
     """The lowest score that the project shows, in [0, 1]: of its control tags, its model's extra params, the server."""
-    models = client.call("GET", "/api/ml/", params={"project": request.project})
+    models = client.call("GET", "/api/ml/", params={"project": request.project.number})
     # Label Studio asks the first connected model only, with its extra params
     extra_params, _ = parse_extra_params(models[0].get("extra_params") if models else None)
     default = float(request.settings["threshold"])
@@ -224,7 +224,8 @@ def _store(
         name=f"project{request.project}",
         parent=parent.id if parent is not None and parents.is_stored(Path(request.data_dir), parent.id) else None,
         training={
-            "project": request.project,
+            "project": request.project.number,
+            "created": request.project.created,
             "run": request.run,
             "fingerprint": train.fingerprint,
             "images": len(train.examples),

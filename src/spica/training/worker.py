@@ -30,7 +30,7 @@ def main() -> int:
     line = sys.stdin.readline()
     if not line.strip():
         return 1
-    request = Request(**json.loads(line))
+    request = Request.from_json(json.loads(line))
     lower_priority()
     threading.Thread(target=end_with_parent, name="spica-parent", daemon=True).start()
     voice = Voice(out)

@@ -8,6 +8,7 @@ from typing import Any
 from spica.errors import LabelStudioError
 from spica.labelstudio.api.records import Project, User
 from spica.labelstudio.api.transport import LabelStudioRefusedError, Transport
+from spica.project import ProjectKey
 
 MIN_TITLE = 3
 MAX_TITLE = 50
@@ -44,6 +45,16 @@ class ProjectsApi(Transport):
                 got=refusal.got,
                 hint="the number is in the address of the project's page: /projects/<number>/data",
             ) from refusal
+
+    def known_project(self, key: ProjectKey) -> Project:
+        """One project, if it is still the one that is meant.
+
+        Raises:
+            LabelStudioError: there is none with this number, this account may not see it, or it is another one.
+        """
+        found = self.project(key.number)
+        refuse_another(found.key, key, where=self.url)
+        return found
 
     def projects(self, *, page_size: int = 100) -> Iterator[Project]:
         """All projects that this account sees, newest first, a page at a time."""
@@ -96,6 +107,23 @@ class ProjectsApi(Transport):
             if not body.get("next"):
                 return
             page += 1
+
+
+def refuse_another(found: ProjectKey, meant: ProjectKey, *, where: str) -> None:
+    """Raise unless Label Studio's project of a number is the one that is meant, as far as that is known.
+
+    Raises:
+        LabelStudioError: it was created at another time.
+    """
+    if meant.created not in (0, found.created):
+        raise LabelStudioRefusedError(
+            f"project {meant} is another one here",
+            404,
+            where=where,
+            expected=f"the project created {meant.date}",
+            got=f"one created {found.date}: Label Studio was set up anew, or is another one",
+            hint="start the model server with the address and token of the Label Studio that is meant",
+        )
 
 
 def checked_title(title: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from spica.errors import LabelStudioError
+from spica.project import ProjectKey
 
 Json = dict[str, Any]
 _T = TypeVar("_T")
@@ -30,6 +31,7 @@ class Project:
     """A project.
 
     Attributes:
+        key: its number and when it was created.
         model_version: what its Data Manager shows scores of: the title of a connected model, a stored version, or
             "" when nothing is chosen.
         task_count: number of its tasks.
@@ -37,6 +39,7 @@ class Project:
     """
 
     id: int
+    key: ProjectKey
     title: str
     label_config: str
     model_version: str
@@ -49,6 +52,7 @@ class Project:
         """From ``/api/projects/<id>/``."""
         return cls(
             id=_get(body, "id", int),
+            key=ProjectKey.read(body) or ProjectKey(_get(body, "id", int)),
             title=_get(body, "title", str),
             label_config=body.get("label_config") or "",
             model_version=body.get("model_version") or "",
