@@ -137,15 +137,16 @@ def test_coco_of_a_turned_photograph(tmp_path: Path, contributor: str) -> None:
     assert one.truth.boxes_xyxy.tolist() == ([[10, 0, 30, 8]] if contributor == "Label Studio" else turned)
 
 
+@pytest.mark.parametrize("options", [{"format": "JPEG", "quality": 100, "subsampling": 0}, {"format": "TIFF"}])
 @pytest.mark.parametrize("orientation", range(5, 9))
-def test_boxes_are_turned_like_pixels(tmp_path: Path, orientation: int) -> None:
+def test_boxes_are_turned_like_pixels(tmp_path: Path, orientation: int, options: dict[str, Any]) -> None:
     """A bright rectangle is where its box is, for every orientation that exchanges the sides."""
     pixels = np.zeros((48, 64, 3), np.uint8)
     pixels[8:16, 40:56] = 255
     exif = PILImage.Exif()
     exif[0x0112] = orientation
     written = io.BytesIO()
-    PILImage.fromarray(pixels).save(written, "JPEG", quality=100, subsampling=0, exif=exif)
+    PILImage.fromarray(pixels).save(written, exif=exif, **options)
     path = coco(tmp_path, annotations=[{"id": 1, "image_id": 5, "category_id": 3, "bbox": [40, 8, 16, 8]}])
     (tmp_path / "images" / "a.jpg").write_bytes(written.getvalue())
     (one,) = load(path).examples

@@ -20,7 +20,7 @@ from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.confinement import ConfinedFolder
 from spica.labelstudio.control_tags import LabelConfig
 from spica.labelstudio.media import MediaReader
-from spica.labelstudio.protocol import Task, image_uris
+from spica.labelstudio.protocol import Task, image_places, image_uris
 from spica.labelstudio.tokens import LabelStudioAuth
 from spica.settings import Settings
 
@@ -82,7 +82,8 @@ def _photographs(rows: Sequence[TaskRow], config: LabelConfig) -> list[Photograp
     control = config.controls[0]
     found = []
     for row in rows:
-        uris = image_uris(Task(id=row.id, data=row.data), control)
+        task = Task(id=row.id, data=row.data)
+        uris = [uri for uri in image_places(task, control) if uri is not None] or image_uris(task, control)
         found += [Photograph(row.id, uri) for uri in uris[:1]]
     return found
 

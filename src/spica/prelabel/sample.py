@@ -10,7 +10,7 @@ from pathlib import Path
 from spica.errors import SpicaError
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.label_config import LabelConfig, parse_label_config
-from spica.labelstudio.protocol import Task, image_uris
+from spica.labelstudio.protocol import Task, image_places
 from spica.prediction import Media
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,6 @@ def sample(client: LabelStudioClient, project: int, media: Media, folder: Path, 
 def _addresses(task: Task, config: LabelConfig) -> Iterator[str]:
     for control in config.controls:
         try:
-            yield from image_uris(task, control)
-        except SpicaError:  # a task without an image; the job will say so
+            yield from (uri for uri in image_places(task, control) if uri is not None)
+        except SpicaError:  # no address; the job will say so
             continue
