@@ -398,6 +398,32 @@ def test_a_part_that_is_not_there(tmp_path: Path, train: str) -> None:
     assert list(boxes(load(folder, split="val"))) == ["b.jpg"]
 
 
+def test_parts_of_the_same_images(tmp_path: Path) -> None:
+    """Where two parts name the same images, either of them has them, and both together have each once."""
+    yaml = "names: [spike]\ntrain: images\nval: images\n"
+    folder = made(tmp_path / "in", {"data.yaml": yaml, "images/a.jpg": "", "labels/a.txt": BOX})
+    for options in ({}, {"split": "train"}, {"split": "val"}):
+        dataset = load(folder, **options)  # type: ignore[arg-type]
+        assert boxes(dataset) == {"a.jpg": [PLACE]}
+        assert dataset.problems == ()
+
+
+def test_images_elsewhere(tmp_path: Path) -> None:
+    """With --images the parts are looked for there; where none is, all of that folder is meant."""
+    labels = {"labels/train/a.txt": BOX, "labels/val/b.txt": ""}
+    folder = made(tmp_path / "in", {"data.yaml": "names: [spike]\ntrain: images/train\nval: images/val\n", **labels})
+    with pytest.raises(DataSetError, match="there are no images"):
+        load(folder)
+    parted = made(tmp_path / "parted", {"images/train/a.jpg": "", "images/val/b.jpg": ""})
+    assert boxes(load(folder, images=parted)) == {"a.jpg": [PLACE], "b.jpg": []}
+    assert list(boxes(load(folder, images=parted / "images", split="train"))) == ["a.jpg"]
+    flat = made(tmp_path / "flat", {"a.jpg": "", "b.jpg": ""})
+    with pytest.raises(DataSetError, match="no images of val"):
+        load(folder, images=flat, split="val")
+    made(folder, {"labels/a.txt": BOX, "labels/b.txt": ""})
+    assert boxes(load(folder, images=flat)) == {"a.jpg": [PLACE], "b.jpg": []}
+
+
 def test_a_test_part_that_was_never_given_away(tmp_path: Path) -> None:
     """Where only test: leads nowhere the rest is read, and that is told."""
     yaml = "names: [spike]\ntrain: pics/train\nval: pics/val\ntest: images/test\n"

@@ -142,9 +142,9 @@ def harmed(folder: Path, random: random.Random, *, spared: tuple[str, ...] = ())
     return folder
 
 
-def attempt(folder: Path, notes: Path) -> DataSet | None:
+def attempt(folder: Path, notes: Path, split: str | None = None) -> DataSet | None:
     try:
-        return load(folder, allow_partial=True, notes=notes)
+        return load(folder, allow_partial=True, notes=notes, split=split)
     except DataSetError as error:
         assert error.what  # noqa: PT017 - most errors here are right
         return None
@@ -165,11 +165,13 @@ def test_nothing_was_harmed(tmp_path: Path, layout: str) -> None:
 
 
 @BOUNDED
-@given(layout=st.sampled_from(sorted(LAYOUTS)), random=st.randoms())
-def test_an_answer_for_people(tmp_path_factory: pytest.TempPathFactory, layout: str, random: random.Random) -> None:
+@given(layout=st.sampled_from(sorted(LAYOUTS)), random=st.randoms(), split=st.sampled_from((None, "train", "val")))
+def test_an_answer_for_people(
+    tmp_path_factory: pytest.TempPathFactory, layout: str, random: random.Random, split: str | None
+) -> None:
     """A harmed folder gives a data set or an error for people."""
     folder = tmp_path_factory.mktemp("harmed")
-    attempt(harmed(made(folder / "in", layout), random), folder / "notes.txt")
+    attempt(harmed(made(folder / "in", layout), random), folder / "notes.txt", split)
 
 
 @BOUNDED

@@ -14,7 +14,7 @@ from spica.training.formats.label_studio import LabelStudioJson, is_label_studio
 from spica.training.formats.sketch import Reader
 from spica.training.formats.voc import Voc, annotation_files, root_of
 from spica.training.formats.yolo import Yolo
-from spica.training.formats.yolo_folder import is_yolo
+from spica.training.formats.yolo_description import is_yolo
 
 _EXPECTED = (
     "a COCO json with its images, a YOLO folder (data.yaml, or images/ and labels/), a Pascal VOC folder "

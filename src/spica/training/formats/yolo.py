@@ -18,7 +18,8 @@ from spica.training.cleaning import Tally
 from spica.training.dataset import DataSet
 from spica.training.formats.sketch import Found, Sketch, no_boxes
 from spica.training.formats.text import read_lines
-from spica.training.formats.yolo_folder import Files, class_names, describe, wanted_images
+from spica.training.formats.yolo_description import class_names, describe
+from spica.training.formats.yolo_folder import Files, wanted_images
 from spica.training.formats.yolo_labels import pair
 
 _DIGITS: Final = 8  # a share: 0.001 pixels at a width of 100,000
@@ -53,7 +54,7 @@ class Yolo:
                 got="; ".join(wanted.lacking) or None,
                 hint="give the folder of the images with --images",
             )
-        pairs = pair([*wanted.images, *wanted.others], files)
+        pairs = pair(dict.fromkeys((*wanted.images, *wanted.others)), files)
         found.tally.lacking += wanted.lacking
         for name in wanted.missing:
             found.leave_out(name, "its file is not there")

@@ -49,7 +49,7 @@ def pair(images: Iterable[Path], files: Files) -> Pairs:
     """Find the label files of images.
 
     Args:
-        images: those of all parts: a label file is theirs too.
+        images: those of all parts, each once: a label file is theirs too.
         files: what is there.
     """
     pairs, images = Pairs(), list(images)
