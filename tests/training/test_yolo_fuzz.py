@@ -33,7 +33,7 @@ LAYOUTS: dict[str, dict[str, str]] = {
     },
     "Label Studio": {
         "classes.txt": "spike\n穂\n",
-        "notes.json": '{"categories": [{"id": 0, "name": "spike"}, {"id": 1, "name": "穂"}]}',
+        "notes.json": '{"categories": [{"id": 0}, {"id": 1}], "info": {"contributor": "Label Studio"}}',
         "labels/0a1b2c3d-a.txt": BOX,
         "labels/4e716275__ad80b160-%E7%A9%82.txt": BOX,
         "images/0a1b2c3d-a.jpg": "",

@@ -150,11 +150,16 @@ def _is_named(number: Any, name: Any) -> bool:
     return isinstance(name, str) and not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
 
 
-def _listed_names(root: Path, tally: Tally) -> list[str] | dict[str, Any]:
-    """The names that lie beside the images, a line each. In Label Studio's export lines are not always the numbers."""
+def _listed_names(root: Path, tally: Tally) -> list[str] | dict[str, str]:
+    """The names that lie beside the images, a line each; the number of a Label Studio label is its category."""
     for name in ("classes.txt", "obj.names", "labels/classes.txt", "images/classes.txt"):
         if (root / name).is_file():
-            return _label_studio_names(root / "notes.json") or read_lines(root / name, tally)
+            lines = read_lines(root / name, tally)
+            numbers = _label_studio_numbers(root / "notes.json")
+            if len(numbers) != len(list(filter(None, lines))):
+                return lines
+            numbered = zip(numbers, lines, strict=False)  # the last end of line gives a line more
+            return {number: name if numbers.count(number) == 1 else "" for number, name in numbered}
     raise DataSetError(
         "the names of the classes are missing",
         where=str(root),
@@ -162,9 +167,10 @@ def _listed_names(root: Path, tally: Tally) -> list[str] | dict[str, Any]:
     )
 
 
-def _label_studio_names(notes: Path) -> dict[str, Any] | None:
-    """The names by number, as Label Studio's export tells them beside ``classes.txt``."""
+def _label_studio_numbers(notes: Path) -> list[str]:
+    """The numbers of the lines of ``classes.txt``, as Label Studio's export tells them; none where it does not."""
     try:
-        return {str(each["id"]): each["name"] for each in json.loads(notes.read_text("utf-8"))["categories"]}
+        body = json.loads(notes.read_text("utf-8"))
+        return [str(each["id"]) for each in body["categories"]] if body["info"]["contributor"] == "Label Studio" else []
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return None
+        return []
