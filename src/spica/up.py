@@ -278,7 +278,8 @@ def running(
         project = _project(client, request, note)
         storage = client.ensure_local_storage(project.id, images)
         client.sync_storage(storage.id)
-        _connect(client, project, server.url, note)
+        secret = settings.basic_auth.get_secret_value().partition(":") if settings.basic_auth is not None else None
+        _connect(client, project, server.url, note, (secret[0], secret[2]) if secret is not None else None)
         plan = service.plan(project.key, project.label_config)
         for problem in plan.problems:
             note(problem)
@@ -374,19 +375,23 @@ def count_predicted(client: LabelStudioClient, project: int, version: str) -> tu
     return tasks, min(having, client.prediction_versions(project).get(version, 0))
 
 
-def _connect(client: LabelStudioClient, project: Project, model_url: str, note: Callable[[str], None]) -> None:
+def _connect(
+    client: LabelStudioClient,
+    project: Project,
+    model_url: str,
+    note: Callable[[str], None],
+    basic_auth: tuple[str, str] | None = None,
+) -> None:
     """Connect our server: a former run's connection follows it to its address, and other people's models stay."""
     before = client.backends(project.id)
-    is_there = any(same_url(backend.url, model_url) for backend in before)
-    for backend in before:
-        if backend.description != MADE_BY_UP or same_url(backend.url, model_url):
-            continue
-        if is_there:
-            client.disconnect_backend(backend)
-        else:
-            client.move_backend(backend, model_url)
-            is_there = True
-    connected = client.connect_backend(project.id, url=model_url, is_interactive=True, description=MADE_BY_UP)
+    former = [each for each in before if each.description == MADE_BY_UP and not same_url(each.url, model_url)]
+    is_there = any(same_url(each.url, model_url) for each in before)
+    moved = former.pop(0) if former and not is_there else None
+    for surplus in former:
+        client.disconnect_backend(surplus)
+    connected = client.connect_backend(
+        project.id, url=model_url, basic_auth=basic_auth, description=MADE_BY_UP, moved=moved
+    )
     for warning in connected.warnings:
         note(warning)
     first = client.backends(project.id)[0]

@@ -54,11 +54,6 @@ class BackendsApi(ProjectsApi):
         self._delete_webhooks(backend)
         self.call("DELETE", f"/api/ml/{backend.id}")
 
-    def move_backend(self, backend: Backend, url: str) -> None:
-        """Give a connected model another address, where it runs now; all else that is stored of it stays."""
-        self._delete_webhooks(backend)
-        self._patch(backend.id, {"url": url, "project": backend.project})
-
     def _delete_webhooks(self, backend: Backend) -> None:
         for hook in self.webhooks(backend.project):
             if same_url(hook.url, webhook_url(backend.url)):
@@ -74,6 +69,7 @@ class BackendsApi(ProjectsApi):
         extra_params: Json | None = None,
         basic_auth: tuple[str, str] | None = None,
         description: str = "",
+        moved: Backend | None = None,
     ) -> Backend:
         """Connect a running model with a project; connecting it again changes nothing.
 
@@ -88,6 +84,7 @@ class BackendsApi(ProjectsApi):
             extra_params: sent along with every ``/setup``; None keeps what is stored.
             basic_auth: user and password that the model asks for.
             description: kept with a model that was not connected before.
+            moved: this one at its new address; what else is stored of it stays.
 
         Returns:
             The connected model, with ``warnings`` about what could not be done.
@@ -104,7 +101,11 @@ class BackendsApi(ProjectsApi):
             wanted["auth_method"] = "BASIC_AUTH"
             wanted["basic_auth_user"], wanted["basic_auth_pass"] = basic_auth
         warnings: list[str] = []
-        backend = self._update_or_create(project, wanted, warnings, description)
+        if moved is not None:
+            self._delete_webhooks(moved)
+            backend = self._patch(moved.id, wanted)
+        else:
+            backend = self._update_or_create(project, wanted, warnings, description)
         version = backend.model_version
         if version and backend.title != version:
             backend = self._patch(backend.id, {**wanted, "title": version})
