@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,9 +22,11 @@ from fake_spica import FakeSpica
 from scripted_backend import ScriptedBackend
 from spica.doctor import Finding, examine, print_findings
 from spica.doctor.finding import Section
+from spica.doctor.photographs import _covered
 from spica.doctor.reach import ask
 from spica.doctor.remedies import environment
 from spica.errors import LabelStudioError
+from spica.labelstudio.api.records import LocalStorage
 from spica.settings import Settings
 
 
@@ -328,3 +331,14 @@ def test_bash_line_works() -> None:
     env = {**os.environ, "PYTHONUTF8": "1"}
     done = subprocess.run(["sh", "-c", command], capture_output=True, check=True, env=env)
     assert done.stdout.decode().strip() == "it's $HOME 写真 1"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="symbolic links need rights there")
+def test_a_storage_that_links_to_the_photographs_covers_them(tmp_path: Path) -> None:
+    """`spica up` gives Label Studio such links; nobody is told to add the folder that is served already."""
+    (tmp_path / "photos" / "a").mkdir(parents=True)
+    (tmp_path / "served").symlink_to(tmp_path / "photos", target_is_directory=True)
+    body = {"id": 1, "path": str(tmp_path / "served"), "recursive_scan": True, "use_blob_urls": True}
+    storages = [LocalStorage.read(body)]
+    assert _covered(tmp_path / "photos" / "a" / "b.jpg", storages)
+    assert not _covered(tmp_path / "photos-2" / "b.jpg", storages)

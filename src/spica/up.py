@@ -29,6 +29,7 @@ from spica.labelstudio.label_config import parse_label_config
 from spica.labelstudio.launch import LabelStudioProcess
 from spica.labelstudio.launch_env import is_local, large_project_switches
 from spica.labelstudio.ports import reachable
+from spica.labelstudio.served import ServedFolder
 from spica.models.first_check import FirstCheck
 from spica.models.serving import wants_check
 from spica.models.version import ModelIdentity
@@ -237,6 +238,10 @@ def running(
     refuse_exposed(request.host, expose=request.expose)
     images = request.images.resolve()
     data_dir = prepare_data_dir(request.data_dir, images)
+    root = document_root(data_dir, images)
+    served = ServedFolder(data_dir, root, images)
+    for line in served.take_over(data_dir / LABEL_STUDIO_FOLDER):
+        note(line)
     model_host = host_of_model(request.host)
     if request.model_port:
         ensure_port_free(model_host, request.model_port, option="--model-port")
@@ -253,11 +258,18 @@ def running(
                 host=request.host,
                 backend_host=reachable(model_host),
                 port=request.port,
-                document_root=document_root(data_dir, images),
+                document_root=root,
+                served_root=served.path,
                 on_progress=say,
                 extra_env=large_project_switches(request.photographs),
             )
         )
+        is_narrow = label_studio.served_root == served.path
+        if not is_narrow:
+            note(
+                f"the Label Studio that runs on this data serves all files below {label_studio.served_root}, Spica's "
+                "password and database too: stop it, and run this command again"
+            )
         remember(label_studio.url, data_dir / LABEL_STUDIO_FOLDER)
         client = stack.enter_context(LabelStudioClient(label_studio.url, label_studio.credentials.token))
         settings = settings.model_copy(
@@ -265,7 +277,7 @@ def running(
                 "label_studio_url": label_studio.url,
                 "label_studio_api_key": SecretStr(label_studio.credentials.token),
                 "label_studio_data_dir": data_dir / LABEL_STUDIO_FOLDER,
-                "local_files_document_root": document_root(data_dir, images),
+                "local_files_document_root": root,
                 "data_dir": data_dir,
             }
         )
@@ -276,7 +288,7 @@ def running(
         engine.wait_ready()
         say("Connecting the project")
         project = _project(client, request, note)
-        storage = client.ensure_local_storage(project.id, images)
+        storage = client.ensure_local_storage(project.id, served.within(images) if is_narrow else images)
         client.sync_storage(storage.id)
         secret = settings.basic_auth.get_secret_value().partition(":") if settings.basic_auth is not None else None
         _connect(client, project, server.url, note, (secret[0], secret[2]) if secret is not None else None)
@@ -456,9 +468,7 @@ def prepare_data_dir(data_dir: Path, images: Path) -> Path:
 
 
 def document_root(data_dir: Path, images: Path) -> Path:
-    """The folder below which Label Studio serves photographs: the parent of the first folder used with this data.
-
-    It is kept, because the addresses of all tasks are relative to it.
+    """The folder that the addresses of all tasks are relative to: the parent of the first one used with this data.
 
     Raises:
         UsageError: ``images`` lies elsewhere.

@@ -20,11 +20,14 @@ import httpx
 import pytest
 from PIL import Image
 
+from label_studio_helpers import LABEL_CONFIG
 from spica.demo import model_folder
 from spica.demo.field import write_images
+from spica.errors import LabelStudioError
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.credentials import load_or_create
 from spica.labelstudio.launch import LabelStudioProcess
+from spica.up import label_config_for
 
 pytestmark = pytest.mark.label_studio
 
@@ -142,12 +145,30 @@ def answers(url: str) -> bool:
 
 @contextlib.contextmanager
 def label_studio_of(data_dir: Path, root: Path) -> Iterator[LabelStudioClient]:
-    """A look at what was stored, with Label Studio started on the same data."""
+    """A look at what was stored, with Label Studio started on the same data as `spica up` does."""
+    folder, served = data_dir / "label-studio", data_dir / "served"
     with (
-        LabelStudioProcess.start(data_dir / "label-studio", port=0, document_root=root) as process,
+        LabelStudioProcess.start(folder, port=0, document_root=root, served_root=served) as process,
         process.client() as client,
     ):
         yield client
+
+
+def fetched(client: LabelStudioClient, name: str) -> bytes:
+    """What Label Studio serves as a local file, b"" if it refuses."""
+    answer = client._http.get("/data/local-files/", params={"d": name})
+    return answer.content if answer.is_success else b""
+
+
+def add_storage(client: LabelStudioClient, project: int, path: str, **fields: object) -> bool:
+    """Whether Label Studio takes a folder as a local storage and reads it."""
+    body = {"project": project, "path": path, "use_blob_urls": True, "recursive_scan": True, **fields}
+    try:
+        storage = client.call("POST", "/api/storages/localfiles/", json=body)
+        client.sync_storage(storage["id"])
+    except LabelStudioError:
+        return False
+    return True
 
 
 @pytest.mark.slow
@@ -305,6 +326,71 @@ def test_a_label_studio_that_runs_in_the_data_folder_is_used_and_left_running(
         assert process.is_running
         with process.client() as client:
             assert client.find_project(photographs.name) is not None
+
+
+def test_no_local_storage_reaches_anything_but_the_photographs(run: Callable[..., Terminal], photographs: Path) -> None:
+    """Whoever has an account may add storages: none gives away the password, the database, or what lies beside."""
+    parent, data = photographs.parent, photographs.parent / "spica-data"
+    (parent / "private").mkdir()
+    (parent / "private" / "diary.txt").write_text("secret", "utf-8")
+    command = ["up", photographs, "--weights", model_folder(), *LABELS, "--check", "--port", "0", "--model-port", "0"]
+    terminal = run(*command)
+    assert terminal.wait() == 0, terminal.text
+    served, password = data / "served", load_or_create(data / "label-studio").password
+    folders = [data, data / "label-studio", data / "logs", parent, parent / "private", served, parent.parent, Path("/")]
+    up = [
+        *map(str, folders),
+        f"{served}/{photographs.name}/../../label-studio",
+        f"{served}/../label-studio",
+        f"{served}/.",
+    ]
+    with label_studio_of(data, parent) as client:
+        project = client.create_project("attempts", LABEL_CONFIG).id
+        assert not [path for path in up if add_storage(client, project, path)]
+        assert not [path for path in up if add_storage(client, project, path, use_blob_urls=False)]
+        assert add_storage(client, project, str(served / photographs.name))
+        names = ["spica-data/label-studio/credentials.json", "label-studio/credentials.json", "private/diary.txt"]
+        tries = [
+            f"{before}{name}" for name in names for before in ("", "../", "/", f"{photographs.name}/../../", "../../")
+        ]
+        tries += [str(data / "label-studio" / "credentials.json"), str(data / "label-studio" / "label_studio.sqlite3")]
+        for name in tries:
+            content = fetched(client, name)
+            assert password.encode() not in content
+            assert b"secret" not in content
+            assert not content.startswith(b"SQLite")
+        image = next(photographs.glob("*.*"))
+        assert fetched(client, f"{photographs.name}/{image.name}") == image.read_bytes()
+
+
+def test_data_of_an_older_spica_is_taken_over(run: Callable[..., Terminal], photographs: Path) -> None:
+    """Photographs, labels and addresses stay, nothing is doubled, and the older root is served no more."""
+    parent, data = photographs.parent, photographs.parent / "spica-data"
+    with (
+        LabelStudioProcess.start(data / "label-studio", port=0, document_root=parent) as process,
+        process.client() as client,
+    ):
+        project = client.create_project(photographs.name, label_config_for(["spike"]))
+        client.sync_storage(client.ensure_local_storage(project.id, photographs).id)
+        before = {task.id: task.data["image"] for task in client.iter_tasks(project.id)}
+        client.call("POST", f"/api/tasks/{min(before)}/annotations/", json={"result": []})
+        running = run("up", photographs, "--weights", model_folder(), *LABELS, "--check", "--model-port", "0")
+        assert running.wait() == 0, running.text
+        assert "Note: the Label Studio that runs on this data serves all files below" in running.text
+    command = ["up", photographs, "--weights", model_folder(), *LABELS, "--check", "--port", "0", "--model-port", "0"]
+    for _ in range(2):
+        terminal = run(*command)
+        assert terminal.wait() == 0, terminal.text
+        assert terminal.lines[-1].startswith("3 tasks, 3 predicted, ")
+        assert "serves all files" not in terminal.text
+    with label_studio_of(data, parent) as client:
+        assert {task.id: task.data["image"] for task in client.iter_tasks(project.id)} == before
+        assert sum(task.total_annotations for task in client.iter_tasks(project.id)) == 1
+        (storage,) = client.local_storages(project.id)
+        assert storage.path == str(data / "served" / photographs.name)
+        image = next(photographs.glob("*.*"))
+        assert fetched(client, f"{photographs.name}/{image.name}") == image.read_bytes()
+        assert fetched(client, "spica-data/label-studio/credentials.json") == b""
 
 
 def test_a_taken_port_is_said_before_anything_is_started(run: Callable[..., Terminal], photographs: Path) -> None:

@@ -248,4 +248,10 @@ def _not_found(
 
 
 def _covered(path: Path, storages: Sequence[LocalStorage]) -> bool:
-    return any(path.is_relative_to(storage.path) for storage in storages if storage.path)
+    # Links followed: `spica up` gives Label Studio nothing but links to the photographs.
+    real = path.resolve()
+    return any(
+        path.is_relative_to(storage.path) or real.is_relative_to(Path(storage.path).resolve())
+        for storage in storages
+        if storage.path
+    )

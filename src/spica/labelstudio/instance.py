@@ -24,7 +24,8 @@ class RunningState:
         pid: of the server's process.
         url: where it answers.
         started: ISO 8601, UTC.
-        document_root: below which it serves local files.
+        document_root: that the addresses of local files are relative to.
+        served_root: what it was given as its document root, if that is another one, with links; else "".
     """
 
     pid: int
@@ -32,12 +33,16 @@ class RunningState:
     url: str
     started: str
     document_root: str
+    served_root: str = ""
 
     @classmethod
-    def now(cls, *, pid: int, port: int, url: str, document_root: Path) -> RunningState:
+    def now(
+        cls, *, pid: int, port: int, url: str, document_root: Path, served_root: Path | None = None
+    ) -> RunningState:
         """The state of a server that is started at this moment."""
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        return cls(pid=pid, port=port, url=url, started=started, document_root=str(document_root))
+        served = "" if served_root is None else str(served_root)
+        return cls(pid, port, url, started, str(document_root), served)
 
     @classmethod
     def read(cls, data_dir: Path) -> RunningState | None:
@@ -50,6 +55,7 @@ class RunningState:
                 url=str(body["url"]),
                 started=str(body["started"]),
                 document_root=str(body["document_root"]),
+                served_root=str(body.get("served_root", "")),
             )
         except (OSError, ValueError, KeyError, TypeError):
             return None

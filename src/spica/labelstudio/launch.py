@@ -47,7 +47,8 @@ class LabelStudioProcess:
         credentials: of its account.
         adopted: whether it ran already; such a one is left running when this is closed.
         data_dir: its data folder.
-        document_root: below which it serves local files.
+        document_root: that the addresses of local files are relative to.
+        served_root: what it was given as its document root; a local storage lies below it.
         log_file: what it writes.
     """
 
@@ -67,6 +68,7 @@ class LabelStudioProcess:
         self.credentials = credentials
         self.data_dir = data_dir
         self.document_root = Path(state.document_root)
+        self.served_root = Path(state.served_root or state.document_root)
         self.log_file = log_file
         self._child = child_process
         self._lock = lock
@@ -118,6 +120,7 @@ class LabelStudioProcess:
         *,
         port: int,
         document_root: Path,
+        served_root: Path | None = None,
         host: str = "127.0.0.1",
         backend_host: str = "127.0.0.1",
         log_file: Path | None = None,
@@ -134,6 +137,7 @@ class LabelStudioProcess:
             port: to listen on; 0 takes a free one.
             document_root: the folder below which it serves local files; images are in folders strictly below it.
                 One that runs already keeps its own, see the attribute.
+            served_root: given to it instead, with links to what of ``document_root`` it may serve.
             host: to listen on; anything but this machine's own addresses opens it to others.
             backend_host: where the model server is, as Label Studio reaches it.
             log_file: where its output is appended; in the data folder by default.
@@ -158,7 +162,8 @@ class LabelStudioProcess:
             credentials = load_or_create(folder)
             chosen = free_port(host) if port == 0 else port
             url = f"http://{reachable(host)}:{chosen}"
-            state = RunningState.now(pid=0, port=chosen, url=url, document_root=document_root.absolute())
+            root = document_root.absolute()
+            state = RunningState.now(pid=0, port=chosen, url=url, document_root=root, served_root=served_root)
             if has_account and port != 0 and _answers(url, credentials):  # started by hand in this very folder
                 lock.release()
                 return cls(state, credentials, folder, log_path, child_process=None, lock=None)
@@ -167,7 +172,7 @@ class LabelStudioProcess:
             environment = child_environment(
                 os.environ,
                 data_dir=folder,
-                document_root=document_root.absolute(),
+                document_root=served_root or root,
                 credentials=credentials,
                 host=host,
                 backend_host=backend_host,
