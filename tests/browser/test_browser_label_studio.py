@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -215,3 +216,21 @@ def test_a_broken_image_does_not_stop_the_person(
     row = pages.page.get_by_role("listitem").filter(has_text="broken.png")
     expect(row).to_contain_text(f"Task {broken}")
     expect(row).to_contain_text("can't be read")
+
+
+def test_avif_through_a_link_is_shown(
+    client: LabelStudioClient,
+    smart_project: Project,
+    label_studio: LabelStudioProcess,
+    open_label_studio: Callable[[], LabelStudioPages],
+    tmp_path: Path,
+) -> None:
+    """What `spica up` takes, and the way it lets Label Studio reach it, gives the annotator a picture."""
+    PILImage.new("RGB", (300, 400), (120, 150, 80)).save(tmp_path / "圃場 1.avif")
+    storage = label_studio.document_root / f"avif-{smart_project.id}"
+    storage.symlink_to(tmp_path, target_is_directory=True)
+    assert client.sync_storage(client.ensure_local_storage(smart_project.id, storage).id).added == 1
+    pages = open_label_studio()
+    pages.open_data_manager(smart_project.id)
+    pages.open_task(0)
+    pages.wait_for_shape(upright=True)
