@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 
 import pytest
@@ -23,6 +24,7 @@ from spica.labelstudio.protocol import WebhookRequest
 from spica.models import active
 from spica.models.folders import ids
 from spica.prediction import Predictor
+from spica.project import ProjectKey
 from spica.server import learning as module
 from spica.server.jobs import Jobs
 from spica.server.learning import Learning, NothingToLearnError
@@ -488,6 +490,44 @@ def test_a_restart_takes_the_training_up(studio: Studio, make_learning: Make) ->
     studio.workers[1].go.set()
     ended = until(lambda: next((each for each in second.runs if each.is_over), None))
     assert (ended.id, ended.state) == (run.id, "refused")
+
+
+@pytest.mark.parametrize(
+    ("created", "taken"), [(ONE.created, True), (4_000_000_000, False)], ids=["its own", "another's"]
+)
+def test_a_training_that_an_older_spica_has_begun(
+    studio: Studio, make_learning: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, created: int, taken: bool
+) -> None:
+    """Kept under the number alone, it goes on as the project's; begun before the project was created, it is left."""
+    monkeypatch.setattr(
+        studio, "project", lambda number: SimpleNamespace(key=ProjectKey(number, created)), raising=False
+    )
+    runs = Runs(tmp_path)
+    run = runs.begin(ProjectKey(1), title="field", cause="x", new=3, parent=None)
+    learning = make_learning()
+    if taken:
+        until(lambda: studio.workers)
+        assert (studio.workers[0].request.project, studio.workers[0].request.run) == (ONE, run.id)
+        studio.workers[0].end()
+    else:
+        standing = until(lambda: learning.standings and learning.standings[0])
+        assert "not known to be this one's" in standing.note
+        learning.close()
+        assert (studio.workers, runs.of(ProjectKey(1))) == ([], [run])
+
+
+def test_an_event_of_another_label_studio_trains_nothing(studio: Studio, make_learning: Make) -> None:
+    """Its project 1 is not the one whose annotations this server can fetch; that is said."""
+    learning = make_learning()
+    studio.annotations = 30
+    told = event("ANNOTATION_CREATED", every=1, total=30)
+    learning.hear(
+        told.model_copy(update={"project": {**(told.project or {}), "created_at": "2026-01-01"}}), proven=True
+    )
+    standing = until(lambda: learning.standings and learning.standings[0])
+    assert "project 1 is another one here" in standing.note
+    learning.close()
+    assert studio.workers == []
 
 
 @pytest.mark.parametrize(
