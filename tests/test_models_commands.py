@@ -162,6 +162,7 @@ def test_activate_and_rollback_without_label_studio(run: Run, tmp_path: Path, pa
     assert done.status == 0, done.err
     assert f"served with {pair[0]} from now on" in done.out
     assert BASE in done.out
+    assert "could not be asked which project 1 that is" in done.out
     assert "Label Studio was not told" in done.out
     assert "spica predictions refresh --project 1" in done.out
     run("activate", pair[1], "--project", "1", "--why", "I like it")

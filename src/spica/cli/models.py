@@ -152,6 +152,11 @@ def activate_model(
         out.print(f"Project {project} is served with {escape(wanted)} already.")
     else:
         out.print(f"Project {project} is served with {escape(wanted)} from now on, before with {escape(_named(was))}.")
+    if not key.created:
+        out.print(
+            f"Label Studio could not be asked which project {project} that is: the model server finds out; its page "
+            "says so where it can't. With --token it is certain."
+        )
     if now.base is not None:
         out.print(f"This holds where the server's --weights are {escape(now.base)}.")
     _follow(project, wanted, was, place, refresh=refresh)

@@ -155,9 +155,8 @@ def holds(data_dir: Path, *, keep: Collection[str] = (), young_s: float = YOUNG_
 
     for project, pointer in active.all(data_dir).items():
         path = active.pointer_path(data_dir, project)
-        other = (
-            f"`spica models rollback --project {project}`, or activate another version; if it is gone, delete {path}"
-        )
+        other = f"`spica models rollback --project {project}`, or activate another version"
+        other += f"; if that project is gone, delete {path}"
         held(pointer.version, "active", f"it is active in project {project}", other)
         held(pointer.base, "base", f"what is active in project {project} descends from it", other)
         parent = _parent(data_dir, pointer.version)

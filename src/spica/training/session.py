@@ -225,7 +225,7 @@ def _store(
         parent=parent.id if parent is not None and parents.is_stored(Path(request.data_dir), parent.id) else None,
         training={
             "project": request.project.number,
-            "created": request.project.created,
+            "project_created": request.project.date,
             "run": request.run,
             "fingerprint": train.fingerprint,
             "images": len(train.examples),
