@@ -95,6 +95,27 @@ def test_turned_photographs_are_written_upright(tmp_path: Path, kind: str, orien
     assert np.abs(before - after).mean() < 3
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "AVIF"])
+def test_turned_photographs_of_every_format(tmp_path: Path, kind: str) -> None:
+    """Whatever the format, a photograph with an orientation is read and written upright, with its boxes."""
+    exif = PILImage.Exif()
+    exif[0x0112] = 6
+    written = io.BytesIO()
+    PILImage.open(io.BytesIO(photograph(5))).save(written, kind, exif=exif)
+    path = coco(
+        tmp_path / "in",
+        images=[{"id": 5, "file_name": f"a.{kind.lower()}", "width": 64, "height": 48}],
+        annotations=[{"id": 1, "image_id": 5, "category_id": 3, "bbox": [10, 0, 20, 8]}],
+    )
+    (tmp_path / "in" / "images" / f"a.{kind.lower()}").write_bytes(written.getvalue())
+    out = export(load(path), "coco", tmp_path / "out").folder
+    (back,) = load(out).examples
+    with PILImage.open(back.path) as plain:
+        assert plain.size == (48, 64)
+        assert not plain.getexif()
+    assert back.truth.boxes_xyxy.tolist() == [[40, 10, 48, 30]]
+
+
 # --- as others write them
 
 

@@ -31,7 +31,7 @@ class Annotation:
         updated: when it was last changed, ISO 8601, as Label Studio wrote it.
         was_cancelled: the task was skipped.
         ground_truth: it is marked as the right one of its task. Label Studio marks imported ones so by itself.
-        result: its regions; None where they were not asked for, or where there never were any.
+        result: its regions; None where they were not asked for, and for what is no list of regions.
     """
 
     id: int
@@ -45,13 +45,14 @@ class Annotation:
     def read(cls, body: Mapping[str, Any], task: int) -> Annotation:
         """From a task's ``annotations``."""
         result = body.get("result")
+        is_sound = isinstance(result, list) and all(isinstance(item, dict) for item in result)
         return cls(
             id=int(body["id"]),
             task=task,
             updated=str(body.get("updated_at") or ""),
             was_cancelled=bool(body.get("was_cancelled")),
             ground_truth=bool(body.get("ground_truth")),
-            result=tuple(item for item in result if isinstance(item, dict)) if isinstance(result, list) else None,
+            result=tuple(result) if is_sound else None,
         )
 
 

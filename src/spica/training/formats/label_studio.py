@@ -267,15 +267,10 @@ def is_label_studio(body: Any) -> bool:
 
 
 def _annotations(task: Json) -> list[Json]:
-    """With a number, which those written by hand lack, and with regions or None for what is no list of them."""
+    """With a number, which those written by hand lack."""
     listed = task.get("annotations")
-    found: list[Json] = []
-    for number, each in enumerate(listed if isinstance(listed, list) else (), start=1):
-        if isinstance(each, dict):
-            result = each.get("result")
-            sound = isinstance(result, list) and all(isinstance(item, dict) for item in result)
-            found.append({**each, "id": _number(each.get("id"), number), "result": result if sound else None})
-    return found
+    rows = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+    return [{**each, "id": _number(each.get("id"), number)} for number, each in enumerate(rows, start=1)]
 
 
 def _number(value: Any, otherwise: int) -> int:
