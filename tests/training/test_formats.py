@@ -199,6 +199,19 @@ def test_no_image_from_outside(tmp_path: Path, name: str, found: bool) -> None:
         load(path)
 
 
+def test_images_in_sub_folders(tmp_path: Path) -> None:
+    """Below the folder that is given an image is found by a name that no other image there has."""
+    path = coco(tmp_path / "in", images=[{"id": 5, "file_name": "a.jpg"}])
+    photos = tmp_path / "photos"
+    for place in ("one", "two"):
+        (photos / place).mkdir(parents=True)
+    (tmp_path / "in" / "images" / "a.jpg").replace(photos / "two" / "a.jpg")
+    assert load(path, images=photos).boxes == 1
+    (photos / "one" / "a.jpg").write_bytes(photograph(2))
+    with pytest.raises(DataSetError, match="none of the images"):
+        load(path, images=photos)
+
+
 def test_what_coco_leaves_out(tmp_path: Path) -> None:
     """Missing, damaged, resized and doubled images, crowds and annotations without a box are told, the rest is read.
 

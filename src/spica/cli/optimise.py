@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
+from spica.cli.annotated import tell_problems
 from spica.cli.console import err, identify, out, settings_with
 from spica.cli.options import Eps, MaxDetections, Threshold
-from spica.errors import WeightsError
+from spica.errors import DataSetError, WeightsError
 from spica.settings import Settings, help_for
 
 if TYPE_CHECKING:
     from spica.models.checks import Check
-    from spica.models.optimise import Report, Row
+    from spica.models.optimise import KnownImage, Report, Row
+    from spica.training.dataset import Example
 
 
 def optimise(
@@ -47,13 +51,14 @@ def optimise(
     [bold]Example[/bold]: spica models optimise gwhd.pth --images photos --truth boxes.json
     """
     from spica.models import store
+    from spica.models.optimise import find_photographs, require_packages
     from spica.models.optimise import optimise as make
-    from spica.models.optimise import read_material, require_packages
 
     settings = settings_with(data_dir=data_dir, threshold=threshold, norm_eps=norm_eps, max_detections=max_detections)
     identity = identify(find_weights(weights, settings), settings)
     require_packages(identity.architecture, truth=truth is not None)
-    photographs, known = read_material(images, truth, identity.classes)
+    photographs = find_photographs(images)
+    known = read_truth(truth, images, identity.classes) if truth is not None else None
     with err.status("") as status:
 
         def say(line: str) -> None:
@@ -77,6 +82,48 @@ def find_weights(told: str, settings: Settings) -> Path:
     stored = settings.data_dir / "models" / told
     is_id = told == Path(told).name and told not in ("", ".", "..")
     return stored if not Path(told).exists() and is_id and stored.is_dir() else Path(told)
+
+
+def read_truth(path: Path, folder: Path, classes: Sequence[str]) -> tuple[KnownImage, ...]:
+    """What an annotated data set says about photographs, read as it is read to be learned from.
+
+    Classes are met by name; where the model's have no names, by their order, and there must be as many.
+
+    Args:
+        path: of the data set.
+        folder: of the photographs.
+        classes: of the model, by class id.
+
+    Raises:
+        DataSetError: no data set, other images, or other classes.
+    """
+    import numpy as np
+
+    from spica.models.optimise import KnownImage
+    from spica.training.sources import load
+
+    dataset = load(path, images=folder, allow_partial=True)
+    tell_problems(dataset)
+    used = sorted({int(each) for example in dataset.examples for each in example.truth.class_ids})
+    own = {number: classes.index(name) for number, name in enumerate(dataset.classes) if name in classes}
+    if not any(classes):  # some tools add a category without boxes above the others
+        in_order = next((each for each in ([*range(len(dataset.classes))], used) if len(each) == len(classes)), [])
+        own = {number: class_id for class_id, number in enumerate(in_order)}
+    strange = [dataset.classes[number] for number in used if number not in own]
+    if strange:
+        raise DataSetError(
+            "the truth file has other classes than the model",
+            where=str(path),
+            expected=", ".join(filter(None, classes)) or f"so many classes: {len(classes)}",
+            got=", ".join(strange),
+            hint="rename the classes in the file to the model's" if any(classes) else None,
+        )
+
+    def known(example: Example) -> KnownImage:
+        class_ids = np.array([own[int(number)] for number in example.truth.class_ids], np.int64)
+        return KnownImage(example.path, dataclasses.replace(example.truth, class_ids=class_ids))
+
+    return tuple(map(known, dataset.examples))
 
 
 def _refused(report: Report) -> list[Row]:

@@ -132,7 +132,6 @@ def run_all(
     *,
     max_pixels: int,
     progress: Callable[[int], None] | None = None,
-    look: Callable[[int, Image], None] | None = None,
     stop: threading.Event | None = None,
 ) -> dict[Arithmetic, Run]:
     """Every detector's answers to every photograph, in turn, so that a busy moment slows all of them.
@@ -142,7 +141,6 @@ def run_all(
         photographs: files.
         max_pixels: larger ones are refused.
         progress: told how many photographs are done.
-        look: shown each photograph with its position, before it is computed; may raise.
         stop: when set, it is given up after the photograph in hand.
 
     Raises:
@@ -156,8 +154,6 @@ def run_all(
         if stop is not None and stop.is_set():
             raise ModelUnavailableError("the check was stopped", where=str(path))
         image = read(path, max_pixels=max_pixels)
-        if look is not None:
-            look(position, image)
         for name, detector in detectors.items():
             started = time.perf_counter()
             (answer,) = detector.detect([image.pixels])

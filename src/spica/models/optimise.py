@@ -23,10 +23,9 @@ from spica.detectors.tiling import seen_by
 from spica.detectors.weights import inspect
 from spica.errors import DataSetError, UsageError, WeightsError
 from spica.evaluation.coco import Metrics, evaluate
-from spica.images import Image
+from spica.evaluation.truth import Truth
 from spica.models.checks import Check, Run, detector_in, judge, readable, run_all, spread
 from spica.models.locks import writing
-from spica.models.truth_file import TruthFile, read_truth
 from spica.models.version import ModelVersion
 from spica.settings import Settings
 
@@ -39,6 +38,14 @@ IMAGE_SUFFIXES: Final = (*(".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".p
 
 INT8: Final = "model-int8"
 """How the names of int8 graphs begin; their own digits follow, so that a new one never overwrites the one in use."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KnownImage:
+    """A photograph, and what is in it, with the model's class ids."""
+
+    path: Path
+    truth: Truth
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,22 +140,12 @@ def find_photographs(folder: Path) -> list[Path]:
     return found
 
 
-def read_material(folder: Path, truth: Path | None, classes: Sequence[str]) -> tuple[list[Path], TruthFile | None]:
-    """The photographs, and what the truth file says about them; before the model is converted or loaded.
-
-    Raises:
-        DataSetError: no photographs, or a truth file that does not go with them or with the model.
-    """
-    photographs = find_photographs(folder)
-    return photographs, read_truth(truth, photographs, folder, classes) if truth is not None else None
-
-
 def optimise(
     version: ModelVersion,
     photographs: Sequence[Path],
     settings: Settings,
     *,
-    truth: TruthFile | None = None,
+    truth: Sequence[KnownImage] | None = None,
     accept_loss: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
@@ -161,12 +158,12 @@ def optimise(
         version: whole and checked.
         photographs: the user's own, at least one; int8 is made with some of them.
         settings: threads, threshold, limits.
-        truth: of some of the photographs; with it AP50 decides, without it the agreement with f32.
+        truth: with it AP50 decides, without it the agreement with f32.
         accept_loss: install what did not pass too, and write that down.
         progress: told what is being done, in a few words.
 
     Raises:
-        DataSetError: no photograph can be read, or one has another size than the truth says.
+        DataSetError: no photograph can be read.
         WeightsError: NNCF is missing or can't quantise the network, or the version can't be run.
         StorageError: the version's folder can't be written.
     """
@@ -194,7 +191,7 @@ def optimise(
             if gone:
                 notes += (f"{len(gone)} photographs could no longer be read, the first: {gone[0]}",)
         checked = [path for path in checked if truth is not None or path.exists()]
-        runs = _run(version, int8, checked, truth, settings, say)
+        runs = _run(version, int8, checked, settings, say)
         rows = _rows(runs, version, truth, settings)
         passed: list[Arithmetic] = []
         for row in rows:
@@ -235,16 +232,11 @@ def _seen(version: ModelVersion) -> int:
 
 
 def _to_check(
-    photographs: Sequence[Path], calibration: Sequence[Path], truth: TruthFile | None, settings: Settings
+    photographs: Sequence[Path], calibration: Sequence[Path], truth: Sequence[KnownImage] | None, settings: Settings
 ) -> tuple[list[Path], tuple[str, ...]]:
     """The photographs to compare on, and what must be said of them."""
     if truth is not None:
-        notes = (
-            (f"{len(truth.missing)} images of the truth file are not in the folder, {truth.missing[0]} the first",)
-            if truth.missing
-            else ()
-        )
-        return [known.path for known in truth.images], notes
+        return [known.path for known in truth], ()
     calibrated = set(calibration)
     others = readable(
         spread([path for path in photographs if path not in calibrated], MAX_CHECK_IMAGES),
@@ -259,7 +251,6 @@ def _run(
     version: ModelVersion,
     int8: Path | None,
     checked: Sequence[Path],
-    truth: TruthFile | None,
     settings: Settings,
     say: Callable[[str], None],
 ) -> dict[Arithmetic, Run]:
@@ -270,30 +261,18 @@ def _run(
     if int8 is not None:
         detectors["int8"] = OpenVINODetector(int8, version.classes, threads=settings.threads, precision="int8")
 
-    def same_size(position: int, image: Image) -> None:
-        known = truth.images[position].truth if truth is not None else None
-        if known is not None and (known.width, known.height) != (image.width, image.height):
-            raise DataSetError(
-                "the truth file describes another picture than the one in the folder",
-                where=str(checked[position]),
-                expected=f"{known.width} x {known.height} pixels",
-                got=f"{image.width} x {image.height}, upright",
-                hint="were the photographs scaled or turned after they were annotated?",
-            )
-
     return run_all(
         detectors,
         checked,
         max_pixels=settings.max_pixels,
         progress=lambda done: say(f"comparing on photograph {done} of {len(checked)}"),
-        look=same_size,
     )
 
 
 def _rows(
-    runs: dict[Arithmetic, Run], version: ModelVersion, truth: TruthFile | None, settings: Settings
+    runs: dict[Arithmetic, Run], version: ModelVersion, truth: Sequence[KnownImage] | None, settings: Settings
 ) -> tuple[Row, ...]:
-    truths = [known.truth for known in truth.images] if truth is not None else None
+    truths = [known.truth for known in truth] if truth is not None else None
     checks = judge(runs, threshold=settings.threshold, truths=truths, classes=version.classes)
 
     def metrics(answers: list[Detections]) -> Metrics | None:

@@ -45,14 +45,14 @@ class Annotation:
     def read(cls, body: Mapping[str, Any], task: int) -> Annotation:
         """From a task's ``annotations``."""
         result = body.get("result")
-        is_sound = isinstance(result, list) and all(isinstance(item, dict) for item in result)
+        sound = isinstance(result, list) and all(isinstance(item, dict) for item in result)
         return cls(
             id=int(body["id"]),
             task=task,
             updated=str(body.get("updated_at") or ""),
             was_cancelled=bool(body.get("was_cancelled")),
             ground_truth=bool(body.get("ground_truth")),
-            result=tuple(result) if is_sound else None,
+            result=tuple(result or ()) if sound else None,
         )
 
 

@@ -42,7 +42,7 @@ class Coco:
         if not is_coco(body):
             raise _damaged(data, "images, annotations and categories", f"keys {sorted(body)[:10]}")
         names = _categories(body["categories"], data)
-        finder = ImageFinder(*(() if images is None else (images, images / "images")), *_beside(data))
+        finder = ImageFinder(*_beside(data), given=images)
         found = Found(tuple(dict.fromkeys(names.values())), [])
         listed = _objects(body["images"], data, "images")
         by_image: dict[int | str | None, list[dict[str, Any]]] = defaultdict(list)

@@ -221,9 +221,7 @@ class LabelStudioJson:
         body = read_json(data)
         if not is_label_studio(body):
             raise DataSetError("this is no JSON export of Label Studio", where=str(data), expected="a list of tasks")
-        finder = ImageFinder(
-            *(() if images is None else (images, images / "images")), data.parent, data.parent / "images"
-        )
+        finder = ImageFinder(data.parent, data.parent / "images", given=images)
         found = Found((), [])
         missing: list[str] = []
         tasks: list[tuple[AnnotatedTask, Annotation]] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -108,10 +109,13 @@ class ImageFinder:
 
     Args:
         folders: in the order in which they are tried.
+        given: tried before them, with its folder ``images``; last of all its sub-folders are searched for a name that
+            only one image in them has.
     """
 
-    def __init__(self, *folders: Path) -> None:
-        unique = dict.fromkeys(folders)
+    def __init__(self, *folders: Path, given: Path | None = None) -> None:
+        self._given = given
+        unique = dict.fromkeys((*(() if given is None else (given, given / "images")), *folders))
         self._folders = [ConfinedFolder(folder, setting="the folder of the images") for folder in unique]
 
     def find(self, name: str) -> Path | None:
@@ -125,7 +129,15 @@ class ImageFinder:
                     continue
                 if found is not None and found.is_file():
                     return found
-        return None
+        return self._below.get(last)
+
+    @cached_property
+    def _below(self) -> dict[str, Path]:
+        found: dict[str, list[Path]] = {}
+        for path in self._given.rglob("*") if self._given is not None else ():
+            if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not path.is_symlink():
+                found.setdefault(path.name, []).append(path)
+        return {name: paths[0] for name, paths in found.items() if len(paths) == 1}
 
     @property
     def shown(self) -> str:

@@ -48,7 +48,7 @@ class Voc:
         if split is not None:
             files = _listed(data, split, files, found)
         beside = tuple(data / name for name in (*_IMAGE_FOLDERS, "."))
-        finder = ImageFinder(*(() if images is None else (images,)), *beside)
+        finder = ImageFinder(*beside, given=images)
         missing = 0
         for path in files:
             sketch, file_name = _sketch(path, found)
