@@ -45,8 +45,8 @@ READABLE: Final = "JPEG, PNG, WebP, TIFF, BMP, GIF, PPM, JPEG 2000 or AVIF"
 
 _ORIENTATION_TAG: Final = 0x0112  # EXIF 2.32, table 4
 _SHORT: Final = 3  # EXIF type of a 16-bit unsigned number
-# TIFF 6.0: BitsPerSample, PhotometricInterpretation, SamplesPerPixel, PlanarConfiguration, SampleFormat
-_BITS_TAG, _PHOTOMETRIC_TAG, _SAMPLES_TAG, _PLANES_TAG, _FORMAT_TAG = 258, 262, 277, 284, 339
+# TIFF 6.0: BitsPerSample, Compression, PhotometricInterpretation, SamplesPerPixel, PlanarConfiguration, SampleFormat
+_BITS_TAG, _COMPRESSION_TAG, _PHOTOMETRIC_TAG, _SAMPLES_TAG, _PLANES_TAG, _FORMAT_TAG = 258, 259, 262, 277, 284, 339
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,18 +141,17 @@ class _Tiff(TiffImagePlugin.TiffImageFile):
     """
 
     def _setup(self) -> None:
-        if self.tag_v2.get(_SAMPLES_TAG, 1) == 1:
-            self.tag_v2[_PLANES_TAG] = 1  # a single plane is no planes
+        tags = self.tag_v2
+        if tags.get(_SAMPLES_TAG, 1) == 1:
+            tags[_PLANES_TAG] = 1  # a single plane is no planes
+        elif tags.get(_PLANES_TAG) == 2 and tags.get(_COMPRESSION_TAG, 1) == 1 and max(tags.get(_BITS_TAG, (1,))) == 16:
+            tags[_COMPRESSION_TAG] = 8  # makes it libtiff's, which asks the file itself
         super()._setup()
         first = self.tile[0]
         if self.use_load_libtiff and isinstance(first.args, tuple):
             unpacked, *more = first.args
             self.tile = [first._replace(args=(_NATIVE.get(str(unpacked), unpacked), *more))]
-        elif self._planar_configuration == 2 and max(self.tag_v2.get(_BITS_TAG, (1,))) == 16:
-            self.use_load_libtiff = True
-            args = (f"{self.mode};16N", False, self.tag_v2.offset)
-            self.tile = [first._replace(codec_name="libtiff", extents=(0, 0, *self._tile_size), offset=0, args=args)]
-        self._size = self._tile_size
+        self._size = getattr(self, "_tile_size", self._size)  # before it is turned
 
     def load_end(self) -> None:
         """Nothing: Pillow would turn the picture, by XMP too."""
