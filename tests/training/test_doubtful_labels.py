@@ -404,6 +404,15 @@ def test_regions(tmp_path: Path, item: Any, is_kept: bool) -> None:
     assert len(left_out) == 1 - is_kept
 
 
+def test_a_kind_that_is_not_known(tmp_path: Path) -> None:
+    """A region of such a kind is no "nothing", also where no other region tells the name of the image's tag."""
+    one = region(to_name="page", type="newlabels")
+    listed = task({"image": "a.jpg"}, region(to_name="image")), task({"image": "b.jpg"}, one)
+    dataset, left_out = read(tasks(tmp_path / "in", *listed, files=("a.jpg", "b.jpg")))
+    assert list(kept(dataset)) == ["a.jpg"]
+    assert left_out == {"task 2: b.jpg": "an object that has no box"}
+
+
 @pytest.mark.parametrize("result", [None, {}, "[]"], ids=str)
 def test_an_annotation_without_regions(tmp_path: Path, result: Any) -> None:
     """Only an empty list says that nothing is there."""

@@ -277,8 +277,10 @@ def _number(value: Any, otherwise: int) -> int:
 
 
 def _tags(annotation: Annotation) -> set[str]:
-    """The names of the image tags that an annotation has regions on."""
-    return {str(item.get("to_name")) for item in annotation.result or () if str(item.get("type")) in _SHAPES}
+    """The names of the image tags that an annotation has regions on, by kinds that images have; else by all kinds."""
+    result = annotation.result or ()
+    sure = {str(item.get("to_name")) for item in result if str(item.get("type")) in _SHAPES}
+    return sure or {str(item.get("to_name")) for item in result if str(item.get("type")) not in _NO_OBJECTS}
 
 
 def _pairs(task: AnnotatedTask, annotation: Annotation, usual: set[str], found: Found) -> list[tuple[str, Sketch]]:
