@@ -248,6 +248,15 @@ def test_events_of_a_model_that_the_form_has_connected(
     assert (project.id, "ANNOTATION_CREATED", "noted") in heard(caplog)
 
 
+def test_a_button_that_label_studio_has_sent(client: LabelStudioClient, project: Project, model: LiveModel) -> None:
+    """Start Training is believed, though it carries no secret: what is new is counted."""
+    row = client.connect_backend(project.id, url=model.url)
+    client.call("POST", f"/api/ml/{row.id}/train", json={}, timeout_s=TIMEOUT_S)
+    (standing,) = until(lambda: model.http.get("/training").json()["projects"], "nobody has looked")
+    assert standing["project"] == project.id
+    assert "nothing new" in standing["note"]
+
+
 def test_a_button_that_label_studio_did_not_send(
     client: LabelStudioClient, project: Project, model: LiveModel, caplog: pytest.LogCaptureFixture
 ) -> None:
