@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from annotated_images import photograph
 from project_keys import ONE
 from spica.errors import DataSetError
+from spica.labelstudio.api.annotations import AnnotatedTask
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.control_tags import RectangleControl
 from spica.labelstudio.label_config import parse_label_config
@@ -62,6 +66,40 @@ def test_the_gate_judges_by_what_the_project_shows(
     """The threshold is the one that the project's predictions are shown by."""
     client = cast("LabelStudioClient", Models(*models))
     assert session._threshold(request(tmp_path), client, controls(*tags)) == expected
+
+
+class Submissions:
+    """Stands for a Label Studio with five annotated tasks; the labels of two have left the configuration."""
+
+    url = "http://label.studio"
+    config = """<View><Image name="i" value="$i"/>
+      <RectangleLabels name="l" toName="i"><Label value="a"/></RectangleLabels></View>"""
+
+    def project(self, _: int) -> Any:
+        return SimpleNamespace(label_config=self.config)
+
+    def annotated_count(self, _: int) -> int:
+        return 5
+
+    def annotated_tasks(self, _: int) -> Iterator[AnnotatedTask]:
+        for number in range(5):
+            value = {"x": 1, "y": 1, "width": 50, "height": 50, "rectanglelabels": ["gone" if number > 2 else "a"]}
+            region = {"id": "r", "from_name": "l", "to_name": "i", "type": "rectanglelabels", "value": value}
+            annotation = {"id": number, "result": [region]}
+            yield AnnotatedTask.read({"id": number, "data": {"i": f"{number}.jpg"}, "annotations": [annotation]})
+
+    def read(self, uri: str, *, task_id: int | None = None) -> bytes:
+        return photograph(int(uri[0]))
+
+
+def test_a_training_goes_on_without_what_is_in_doubt(tmp_path: Path) -> None:
+    """Where nobody can be asked, more than a tenth in doubt ends no training: it is left out, and the notes say so."""
+    everything = cast("Any", Submissions())
+    data, _ = session._material(request(tmp_path), everything, everything, controls(None), lambda **_: None)
+    assert [each.task for each in data.examples] == [0, 1, 2]
+    assert data.problems == (
+        '2 images left out: a box of class "gone", which is not known (task 3: 3.jpg, task 4: 4.jpg)',
+    )
 
 
 def test_the_hold_out_is_written_before_anything_is_trained(tmp_path: Path) -> None:
