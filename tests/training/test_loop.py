@@ -16,6 +16,9 @@ pytest.importorskip("lightning", reason="needs the extra spica[train]")
 
 from safetensors.torch import load_file  # noqa: E402 - after the check for torch
 
+from spica.boxes import iou_xyxy  # noqa: E402 - after the check for torch
+from spica.demo.field import render_field  # noqa: E402
+from spica.detectors.torchvision import TorchvisionDetector  # noqa: E402
 from spica.detectors.weights import inspect  # noqa: E402
 from spica.errors import DataSetError, TrainingError, UsageError  # noqa: E402
 from spica.evaluation.truth import Truth  # noqa: E402
@@ -138,6 +141,46 @@ def test_the_systems_wish_to_end_keeps_what_was_learned(
     resumed = train(data, valid, tmp_path, TINY)
     assert resumed.resumed
     assert _same(whole[0], resumed)
+
+
+def test_16_bits_compute_no_boxes(data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 proposals and what is learned from them are float32, and yet other weights come out."""
+    from torchvision.models.detection._utils import BoxCoder
+    from torchvision.models.detection.roi_heads import RoIHeads
+
+    seen: set[Any] = set()
+
+    def watched(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def watching(self: Any, *given: Any) -> Any:
+            found = real(self, *given)
+            for each in (*given, *(found if isinstance(found, tuple) else (found,))):
+                tensors = each if isinstance(each, list | tuple) else [each]
+                seen.update(one.dtype for one in tensors if isinstance(one, torch.Tensor) and one.is_floating_point())
+            return found
+
+        monkeypatch.setattr(owner, name, watching)
+
+    for name in ("encode", "decode"):
+        watched(BoxCoder, name)
+    watched(RoIHeads, "select_training_samples")
+    recipe = replace(TINY, epochs=1, precision="bf16")
+    half = train(data, None, tmp_path / "half", recipe)
+    assert seen == {torch.float32}
+    assert not _same(half, train(data, None, tmp_path / "whole", replace(recipe, precision="f32")))
+
+
+def test_batch_norm_keeps_its_statistics(data: DataSet, valid: DataSet, tmp_path: Path) -> None:
+    """What goes on from a network with batch norm learns all but the statistics, also after it was judged."""
+    begun = train(data, None, tmp_path / "begun", replace(TINY, epochs=1, pretrained=False, lr=1e-5))
+    assert begun.norm == "batch"
+    again = train(data, valid, tmp_path / "again", TINY, init=begun.weights)
+    before, after = load_file(begun.weights), load_file(again.weights)
+    statistics = [key for key in before if key.endswith(("running_mean", "running_var", "num_batches_tracked"))]
+    assert len(statistics) > 100
+    assert [key for key in statistics if not torch.equal(before[key], after[key])] == []
+    assert [key for key in before if not torch.equal(before[key], after[key])]
 
 
 def test_another_training_begins_anew(data: DataSet, valid: DataSet, tmp_path: Path) -> None:
@@ -264,6 +307,13 @@ def test_recipes_by_the_amount_of_data() -> None:
         Recipe(epochs=0)
 
 
+@pytest.mark.parametrize("real", [True, False], ids=["bfloat16 in hardware", "an older GPU"])
+def test_a_gpu_that_imitates_bfloat16_trains_in_32_bits(real: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch says of a T4 too that it has bfloat16: it imitates it, more slowly than it computes float32."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: real or including_emulation)
+    assert Recipe.for_data(20, cuda=True).precision == ("bf16" if real else "f32")
+
+
 LEARNS = Recipe(epochs=8, batch=4, lr=1e-3, min_size=240, max_size=320, threads=1)
 
 
@@ -285,6 +335,20 @@ def test_it_learns(learned: Trained) -> None:
     """On sixteen rendered fields, AP50 on other fields rises from nearly nothing to 0.3 and more in 32 steps."""
     assert (learned.history[0].ap50 or 0) < 0.1
     assert max(epoch.ap50 or 0 for epoch in learned.history) > 0.3
+
+
+@pytest.mark.slow
+def test_what_has_learned_answers_in_16_bits_as_in_32(learned: Trained) -> None:
+    """On a photograph of 2560 x 1920 pixels the boxes in bfloat16 are those in float32, to a few pixels of that."""
+    pixels = render_field(2000, width=320, height=240).pixels.repeat(8, axis=0).repeat(8, axis=1)
+    exact, half = (
+        TorchvisionDetector(
+            learned.weights, ("spike",), norm_eps=None, score_floor=0.3, max_detections=100, device="cpu", half=half
+        ).detect([pixels])[0]
+        for half in (False, True)
+    )
+    assert len(exact) > 3
+    assert np.median(iou_xyxy(exact.boxes_xyxy, half.boxes_xyxy).max(axis=1)) > 0.9
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ class TorchvisionDetector:
         score_floor: boxes with a score not above it are dropped.
         max_detections: at most so many boxes an image.
         device: torch's name of the device.
-        half: compute in bfloat16 where torch's autocast deems it safe. Boxes differ from those of float32 a little.
+        half: compute the layers in bfloat16, see :mod:`spica.detectors.mixed_precision`. Boxes differ a little.
         batch: at most so many images of one size are computed together; 0 for 4 on a GPU, and one on a CPU, where more
             are not faster.
 
@@ -54,6 +54,7 @@ class TorchvisionDetector:
     ) -> None:
         import torch
 
+        from spica.detectors.mixed_precision import compute_in_bf16
         from spica.detectors.networks import build_from, max_aspect
         from spica.detectors.torchvision_export import load_state_dict
 
@@ -61,7 +62,6 @@ class TorchvisionDetector:
         info = inspect(weights, architecture)
         self._classes = classes
         self._device = torch.device(device)
-        self._dtype = torch.bfloat16 if half else None
         self._batch = batch or (_BATCH if self._device.type == "cuda" else 1)
         self._name = f"torch on {device}, {weights.name}"
         model = build_from(
@@ -73,6 +73,8 @@ class TorchvisionDetector:
             input_size=info.input_size,
         )
         self._aspect = max_aspect(model)
+        if half:
+            compute_in_bf16(model)
         self._model = model.to(self._device)
 
     @property
@@ -113,16 +115,13 @@ class TorchvisionDetector:
         for image in images:
             pixels = torch.from_numpy(np.array(widened(image, self._aspect)))  # a copy: torch warns of read-only arrays
             given.append(pixels.to(self._device).permute(2, 0, 1).to(torch.float32) / 255)  # (3, H, W)
-        with (
-            torch.inference_mode(),
-            torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None),
-        ):
+        with torch.inference_mode():
             answers: list[dict[str, Any]] = self._model(given)
         return answers
 
     def _told(self, image: RGBImage, answer: dict[str, Any]) -> Detections:
         height, width = image.shape[:2]
-        boxes, scores = (answer[name].float().cpu().numpy() for name in ("boxes", "scores"))
+        boxes, scores = (answer[name].cpu().numpy() for name in ("boxes", "scores"))
         labels = answer["labels"].cpu().numpy()
         answered = cleaned(boxes, labels, scores, width=width, height=height)
         return checked(answered, classes=len(self._classes), width=width, height=height, detector=self._name)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,14 +12,12 @@ from spica.boxes import Detections
 from spica.detectors.cleaning import cleaned
 from spica.training.dataset import DataSet
 from spica.training.photographs import Photographs, for_network, whole
-from spica.training.recipe import Precision
 
 
 def answers(
     network: nn.Module,
     photographs: Photographs,
     *,
-    precision: Precision = "f32",
     between: Callable[[], None] | None = None,
 ) -> list[Detections]:
     """One answer an image, in order, in pixels of the example's own size; the network's mode is left as it was.
@@ -28,7 +25,6 @@ def answers(
     Args:
         network: one of torchvision's detection family.
         photographs: to look at.
-        precision: of the convolutions.
         between: called before each image; what it raises ends the work.
     """
     found = []
@@ -39,13 +35,13 @@ def answers(
         for example, image in whole(photographs):
             if between is not None:
                 between()
-            with torch.inference_mode(), autocast(device, precision):
+            with torch.inference_mode():
                 (answer,) = network([image.to(device)])
             height, width = image.shape[-2:]
             size = example.truth.width, example.truth.height
             scale = torch.tensor([size[0] / width, size[1] / height] * 2)
-            boxes = answer["boxes"].float().cpu() * scale
-            labels, scores = answer["labels"].cpu(), answer["scores"].float().cpu()
+            boxes = answer["boxes"].cpu() * scale
+            labels, scores = answer["labels"].cpu(), answer["scores"].cpu()
             found.append(cleaned(boxes.numpy(), labels.numpy(), scores.numpy(), width=size[0], height=size[1]))
     finally:
         network.train(training)
@@ -70,10 +66,3 @@ def answer_with(weights: Path, data: DataSet) -> list[Detections]:
     network = build_from(load_state_dict(weights), architecture=info.architecture, input_size=info.input_size)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return answers(network.to(device), for_network(data, network))
-
-
-@contextlib.contextmanager
-def autocast(device: torch.device, precision: Precision) -> Iterator[None]:
-    """bfloat16 where the recipe says so."""
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        yield

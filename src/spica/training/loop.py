@@ -112,6 +112,7 @@ def train(
             got=", ".join(valid.classes),
             hint="give both the same classes in the same order",
         )
+    from spica.detectors.mixed_precision import compute_in_bf16
     from spica.training import checkpoints, initialise
 
     try:
@@ -122,6 +123,8 @@ def train(
         start = initialise.begin(recipe, data.classes, init=init, init_classes=init_classes)
         if not start.random:
             initialise.freeze(start.network, recipe.frozen)
+        if recipe.precision == "bf16":
+            compute_in_bf16(start.network)
         module = _module(start, recipe, data, valid, folder, on_progress, stop)
         module.learns_norms = start.random
         state = checkpoints.load(folder, module.key)
@@ -199,7 +202,6 @@ def _fit(module: DetectorModule, recipe: Recipe) -> None:
     trainer = Trainer(
         accelerator="auto" if _cuda() else "cpu",
         devices=1,
-        precision="bf16-mixed" if recipe.precision == "bf16" else "32-true",
         max_epochs=recipe.epochs - len(module.history),
         gradient_clip_val=_GRADIENT_NORM,
         reload_dataloaders_every_n_epochs=1,

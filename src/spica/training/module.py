@@ -95,14 +95,6 @@ class DetectorModule(LightningModule):  # type: ignore[misc]  # Lightning ships 
         ]
         return torch.optim.AdamW([group for group in groups if group["params"]], lr=self.recipe.lr)
 
-    def train(self, mode: bool = True) -> DetectorModule:
-        """Batch norm keeps its statistics: a batch of four can't give better ones than it was trained with."""
-        super().train(mode)
-        for layer in self.modules():
-            if isinstance(layer, nn.BatchNorm2d) and not self.learns_norms:
-                layer.eval()
-        return self
-
     learns_norms = False
     """Whether the statistics are learned: only where the training begins with random numbers."""
 
@@ -114,7 +106,11 @@ class DetectorModule(LightningModule):  # type: ignore[misc]  # Lightning ships 
         self._began = time.monotonic()
 
     def on_train_epoch_start(self) -> None:
-        """A new sum of losses."""
+        """A new sum of losses; batch norm keeps its statistics: a batch of four can't give better ones."""
+        self.network.train()
+        for layer in self.network.modules():
+            if isinstance(layer, nn.BatchNorm2d) and not self.learns_norms:
+                layer.eval()
         self._step, self._sums, self._epoch_began = 0, {}, time.monotonic()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -225,7 +221,7 @@ class DetectorModule(LightningModule):  # type: ignore[misc]  # Lightning ships 
         assert self._valid is not None  # noqa: S101 - or it would not be due
         began = time.monotonic()
         self._tell(self._progress(judging=True))
-        found = answers(self.network, self._valid, precision=self.recipe.precision, between=self.check)
+        found = answers(self.network, self._valid, between=self.check)
         truths = [example.truth for example in self._valid.examples]
         metrics = evaluate(truths, found, self.classes).as_json()
         self._judge_s = time.monotonic() - began

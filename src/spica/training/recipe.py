@@ -47,7 +47,7 @@ class Recipe:
         frozen: so many stages of the backbone, counted from the image, keep their weights; 0 to 5.
         patience: stop after so many judgements without a better one; 0 never stops early.
         max_minutes: stop after the epoch in which so much time was over, None never does.
-        precision: ``bf16`` computes convolutions with 16 bits; the weights keep 32.
+        precision: ``bf16`` computes the layers with 16 bits; the weights and all boxes keep 32.
         norm_eps: eps of the batch norm of torchvision's networks, as served.
         min_size: side in pixels to which the shorter side of images is scaled; None for the architecture's own.
         max_size: side in pixels that the longer side does not exceed; None for the architecture's own.
@@ -137,7 +137,7 @@ def has_bf16(cuda: bool) -> bool:
     import torch
 
     if cuda:
-        return bool(torch.cuda.is_bf16_supported())
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))  # T4 and RTX 20 only imitate it
     cpu: Any = torch.cpu
     checks = (getattr(cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return any(check() for check in checks if check is not None)
