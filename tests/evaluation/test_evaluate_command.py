@@ -107,6 +107,26 @@ def test_only_json(field: Path, tmp_path: Path) -> None:
     assert told["counting"]["bias"] < 0
 
 
+def test_copies_do_not_make_it_surer(field: Path, tmp_path: Path) -> None:
+    """With each image there twice, in another encoding, the interval of AP50 is that of the images once."""
+    truth = json.loads((field / "truth.json").read_text("utf-8"))
+    for each in list(truth["images"]):
+        with Image.open(field / each["file_name"]) as image:
+            image.save(tmp_path / each["file_name"])
+            image.save(tmp_path / f"c{each['id']}.bmp")
+        truth["images"].append({**each, "id": each["id"] + 10, "file_name": f"c{each['id']}.bmp"})
+    truth["annotations"] += [
+        {**each, "id": each["id"] + 1000, "image_id": each["image_id"] + 10} for each in truth["annotations"]
+    ]
+    (tmp_path / "truth.json").write_text(json.dumps(truth), "utf-8")
+    once, twice = (
+        json.loads(run(model_folder(), folder / "truth.json", "--data-dir", tmp_path, "--json", "-").stdout)
+        for folder in (field, tmp_path)
+    )
+    assert twice["metrics"]["images"] == 6
+    assert twice["ap50_interval"] == once["ap50_interval"]
+
+
 def test_images_that_fail(field: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An image on which the detector fails is told, changes the exit status, and is in none of the numbers."""
     from spica.detectors.openvino import OpenVINODetector

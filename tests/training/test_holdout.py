@@ -28,10 +28,10 @@ from spica.training.holdout import Frozen, divide, path_of, read, split, target,
 TRUTH = Truth(np.zeros((0, 4), np.float32), np.zeros((0,), np.int64), 64, 48)
 
 
-def image(number: int, name: str | None = None, group: str | None = None) -> Example:
+def image(number: int, name: str | None = None) -> Example:
     """An example whose path ends in its number; no file is behind it."""
     digest = digest_of(str(number).encode())
-    return Example(Path(f"{number}"), digest, TRUTH, name or f"img{number:05}.jpg", group=group)
+    return Example(Path(f"{number}"), digest, TRUTH, name or f"img{number:05}.jpg")
 
 
 def hash_of(path: Path) -> int:
@@ -84,24 +84,67 @@ def test_growing(steps: list[list[int]], share: float, minimum: int) -> None:
 @settings(deadline=None, max_examples=60)
 @given(names=st.lists(st.tuples(st.integers(0, 8), st.booleans()), min_size=2, max_size=40), seed=st.integers(0, 1000))
 def test_what_is_alike_stays_together(names: list[tuple[int, bool]], seed: int) -> None:
-    """Tiles of one photo, and members of a group, are on one side, whatever the order in which they are listed."""
+    """Tiles of one photo, and near-duplicates, are on one side, whatever the order in which they are listed."""
     examples = [
-        image(number, f"photo{photo}_{number}_0.jpg") if tile else image(number, group=f"g{photo}")
-        for number, (photo, tile) in enumerate(names)
+        image(number, f"photo{photo}_{number}_0.jpg" if tile else None) for number, (photo, tile) in enumerate(names)
     ]
-    train, holdout, _ = sides_of(examples, minimum=2)
+
+    def look(path: Path) -> int:
+        photo, tile = names[int(path.name)]
+        return hash_of(path if tile else Path(f"copies of {photo}"))
+
+    def parts() -> list[set[str]]:
+        dataset = DataSet(("spike",), tuple(examples))
+        found = split(dataset, Frozen(), share=0.2, minimum=2, fingerprint=look)[:2]
+        assert {each.digest: each.group for each in found[1].examples}.keys() == {e.digest for e in found[1].examples}
+        return [{each.digest for each in part.examples} for part in found]
+
+    sets: dict[tuple[int, bool], set[str]] = {}
+    for each, name in zip(examples, names, strict=True):
+        sets.setdefault(name, set()).add(each.digest)
+    shared = sum(tile for _, tile in names) > 0.8 * len(names)  # a stem that nearly all share tells nothing
+    train, holdout = parts()
     random.Random(seed).shuffle(examples)  # noqa: S311 - no secret
-    assert sides_of(examples, minimum=2)[:2] == (train, holdout)
-    sets = {str(each.group or each.name.split("_")[0]) for each in examples}
-    if len(sets) == 1:
+    assert parts() == [train, holdout]
+    if len(sets) == 1 or shared:
         return  # nothing could be held out otherwise
-    for key in sets:
-        same = [each.digest for each in examples if str(each.group or each.name.split("_")[0]) == key]
-        assert set(same) <= train or set(same) <= holdout
+    assert all(same <= train or same <= holdout for same in sets.values())
     assert train
     assert holdout
-    largest = max(sum(str(each.group or each.name.split("_")[0]) == key for each in examples) for key in sets)
-    assert abs(len(holdout) - target(len(examples), share=0.2, minimum=2)) <= largest
+    assert len(holdout) - target(len(examples), share=0.2, minimum=2) <= max(map(len, sets.values()))
+
+
+@pytest.mark.parametrize(
+    ("photos", "rounds", "held"),
+    [(5, 10, 1), (20, 10, 4), (2, 5, 1)],
+    ids=["200 tiles of 5 photos", "200 tiles of 20 photos", "two photos"],
+)
+def test_tiles_do_not_put_half_of_the_photos_away(photos: int, rounds: int, held: int) -> None:
+    """A fifth of the photos is held out with all of its tiles, one at least, though 10 are wanted at first."""
+    frozen = Frozen()
+    for number in range(1, rounds + 1):
+        tiles = [image(n, f"photo{n % photos}_{n // photos * 256}_0.jpg") for n in range(20 * number)]
+        train, away, frozen = sides_of(tiles, frozen)
+        assert len(away) == 20 * number * held // photos
+        assert len(train) + len(away) == len(tiles)
+
+
+def test_what_shows_the_same_is_one_group() -> None:
+    """Of the held-out images, tiles of one photo and near-duplicates have one group, and others each their own."""
+    tiles = [image(n, f"photo{n // 4}_{n % 4 * 256}_0.jpg") for n in range(40)]
+    pairs = [image(n) for n in range(40, 80)]
+    dataset = DataSet(("spike",), (*tiles, *pairs))
+    held = split(dataset, Frozen(), fingerprint=lambda path: _twins(int(path.name)))[1]
+    groups: dict[str | None, set[int]] = {}
+    for each in held.examples:
+        groups.setdefault(each.group, set()).add(int(each.path.name))
+    assert None not in groups
+    assert all(len(same) == (4 if min(same) < 40 else 2) for same in groups.values()), groups
+    assert len({n // 4 for n in range(40) if any(n in same for same in groups.values())}) > 1
+
+
+def _twins(number: int) -> int:
+    return hash_of(Path(str(number if number < 40 else number // 2 + 1000)))
 
 
 def test_the_same_on_every_machine() -> None:
@@ -172,8 +215,8 @@ def test_near_duplicates(distance: int, together: bool) -> None:
 
 def test_all_alike() -> None:
     """Where all images are alike, some are held out none the less, and it is told."""
-    examples = [image(number, f"photo_{number}_0.jpg", group="one") for number in range(10)]
-    _, holdout, _ = split(DataSet(("spike",), tuple(examples)), Frozen(), fingerprint=hash_of)
+    examples = [image(number) for number in range(10)]
+    _, holdout, _ = split(DataSet(("spike",), tuple(examples)), Frozen(), fingerprint=lambda _: 7)
     assert len(holdout.examples) == 5
     assert any("not independent" in sentence for sentence in holdout.problems)
 
@@ -210,7 +253,7 @@ def test_written_and_read(tmp_path: Path) -> None:
     """The record comes back from disk as it was, also for a project without one."""
     path = path_of(tmp_path, known(7))
     assert read(path) == Frozen()
-    examples = [image(number, f"畑{number}_0_0.jpg", group="g" if number % 3 else None) for number in range(12)]
+    examples = [image(number, f"畑{number}_0_0.jpg" if number % 3 else None) for number in range(12)]
     frozen = sides_of(examples)[2]
     write(path, frozen)
     assert read(path) == frozen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from spica.detectors.card import read_card
 from spica.detectors.precision import Machine
 from spica.errors import WeightsError
 from spica.models import checks, versions
+from spica.models.locks import is_held, writing
 from spica.models.serving import Serving, suffix
 from spica.models.version import ModelVersion
-from spica.training import judgement, parent
+from spica.training import judgement, parent, session
 from spica.training.dataset import DataSet
 from spica.training.gate import Drift
 from spica.training.judgement import Judged, judge, record_bf16
@@ -51,12 +53,12 @@ class Scripted:
 class Lab:
     """A hold-out, a candidate in the store, an active version, and the networks that stand for them."""
 
-    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch, images: int = IMAGES) -> None:
         rng = np.random.default_rng(0)
-        self.truths = scenes(rng, IMAGES)
+        self.truths = scenes(rng, images)
         self.good, self.poor = (detect(rng, self.truths, recall=recall) for recall in (0.9, 0.4))
         self.data_dir = folder
-        self.held = DataSet(("spike",), tuple(self._example(number) for number in range(IMAGES)))
+        self.held = DataSet(("spike",), tuple(self._example(number) for number in range(images)))
         self.version = versions.open(folder, tiny_version(folder, "candidate"))
         self.active = tiny_version(folder, "active")
         self.f32, self.bf16, self.theirs = Scripted(self.good), Scripted(self.good), Scripted(self.poor)
@@ -195,6 +197,35 @@ def test_an_active_version_that_can_not_be_asked(lab: Lab) -> None:
     verdict = lab.judge().verdict
     assert verdict.against == "nothing"
     assert f"{lab.active} could not be asked" in verdict.reason
+
+
+def test_tiles_are_no_independent_witnesses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a session holds out of a tiled project is judged as the few photographs that it is."""
+    lab = Lab(tmp_path, monkeypatch, images=24)
+    tiles = [replace(each, name=f"photo{n // 4}_{n % 4 * 8}_0.png") for n, each in enumerate(lab.held.examples)]
+    settings = {"holdout_share": 0.5, "holdout_min": 10}
+    request = Request(1, "r", "", str(tmp_path), "", "", None, None, settings, 1, 2**34)
+    _, lab.held = session._held_out(request, DataSet(("spike",), tuple(tiles)))
+    verdict = lab.judge().verdict
+    assert (verdict.images, verdict.decided) == (12, False)
+    assert "12 images of 3 photographs" in verdict.reason
+
+
+def test_the_candidate_is_kept_while_it_is_judged(lab: Lab) -> None:
+    """However long judging takes, the candidate is held like a version that is served, and nobody tidies it away."""
+    held: list[bool] = []
+    real = lab.f32.detect
+
+    def detect(images: Sequence[Any]) -> list[Detections]:
+        with writing(lab.data_dir):
+            held.append(is_held(lab.data_dir, lab.version.id))
+        return real(images)
+
+    lab.f32.detect = detect  # type: ignore[method-assign]
+    lab.judge()
+    assert held == [True] * IMAGES
+    with writing(lab.data_dir):
+        assert not is_held(lab.data_dir, lab.version.id)
 
 
 def test_classes_are_met_by_the_projects_names(lab: Lab) -> None:

@@ -115,7 +115,7 @@ def evaluate(
     identify(path, settings)  # a mistake in the first argument is told before the images are read
     notes: list[str] = []
     if data is not None:
-        dataset = read_data(data, images, split=split, allow_partial=allow_partial, notes=notes_file)
+        dataset = _grouped(read_data(data, images, split=split, allow_partial=allow_partial, notes=notes_file))
         source = str(data)
     else:
         dataset, key = fetch_project(project or 0, settings, allow_partial=allow_partial, notes=notes_file)
@@ -153,11 +153,10 @@ def _held_out(
 
     with_old_state(settings.data_dir, project)
     path = holdout.path_of(settings.data_dir, project)
-    if not path.exists():
-        return dataset, f"project {project}"
-    if everything:
+    if everything and path.exists():
         notes.append("Versions that were trained on this project have seen most of these images: the metrics flatter.")
-        return dataset, f"project {project}"
+    if everything or not path.exists():
+        return _grouped(dataset), f"project {project}"
     _, held, _ = holdout.split(dataset, holdout.read(path), share=settings.holdout_share, minimum=settings.holdout_min)
     if not held.examples:
         raise DataSetError(
@@ -167,6 +166,14 @@ def _held_out(
         )
     notes += dataset.problems  # the hold-out has problems of its own
     return held, f"the hold-out of project {project}"
+
+
+def _grouped(dataset: DataSet) -> DataSet:
+    """With tiles of one photo and near-duplicates told, so that the interval does not take them for independent."""
+    from spica.training.likeness import grouped
+
+    with err.status("Looking for images that show the same thing …"):
+        return grouped(dataset)
 
 
 def _load(path: Path, settings: Settings, labels: str | None) -> tuple[Detector, Model]:

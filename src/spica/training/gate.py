@@ -13,7 +13,8 @@ For each of the two measures:
 * **undecided** otherwise.
 
 The candidate is refused if it is worse in either, and becomes active if it is not worse in both. If a measure is
-undecided, or the hold-out has fewer than 10 images or 30 objects, there is too little data to tell. Then the candidate
+undecided, or the hold-out has fewer than 10 images or 30 objects, there is too little data to tell. Images that show
+the same thing (tiles of one photo, near-duplicates) are drawn together, and count as one of the 10. Then the candidate
 becomes active only if what can be seen speaks for it: better in one of the two, and not at all worse in the other. In
 the beginning, when versions differ much, that lets the first corrections count at once; later, when they hardly differ,
 it keeps the version that people know unless both measures favour the new one. Either way the verdict says that it is
@@ -59,7 +60,7 @@ COST_MARGIN: Final = 0.03
 COST_MARGIN_S: Final = 0.5
 """But not less than this many seconds an image: nobody notices them."""
 MIN_IMAGES: Final = 10
-"""With fewer, intervals by resampling are not believed, however wide; the hold-out is meant to have so many."""
+"""With fewer, tiles of one photo counted as one, intervals by resampling are not believed, however wide."""
 MIN_OBJECTS: Final = 30
 LEVEL: Final = 0.95
 
@@ -217,12 +218,13 @@ def judge(
     weights = draws(len(truths), resamples=resamples, seed=seed, groups=groups)
     matches = [match_all(truths, answers, len(classes)) for answers in (shown, candidate)]
     seconds = [np.array(image_costs_s(answers, truths, threshold, costs)) for answers in (shown, candidate)]
-    level = level_for(_witnesses(len(truths), groups))
+    witnesses = _witnesses(len(truths), groups)
+    level = level_for(witnesses)
     ap50 = _compared(matches[0].ap, matches[1].ap, weights, level)
     cost_s = _compared(mean_of(seconds[0]), mean_of(seconds[1]), weights, level)
     against: Against = "nothing" if active is None else "active"
     drifted = (drift if active is not None else _NO_DRIFT).after(ap50, cost_s)
-    passed, decided, reason = _ruling(truths, classes, ap50, cost_s, drifted, against)
+    passed, decided, reason = _ruling(truths, witnesses, classes, ap50, cost_s, drifted, against)
     return Verdict(
         passed=passed,
         decided=decided,
@@ -282,6 +284,7 @@ def _compared(active: Statistic, candidate: Statistic, weights: NDArray[np.int64
 
 def _ruling(
     truths: Sequence[Truth],
+    witnesses: int,
     classes: Sequence[str],
     ap50: Comparison | None,
     cost_s: Comparison | None,
@@ -304,7 +307,8 @@ def _ruling(
         "the cost of correction": _finding(-cost_s.high, -cost_s.low, cost_margin),
     }
     images, objects = len(truths), sum(map(len, truths))
-    scarce = images < MIN_IMAGES or objects < MIN_OBJECTS
+    scarce = witnesses < MIN_IMAGES or objects < MIN_OBJECTS
+    photos = f" of {_counted(witnesses, 'photograph')}" if witnesses < images else ""
     told = [_numbers(ap50, cost_s, images, objects, against), _absent(truths, classes)]
     worse = [measure for measure, finding in findings.items() if finding == "worse"]
     unclear = [measure for measure, finding in findings.items() if finding == "undecided"]
@@ -318,8 +322,8 @@ def _ruling(
         passed = f"Passed: better in {' and in '.join(better)}" if better else "Passed"
         return True, True, _joined(f"{passed}{', not worse' if len(better) < 2 else ''}.", *told)
     why = (
-        f"Too little data to tell ({_counted(images, 'image')} with {_counted(objects, 'object')} held out, at least "
-        f"{MIN_IMAGES} and {MIN_OBJECTS} are wanted)"
+        f"Too little data to tell ({_counted(images, 'image')}{photos} with {_counted(objects, 'object')} held out, at "
+        f"least {MIN_IMAGES} and {MIN_OBJECTS} are wanted)"
         if scarce
         else f"Too little data to tell (the interval of {' and of '.join(unclear)} is too wide)"
     )

@@ -3,7 +3,8 @@
 * The hold-out has a share of the annotated images, but at least a minimum, and never more than half of them: with few
   images (under twice the minimum) half is learned from and half is held out. It grows as the project grows.
 * Which images it has is decided by their bytes alone (a salted hash gives the order), not by names, time or order.
-* Near-duplicates, tiles of one photo (:mod:`spica.training.likeness`) and examples of one ``group`` stay together.
+* Near-duplicates and tiles of one photo (:mod:`spica.training.likeness`) stay together. Of photos that come in tiles no
+  larger share is held out, whatever the minimum, but at least one: each takes its later tiles along.
 * It is frozen: what was held out stays held out, what was trained on stays there. A new image joins the side of those
   it is like. One that is like images of both sides, and what is like it, is set aside: neither learned from nor judged
   by, because either would show a model what it is judged by.
@@ -16,18 +17,18 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from spica.errors import DataSetError, ImageError, MediaError
+from spica.errors import DataSetError
 from spica.models.atomic import write_text
 from spica.models.locks import alone
 from spica.project import ProjectKey
 from spica.training.cleaning import unjudged
-from spica.training.dataset import DataSet, Example
-from spica.training.likeness import fingerprint_of, near_pairs, stem_of, telling
+from spica.training.dataset import DataSet
+from spica.training.likeness import alike, clusters, fingerprint_of, stem_of, telling
 
 Side = Literal["train", "holdout", "aside"]
 
@@ -47,13 +48,11 @@ class Placed:
     Attributes:
         fingerprint: its perceptual hash, 64 bits, or None.
         stem: of the photo that it is a tile of, or None.
-        group: as its example said, or None.
     """
 
     side: Side
     fingerprint: int | None = None
     stem: str | None = None
-    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,24 +113,29 @@ def split(
         fingerprint: gives the perceptual hash of an image file; called for each new image once.
 
     Returns:
-        What to train on, what to judge by (its ``problems`` tell what can't be judged by it), both in the order of
-        ``dataset``, and what is decided now (:func:`divide` keeps it).
+        What to train on, what to judge by (its ``problems`` tell what can't be judged by it, the ``group`` of its
+        examples which of them show the same thing), both in the order of ``dataset``, and what is decided now
+        (:func:`divide` keeps it).
     """
     known = dict(frozen.images)
     new = {example.digest: example for example in dataset.examples if example.digest not in known}
-    fresh = {digest: _described(new[digest], fingerprint) for digest in sorted(new)}
-    groups = _groups(known, fresh)
+    fresh = {
+        digest: Placed("train", fingerprint(new[digest].path), stem_of(new[digest].name)) for digest in sorted(new)
+    }
+    everything = known | fresh
+    stems = telling([placed.stem for placed in everything.values()])
+    images = {each: replace(placed, stem=stem) for (each, placed), stem in zip(everything.items(), stems, strict=True)}
     sides = {digest: placed.side for digest, placed in known.items()}
     problems: list[str] = []
     free: list[list[str]] = []
-    for members, linked in groups:
+    for members, linked in _groups(images, sides):
         if not linked:
             free.append(members)
         else:
             side: Side = "aside" if len(linked) > 1 else next(iter(linked))
             sides.update(dict.fromkeys(members, side))
     present = {example.digest for example in dataset.examples}
-    _draw(free, sides, present, share, minimum, problems)
+    _draw(free, sides, present, share, minimum, problems, images)
     for digest, placed in fresh.items():
         known[digest] = replace(placed, side=sides[digest])
     aside = sum(sides[digest] == "aside" for digest in present)
@@ -140,18 +144,10 @@ def split(
             f"{aside} images are like trained and like held-out ones: set aside, neither learned nor judged by"
         )
     train = _part(dataset, sides, "train", dataset.problems)
-    holdout = _part(dataset, sides, "holdout", ())
+    holdout = _clustered(_part(dataset, sides, "holdout", ()), images)
     if not holdout.examples:
         problems.append("no image is held out: new versions can't be judged; annotate more images")
     return train, replace(holdout, problems=(*problems, *unjudged(holdout))), Frozen(known)
-
-
-def _described(example: Example, fingerprint: Callable[[Path], int | None]) -> Placed:
-    try:
-        found = fingerprint(example.path)
-    except (ImageError, MediaError, OSError):  # it was read a moment ago; whoever trains on it will tell
-        found = None
-    return Placed("train", found, stem_of(example.name), example.group)
 
 
 def _part(dataset: DataSet, sides: Mapping[str, Side], side: Side, problems: tuple[str, ...]) -> DataSet:
@@ -159,47 +155,32 @@ def _part(dataset: DataSet, sides: Mapping[str, Side], side: Side, problems: tup
     return replace(dataset, examples=examples, problems=problems)
 
 
-def _groups(known: Mapping[str, Placed], fresh: Mapping[str, Placed]) -> list[tuple[list[str], set[Side]]]:
-    """The new images by what they are like, each group with the sides of the older images that it is like."""
-    digests = [*known, *fresh]
-    everything = [*known.values(), *fresh.values()]
-    leaders = {digest: digest for digest in fresh}
-    linked: dict[str, set[Side]] = defaultdict(set)
-
-    def leader(digest: str) -> str:
-        while leaders[digest] != digest:
-            leaders[digest] = leaders[leaders[digest]]
-            digest = leaders[digest]
-        return digest
-
-    pairs = [(digests[one], digests[two]) for one, two in _alike(everything)]
-    for one, two in pairs:
-        if one in leaders and two in leaders:
-            leaders[max(leader(one), leader(two))] = min(leader(one), leader(two))
-    for one, two in pairs:
-        for here, there in ((one, two), (two, one)):
-            if here in leaders and there in known and known[there].side != "aside":
-                linked[leader(here)].add(known[there].side)
-    members: dict[str, list[str]] = defaultdict(list)
-    for digest in fresh:
-        members[leader(digest)].append(digest)
-    return [(found, linked[first]) for first, found in members.items()]
+def _clustered(holdout: DataSet, images: Mapping[str, Placed]) -> DataSet:
+    """With the groups, which are told from all images: two may be like each other only by a third."""
+    digests = list(images)
+    group = {digest: digests[place] for digest, place in zip(digests, clusters(*_looks(images)), strict=True)}
+    examples = (replace(example, group=group[example.digest]) for example in holdout.examples)
+    return replace(holdout, examples=tuple(examples))
 
 
-def _alike(images: Sequence[Placed]) -> Iterable[tuple[int, int]]:
-    """Pairs of places whose images show the same thing; for names and groups, neighbours of each other will do."""
-    yield from near_pairs([image.fingerprint for image in images])
-    stems = telling([image.stem for image in images])
-    by_stem = [image.stem if image.stem in stems else None for image in images]
-    for keys in (by_stem, [image.group for image in images]):
-        places: dict[str, list[int]] = defaultdict(list)
-        for place, key in enumerate(keys):
-            if key is not None:
-                places[key].append(place)
-        for same in places.values():
-            # Older images come first and link nothing among themselves: each new one meets all of them.
-            last = same[-1]
-            yield from ((place, last) for place in same[:-1])
+def _groups(images: Mapping[str, Placed], sides: Mapping[str, Side]) -> list[tuple[list[str], set[Side]]]:
+    """The images without a side by what they are like, each group with the sides of the others that it is like."""
+    digests = list(images)
+    fresh = {digest: placed for digest, placed in images.items() if digest not in sides}
+    leaders = dict(zip(fresh, clusters(*_looks(fresh)), strict=True))
+    linked: dict[int, set[Side]] = defaultdict(set)
+    for one, two in alike(*_looks(images)):
+        for here, there in ((digests[one], digests[two]), (digests[two], digests[one])):
+            if here in leaders and there in sides and sides[there] != "aside":
+                linked[leaders[here]].add(sides[there])
+    members: dict[int, list[str]] = defaultdict(list)
+    for digest, leader in leaders.items():
+        members[leader].append(digest)
+    return [(found, linked[leader]) for leader, found in members.items()]
+
+
+def _looks(images: Mapping[str, Placed]) -> tuple[list[int | None], list[str | None]]:
+    return [placed.fingerprint for placed in images.values()], [placed.stem for placed in images.values()]
 
 
 def _draw(
@@ -209,13 +190,15 @@ def _draw(
     share: float,
     minimum: int,
     problems: list[str],
+    images: Mapping[str, Placed],
 ) -> None:
     """Put each group that is free to go anywhere on a side."""
     single = [digest for group in free for digest in group]
     held = sum(sides.get(digest) == "holdout" for digest in present)
     trained = sum(sides.get(digest) == "train" for digest in present)
     wanted = target(held + trained + len(single), share=share, minimum=minimum)
-    taken = _choose(free, wanted - held, may_take_all=trained > 0)
+    offered = _offered(free, sides, present, share, images)
+    taken = _choose(offered, wanted - held, may_take_all=trained > 0 or len(offered) < len(free))
     if held == 0 and not taken and wanted > 0 and single:
         taken = _choose([[digest] for digest in single], wanted, may_take_all=trained > 0)
         problems.append(
@@ -225,9 +208,25 @@ def _draw(
     sides.update(dict.fromkeys(taken, "holdout"))
 
 
+def _offered(
+    free: list[list[str]], sides: dict[str, Side], present: set[str], share: float, images: Mapping[str, Placed]
+) -> list[list[str]]:
+    """The groups of which some may be held out: of photos that come in tiles no larger share, but one at least."""
+    photos = {images[digest].stem for digest in present} - {None}
+    away = {images[digest].stem for digest in present if sides.get(digest) == "holdout"} - {None}
+    spare = max(1, round(share * len(photos))) - len(away)
+    offered = []
+    for group in sorted(free, key=_place):
+        in_tiles = any(images[digest].stem is not None for digest in group)
+        if not in_tiles or spare > 0:
+            offered.append(group)
+        spare -= in_tiles
+    return offered
+
+
 def _choose(groups: list[list[str]], wanted: int, *, may_take_all: bool) -> list[str]:
     """Members of groups, whole, ``wanted`` of them or as near as whole groups come."""
-    ordered = sorted(groups, key=lambda group: min(_order(digest) for digest in group))
+    ordered = sorted(groups, key=_place)
     left = sum(map(len, groups))
     taken: list[str] = []
     passed: list[list[str]] = []
@@ -244,6 +243,10 @@ def _choose(groups: list[list[str]], wanted: int, *, may_take_all: bool) -> list
             taken += group
             left -= len(group)
     return taken
+
+
+def _place(group: list[str]) -> str:
+    return min(map(_order, group))
 
 
 def _order(digest: str) -> str:
@@ -284,22 +287,19 @@ def write(path: Path, frozen: Frozen) -> None:
 
 
 def _entry(placed: Placed) -> dict[str, Any]:
-    facts = {"stem": placed.stem, "group": placed.group}
-    if placed.fingerprint is not None:
-        facts["hash"] = f"{placed.fingerprint:016x}"
+    facts = {"stem": placed.stem, "hash": None if placed.fingerprint is None else f"{placed.fingerprint:016x}"}
     return {"side": placed.side, **{name: fact for name, fact in facts.items() if fact is not None}}
 
 
 def _placed(digest: str, entry: Any, path: Path) -> Placed:
     if not _DIGEST.fullmatch(digest) or not isinstance(entry, dict):
         raise _damaged(path, f"an entry {digest[:80]!r}")
-    side, found = entry.get("side"), entry.get("hash")
-    texts = [entry.get("stem"), entry.get("group")]
-    if side not in ("train", "holdout", "aside") or not all(text is None or isinstance(text, str) for text in texts):
+    side, found, stem = entry.get("side"), entry.get("hash"), entry.get("stem")
+    if side not in ("train", "holdout", "aside") or not (stem is None or isinstance(stem, str)):
         raise _damaged(path, f"image {digest[:12]}… on side {side!r}")
     if found is not None and not (isinstance(found, str) and _HASH.fullmatch(found)):
         raise _damaged(path, f"image {digest[:12]}… with hash {found!r}"[:200])
-    return Placed(side, None if found is None else int(found, 16), *texts)
+    return Placed(side, None if found is None else int(found, 16), stem)
 
 
 def _damaged(path: Path, got: str) -> DataSetError:

@@ -26,7 +26,7 @@ from spica.evaluation.truth import Truth
 from spica.images import decode
 from spica.models import checks
 from spica.models.checks import Check, Run
-from spica.models.locks import writing
+from spica.models.locks import hold, writing
 from spica.models.serving import Serving, tile_of
 from spica.models.version import ModelVersion
 from spica.training import gate
@@ -110,6 +110,18 @@ def judge(
     Raises:
         WeightsError: the candidate can't be run.
     """
+    with hold(Path(request.data_dir), version.id):  # judging may take longer than an unused version is left alone
+        return _judge(request, version, parent, held, threshold, tell)
+
+
+def _judge(
+    request: Request,
+    version: ModelVersion,
+    parent: Parent | None,
+    held: DataSet,
+    threshold: float,
+    tell: Callable[..., None],
+) -> Judged:
     from spica.evaluation import coco
 
     detector = load_detector(version, threads=request.threads, serving=_seen(request))

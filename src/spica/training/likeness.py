@@ -11,8 +11,9 @@ and strongly cropped copies are not recognised, nor are parts of one photo witho
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -21,9 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
+from spica.errors import ImageError, MediaError
 from spica.images import decode
 from spica.labelstudio.confinement import read_file
 from spica.settings import Settings
+from spica.training.dataset import DataSet
 
 NEAR_BITS: Final = 8
 _GRID: Final = 32
@@ -35,16 +38,13 @@ _SHARED: Final = 0.8
 
 
 def fingerprint_of(path: Path) -> int | None:
-    """The perceptual hash of an image file, 64 bits; None for a plain one, which is like nothing.
-
-    Raises:
-        ImageError: no image, or damaged.
-        MediaError: no regular file, or too large a one.
-        OSError: it can't be read.
-    """
+    """The perceptual hash of an image file, 64 bits; None for a plain one, or one that can't be read: like nothing."""
     limits = Settings()
-    data = read_file(path, max_bytes=limits.max_image_bytes)
-    return fingerprint(decode(data, where=str(path), max_pixels=limits.max_pixels).pixels)
+    try:
+        data = read_file(path, max_bytes=limits.max_image_bytes)
+        return fingerprint(decode(data, where=str(path), max_pixels=limits.max_pixels).pixels)
+    except (ImageError, MediaError, OSError):  # it was read a moment ago; whoever looks at it will tell
+        return None
 
 
 def fingerprint(pixels: NDArray[np.uint8]) -> int | None:
@@ -80,6 +80,48 @@ def near_pairs(fingerprints: Sequence[int | None]) -> Iterator[tuple[int, int]]:
                 yield places[begin + int(row)], places[int(column)]
 
 
+def clusters(fingerprints: Sequence[int | None], stems: Sequence[str | None]) -> list[int]:
+    """For each image the place of the first one that shows the same thing: a near-duplicate, or a tile of one photo.
+
+    What is like a third is like each other. An image like none has its own place.
+
+    Args:
+        fingerprints: of :func:`fingerprint_of`, one an image.
+        stems: likewise, those that are :func:`telling`.
+    """
+    leaders = list(range(len(fingerprints)))
+
+    def leader(place: int) -> int:
+        while leaders[place] != place:
+            leaders[place] = leaders[leaders[place]]
+            place = leaders[place]
+        return place
+
+    for one, other in alike(fingerprints, stems):
+        one, other = leader(one), leader(other)
+        leaders[max(one, other)] = min(one, other)
+    return [leader(place) for place in range(len(leaders))]
+
+
+def alike(fingerprints: Sequence[int | None], stems: Sequence[str | None]) -> Iterator[tuple[int, int]]:
+    """Pairs of places whose images show the same thing; of the tiles of a photo, each with the last one."""
+    yield from near_pairs(fingerprints)
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, stem in enumerate(stems):
+        if stem is not None:
+            places[stem].append(place)
+    for same in places.values():
+        yield from ((place, same[-1]) for place in same[:-1])
+
+
+def grouped(dataset: DataSet) -> DataSet:
+    """With a ``group`` in each example, so that intervals are taken over photographs and not over their tiles."""
+    prints = [fingerprint_of(example.path) for example in dataset.examples]
+    found = clusters(prints, telling([stem_of(example.name) for example in dataset.examples]))
+    examples = (replace(each, group=str(place)) for each, place in zip(dataset.examples, found, strict=True))
+    return replace(dataset, examples=tuple(examples))
+
+
 # --- names of tiles
 
 _ROBOFLOW: Final = re.compile(r"(?P<stem>.+)_(?:jpe?g|png|bmp|webp|tiff?)\.rf\.[0-9a-f]+", re.IGNORECASE)
@@ -106,7 +148,7 @@ def stem_of(name: str) -> str | None:
     return None
 
 
-def telling(stems: Sequence[str | None]) -> set[str]:
-    """The stems that tell photos apart: not one that more than four fifths of the images share."""
+def telling(stems: Sequence[str | None]) -> list[str | None]:
+    """The stems that tell photos apart, None for the others: one that more than four fifths of the images share."""
     counts = Counter(stem for stem in stems if stem is not None)
-    return {stem for stem, count in counts.items() if count <= max(_SHARED * len(stems), 1)}
+    return [stem if stem is not None and counts[stem] <= max(_SHARED * len(stems), 1) else None for stem in stems]
