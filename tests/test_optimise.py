@@ -297,6 +297,9 @@ def test_a_folder_that_cannot_be_written_is_a_storage_error(
         pytest.param([(0, 0, 9, 9, 0.9)], [(0, 0, 9, 9, 0.9)], 1.0, 0.0, True, id="the same"),
         pytest.param([(0, 0, 9, 9, 0.9)], [(0, 0, 9, 9, 0.87)], 1.0, 0.03, True, id="scores differ a little"),
         pytest.param([(0, 0, 9, 9, 0.9)], [(0, 0, 9, 9, 0.8)], 1.0, 0.1, False, id="scores differ much"),
+        pytest.param(
+            [(1030.0, 1030, 1083, 1083, 0.9)], [(1032.0, 1032, 1080, 1080, 0.9)], 1.0, 0.0, False, id="on a grid of 8"
+        ),
         pytest.param([(0, 0, 9, 9, 0.9)], [(50, 50, 59, 59, 0.9)], 0.0, None, False, id="elsewhere"),
         pytest.param([(0, 0, 9, 9, 0.9)], [], 0.0, None, False, id="lost"),
         pytest.param([], [(0, 0, 9, 9, 0.9)], 0.0, None, False, id="made up"),

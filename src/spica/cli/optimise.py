@@ -131,9 +131,10 @@ def _refused(report: Report) -> list[Row]:
 
 
 def _agreement_wanted() -> str:
-    from spica.models.agreement import MAX_MEDIAN_SCORE, MIN_SHARE
+    from spica.models.agreement import MAX_MEDIAN_SCORE, MIN_MEDIAN_IOU, MIN_SHARE
 
-    return f"{MIN_SHARE:.0%} of the boxes in common with f32, scores within {MAX_MEDIAN_SCORE} in the middle"
+    alike = f"an IoU of {MIN_MEDIAN_IOU} and scores within {MAX_MEDIAN_SCORE} in the middle"
+    return f"{MIN_SHARE:.0%} of the boxes in common with f32, with {alike}"
 
 
 def print_report(report: Report, *, accept_loss: bool) -> None:
