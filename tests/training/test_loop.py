@@ -269,6 +269,12 @@ def test_time_is_up(data: DataSet, tmp_path: Path) -> None:
     assert trained.metrics is None
 
 
+def test_a_limit_of_time_ends_the_schedule(data: DataSet, tmp_path: Path) -> None:
+    """With half an epoch's time, the learning rate has fallen to 0 at the end of the epoch that it ends with."""
+    trained = train(data, None, tmp_path, replace(TINY, epochs=1000, max_minutes=1e-6))
+    assert trained.history[-1].lr < 1e-3 * TINY.lr
+
+
 def test_each_image_once_an_epoch(data: DataSet) -> None:
     """Every image is in one batch of an epoch, batches differ by at most one image, and epochs in their order."""
     photos = photographs.Photographs(wheat_like(data, 11), min_size=64, max_size=96, max_pixels=10**6)

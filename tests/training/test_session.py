@@ -17,7 +17,7 @@ from spica.labelstudio.api.annotations import AnnotatedTask
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.control_tags import RectangleControl
 from spica.labelstudio.label_config import parse_label_config
-from spica.training import holdout, session
+from spica.training import holdout, loop, session
 from spica.training.dataset import DataSet
 from spica.training.process import Request
 from training_data import wheat
@@ -123,16 +123,23 @@ def test_one_image_can_not_be_judged_by(tmp_path: Path) -> None:
     assert not holdout.path_of(tmp_path, ONE).exists()
 
 
-def test_images_are_spared_only_where_there_are_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few images are all learned from; of many, some judge the epochs, and none does both."""
-    monkeypatch.setattr(session, "_SMALL", 12)
-    images = wheat(tmp_path / "images", range(1000, 1012), width=96, height=64)
-    few = DataSet(images.classes, images.examples[:11])
-    assert session._spared(few) == (few, None)
-    data, valid = session._spared(images)
-    assert valid is not None
-    assert len(data.examples) + len(valid.examples) == 12
-    assert not {each.digest for each in data.examples} & {each.digest for each in valid.examples}
+def test_each_run_is_another_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All images to learn from are learned from, with a seed of the run: started again after a refusal it differs."""
+    data = wheat(tmp_path / "images", range(1000, 1002), width=96, height=64)
+    many = DataSet(data.classes, data.examples * 35)
+    taken: list[tuple[DataSet, Any, int]] = []
+
+    def trained(data: DataSet, valid: Any, folder: Path, recipe: Any, **_: Any) -> Any:
+        taken.append((data, valid, recipe.seed))
+        return SimpleNamespace(notes=())
+
+    monkeypatch.setattr(loop, "train", trained)
+    for run in ("first", "first", "second"):
+        given = replace(request(tmp_path, norm_eps=0.0), run=run)
+        session._train(given, many, None, lambda **_: None)
+    assert [(part, valid) for part, valid, _ in taken] == [(many, None)] * 3
+    first, resumed, second = (seed for _, _, seed in taken)
+    assert first == resumed != second
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from project_keys import known
 from spica.cli.train import train
 from spica.errors import UsageError
 from spica.training import holdout, loop, report
-from spica.training.module import StoppedError
+from spica.training.module import DetectorModule, StoppedError
 from spica.training.recipe import Recipe
 from training_data import wheat
 
@@ -152,8 +152,9 @@ def test_a_projects_hold_out_is_never_learned_from(
     holdout.write(path, holdout.Frozen({digest: holdout.Placed(side) for digest, side in sides.items()}))  # type: ignore[arg-type] # literals
     taken: list[Any] = []
 
-    def stopped(learned: Any, judged: Any, *_: Any, **__: Any) -> Any:
+    def stopped(learned: Any, judged: Any, *_: Any, chooses: bool, **__: Any) -> Any:
         taken.extend((learned, judged))
+        assert chooses == others
         raise StoppedError("stopped", got="no epoch")
 
     monkeypatch.setattr(loop, "train", stopped)
@@ -165,6 +166,52 @@ def test_a_projects_hold_out_is_never_learned_from(
     assert not learned & now
     assert learned | now == {example.digest for example in data.examples}
     assert bool(judged & now) != others
+
+
+@pytest.mark.parametrize("given", ["nothing", "a project", "others"])
+def test_only_images_given_for_it_choose_an_epoch(
+    coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    """Of three epochs with the first one best, the last is taken, unless --valid gives images to choose by."""
+    scores = iter([0.9, 0.5, 0.4])
+    monkeypatch.setattr(DetectorModule, "_judged", lambda _: {"ap50": next(scores), "ap": 0.1})
+    data = wheat(tmp_path / "photographs", range(1000, 1004), width=96, height=64)
+    monkeypatch.setattr(sys.modules["spica.cli.train"], "fetch_project", lambda *_, **__: data)
+    monkeypatch.setenv("SPICA_DATA_DIR", str(tmp_path))
+    source = ["--project", 7] if given == "a project" else [coco]
+    more = ["--valid", _coco(tmp_path / "valid", range(2000, 2001)), "--patience", 2] if given == "others" else []
+    result = _run(*source, "--out", tmp_path / "ears.pth", *FAST, "--epochs", 3, *more)
+    assert result.exit_code == 0, result.output
+    card = json.loads((tmp_path / "ears.card.json").read_text("utf-8"))
+    best, ap50 = (1, 0.9) if given == "others" else (3, 0.4)
+    assert (card["training"]["best_epoch"], card["metrics"]["ap50"]) == (best, ap50)
+
+
+def test_patience_needs_something_to_judge_by(coco: Path, tmp_path: Path) -> None:
+    """Without --valid nothing stops early, and --patience is a mistake that is told."""
+    result = _run(coco, "--out", tmp_path / "x.pth", *FAST, "--patience", 3)
+    assert isinstance(result.exception, UsageError)
+    assert "--valid" in (result.exception.hint or "")
+
+
+@pytest.mark.parametrize("arch", [None, "ssdlite320_mobilenet_v3_large"])
+def test_strips_and_single_pixels_are_learned_from(tmp_path: Path, arch: str | None) -> None:
+    """Images of 3000 x 4, 4 x 3000, 2000 x 1 and 1 x 1 pixels are no obstacle, to learn from or to judge by."""
+    sizes = [(3000, 4), (4, 3000), (2000, 1), (1, 1), (96, 64), (90, 64)]
+    told: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "ear"}]}
+    for number, (width, height) in enumerate(sizes, 1):
+        pixels = np.random.default_rng(number).integers(0, 255, (height, width, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        told["images"].append({"id": number, "file_name": f"{number}.png", "width": width, "height": height})
+        box = [width // 3, 0, max(1, width // 10), height]
+        told["annotations"].append({"id": number, "image_id": number, "category_id": 1, "bbox": box})
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(told), "utf-8")
+    more = ["--arch", arch, "--from-scratch"] if arch else ["--size", "64"]
+    fast = ["--epochs", "4", "--batch", "2", "--threads", "1"]
+    result = _run(path, "--valid", path, "--out", tmp_path / "ears.pth", *fast, *more)
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert json.loads((tmp_path / "ears.card.json").read_text("utf-8"))["training"]["images"] == len(sizes)
 
 
 @pytest.mark.slow

@@ -45,7 +45,10 @@ def train(
     project: AnnotatedProject = None,
     valid: Annotated[
         Path | None,
-        typer.Option(help="Annotated images to judge by.", show_default="a fifth of DATA, chosen by content"),
+        typer.Option(
+            help="Annotated images to choose the best epoch by.",
+            show_default="a fifth of DATA judges, and the last epoch is taken",
+        ),
     ] = None,
     images: Annotated[
         Path | None, typer.Option(help="Where the images of DATA are, if not beside it.", show_default=False)
@@ -72,7 +75,9 @@ def train(
     lr: Annotated[float | None, typer.Option(help="Highest learning rate.", show_default="by the network")] = None,
     patience: Annotated[
         int | None,
-        typer.Option(min=0, help="Stop after so many epochs without a better one; 0 never.", show_default="6"),
+        typer.Option(
+            min=0, help="With --valid: stop after so many epochs without a better one; 0 never.", show_default="6"
+        ),
     ] = None,
     max_minutes: Annotated[
         float | None, typer.Option("--max-minutes", help="Stop after the epoch in which they are over.")
@@ -114,6 +119,12 @@ def train(
 
     [bold]Example[/bold]: spica train annotations.json --out gwhd.pth
     """
+    if patience is not None and valid is None:
+        raise UsageError(
+            "nothing tells which epoch is better",
+            where=f"--patience {patience}",
+            hint="give other annotated images with --valid; without them the last epoch is taken",
+        )
     require_one(data, project, "learn from", notes)
     _check_target(target, force=force, resume=resume)
     from spica.training.loop import require_packages
@@ -158,7 +169,7 @@ def train(
         threads=threads,
     )
     names = [name.strip() for name in init_labels.split(",")] if init_labels is not None else None
-    trained = _train(learned, judged, target, recipe, init, names, resume=resume)
+    trained = _train(learned, judged, target, recipe, init, names, chooses=others is not None, resume=resume)
     _finish(trained, target, learned, judged)
 
 
@@ -245,6 +256,7 @@ def _train(
     init: Path | None,
     init_classes: list[str] | None,
     *,
+    chooses: bool,
     resume: bool,
 ) -> Trained:
     """Train with bars; Ctrl-C ends it after the step that it is in."""
@@ -266,6 +278,7 @@ def _train(
                 judged,
                 work,
                 recipe,
+                chooses=chooses,
                 init=init,
                 init_classes=init_classes,
                 on_progress=bars.show,

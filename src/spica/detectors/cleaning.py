@@ -50,7 +50,13 @@ def widened(image: RGBImage, aspect: int = MAX_ASPECT) -> RGBImage:
     right of or below the image, so boxes keep their coordinates.
     """
     height, width = image.shape[:2]
-    least = math.ceil(max(height, width) / aspect)
-    if min(height, width) >= least:
+    wide, high = widened_size(width, height, aspect)
+    if (wide, high) == (width, height):
         return image
-    return np.pad(image, ((0, max(0, least - height)), (0, max(0, least - width)), (0, 0)), mode="edge")
+    return np.pad(image, ((0, high - height), (0, wide - width), (0, 0)), mode="edge")
+
+
+def widened_size(width: int, height: int, aspect: int) -> tuple[int, int]:
+    """Width and height of such an image in pixels after :func:`widened`."""
+    least = math.ceil(max(height, width) / aspect)
+    return max(width, least), max(height, least)

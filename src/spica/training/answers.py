@@ -32,15 +32,13 @@ def answers(
     training = network.training
     network.eval()
     try:
-        for example, image in whole(photographs):
+        for example, image, scale in whole(photographs):
             if between is not None:
                 between()
             with torch.inference_mode():
                 (answer,) = network([image.to(device)])
-            height, width = image.shape[-2:]
             size = example.truth.width, example.truth.height
-            scale = torch.tensor([size[0] / width, size[1] / height] * 2)
-            boxes = answer["boxes"].cpu() * scale
+            boxes = answer["boxes"].cpu() / scale
             labels, scores = answer["labels"].cpu(), answer["scores"].cpu()
             found.append(cleaned(boxes.numpy(), labels.numpy(), scores.numpy(), width=size[0], height=size[1]))
     finally:

@@ -35,8 +35,8 @@ class Trained:
     """What came out of a training.
 
     Attributes:
-        weights: a ``.safetensors`` file in the training's folder, the best epoch's if there were validation images,
-            else the last one's; architecture, classes and input size in its metadata.
+        weights: a ``.safetensors`` file in the training's folder, the best epoch's if one was chosen, else the last
+            one's; architecture, classes and input size in its metadata.
         architecture: of the network.
         classes: names by class id.
         norm: kind of its batch norm.
@@ -74,6 +74,7 @@ def train(
     folder: Path,
     recipe: Recipe,
     *,
+    chooses: bool = True,
     init: Path | None = None,
     init_classes: Sequence[str] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
@@ -87,8 +88,9 @@ def train(
 
     Args:
         data: to learn from. Images without objects are true negatives.
-        valid: to judge each epoch by; with it the training stops early, and the best weights are taken. Its classes are
-            those of ``data``. None: all epochs are done, and the last weights are taken.
+        valid: to judge each epoch by. Its classes are those of ``data``.
+        chooses: whether the training stops early by ``valid``, and takes the best weights. Else, or without ``valid``,
+            all epochs are done, and the last weights are taken: then what ``valid`` says of them is not flattered.
         folder: made where it is missing; one training at a time may use it.
         recipe: how.
         init: weights file or version's folder to begin with; None takes published weights.
@@ -125,7 +127,7 @@ def train(
             initialise.freeze(start.network, recipe.frozen)
         if recipe.precision == "bf16":
             compute_in_bf16(start.network)
-        module = _module(start, recipe, data, valid, folder, on_progress, stop)
+        module = _module(start, recipe, data, valid, folder, on_progress, stop, chooses)
         module.learns_norms = start.random
         state = checkpoints.load(folder, module.key)
         if state is None:
@@ -175,6 +177,7 @@ def _module(
     folder: Path,
     on_progress: Callable[[Progress], None] | None,
     stop: threading.Event | None,
+    chooses: bool,
 ) -> DetectorModule:
     from spica.training.checkpoints import metadata_of
     from spica.training.module import DetectorModule
@@ -186,9 +189,10 @@ def _module(
         recipe,
         data=for_network(data, start.network),
         valid=for_network(valid, start.network) if valid is not None and valid.examples else None,
+        chooses=chooses,
         classes=data.classes,
         folder=folder,
-        key=_key(data, valid, recipe, start),
+        key=_key(data, valid, recipe, start, chooses),
         metadata=metadata_of(recipe.architecture, data.classes, norm=start.norm, norm_eps=eps, sizes=start.sizes),
         stopped=stop.is_set if stop is not None else lambda: False,
         tell=on_progress or (lambda _: None),
@@ -243,11 +247,11 @@ def _finish(
     )
 
 
-def _key(data: DataSet, valid: DataSet | None, recipe: Recipe, start: Start) -> str:
+def _key(data: DataSet, valid: DataSet | None, recipe: Recipe, start: Start, chooses: bool) -> str:
     """Tells one training from another: what it learns from and is judged by, in which order, how, and from where."""
     told = {
         "data": [data.fingerprint, [example.digest for example in data.examples]],
-        "valid": valid.fingerprint if valid is not None else None,
+        "valid": [valid.fingerprint if valid is not None else None, chooses],
         "recipe": asdict(recipe),
         "start": start.digest,
     }

@@ -40,6 +40,7 @@ class DetectorModule(LightningModule):  # type: ignore[misc]  # Lightning ships 
         recipe: how it learns.
         data: to learn from.
         valid: to judge by, None for none.
+        chooses: whether the judgements choose an epoch, and end the training early.
         classes: names by class id.
         folder: for checkpoints.
         key: of the training, see :func:`spica.training.checkpoints.load`.
@@ -55,6 +56,7 @@ class DetectorModule(LightningModule):  # type: ignore[misc]  # Lightning ships 
         *,
         data: Photographs,
         valid: Photographs | None,
+        chooses: bool,
         classes: tuple[str, ...],
         folder: Path,
         key: str,
@@ -67,7 +69,7 @@ class DetectorModule(LightningModule):  # type: ignore[misc]  # Lightning ships 
         self.history: list[Epoch] = []
         self.best: str | None = None
         self.best_epoch: int | None = None
-        self._data, self._valid, self.classes = data, valid, classes
+        self._data, self._valid, self._chooses, self.classes = data, valid, chooses, classes
         self._folder, self.key, self.metadata = folder, key, metadata
         self._wished, self._tell = stopped, tell
         self._steps = len(photographs.batches(data, recipe, 1))
@@ -114,11 +116,14 @@ class DetectorModule(LightningModule):  # type: ignore[misc]  # Lightning ships 
         self._step, self._sums, self._epoch_began = 0, {}, time.monotonic()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """The learning rate of this step, which depends on nothing but its number."""
+        """The learning rate of this step, which depends on its number alone, or on a limited time."""
         self.check()
-        done = len(self.history) * self._steps + self._step
+        done, steps = len(self.history) * self._steps + self._step, self.recipe.epochs * self._steps
+        if self.recipe.max_minutes is not None:  # it falls to 0 until then, too
+            spent = sum(epoch.seconds for epoch in self.history) + time.monotonic() - self._epoch_began
+            done = min(steps, max(done, round(steps * spent / (60 * self.recipe.max_minutes))))
         for group in self._optimizer.param_groups:
-            group["lr"] = self.recipe.lr * learning_rate(done, self.recipe.epochs * self._steps)
+            group["lr"] = self.recipe.lr * learning_rate(done, steps)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of the network's losses.
@@ -228,7 +233,7 @@ class DetectorModule(LightningModule):  # type: ignore[misc]  # Lightning ships 
         return metrics
 
     def _is_better(self, epoch: Epoch) -> bool:
-        if epoch.ap50 is None:
+        if epoch.ap50 is None or not self._chooses:
             return False
         best = next((each for each in self.history if each.number == self.best_epoch), None)
         return best is None or (epoch.ap50, _ap(epoch)) > (best.ap50 or 0.0, _ap(best))

@@ -16,6 +16,8 @@ import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from spica.detectors.cleaning import MAX_ASPECT, widened, widened_size
+from spica.detectors.networks import max_aspect
 from spica.errors import DataSetError
 from spica.images import decode
 from spica.settings import Settings
@@ -27,6 +29,9 @@ Sample = tuple[Tensor, dict[str, Tensor]]
 """An image float32 (3, H, W) in [0, 1], and its ``boxes`` float32 (N, 4) xyxy and ``labels`` int64 (N,) from 1."""
 
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
+
+_ROOM = 4
+"""Strips are widened to so many times what a network takes: :mod:`spica.training.augmentation` makes some narrower."""
 
 _MEMORY_BYTES = 2**30
 """Scaled images are remembered up to so many bytes; the others are read again each time."""
@@ -40,10 +45,14 @@ class Photographs:
         min_size: side in pixels to which the network scales the shorter side.
         max_size: side in pixels that the longer side does not exceed.
         max_pixels: larger images are refused.
+        aspect: longer strips are :func:`widened`, as they are when the network answers.
     """
 
-    def __init__(self, data: DataSet, *, min_size: int, max_size: int, max_pixels: int) -> None:
+    def __init__(
+        self, data: DataSet, *, min_size: int, max_size: int, max_pixels: int, aspect: int = MAX_ASPECT
+    ) -> None:
         self.examples = data.examples
+        self._aspect = aspect
         self._sizes = min_size, max_size
         self._max_pixels = max_pixels
         self._kept: dict[int, Tensor] = {}
@@ -70,10 +79,15 @@ class Photographs:
     def target(self, index: int) -> tuple[Tensor, Tensor]:
         """Boxes float32 (N, 4) in pixels of :meth:`image`, and labels int64 (N,) counted from 1."""
         truth = self.examples[index].truth
-        height, width = self.image(index).shape[-2:]
-        scale = torch.tensor([width / truth.width, height / truth.height] * 2, dtype=torch.float32)
-        boxes = torch.from_numpy(np.array(truth.boxes_xyxy, np.float32)) * scale
+        boxes = torch.from_numpy(np.array(truth.boxes_xyxy, np.float32)) * self.scale(index)
         return boxes, torch.from_numpy(np.array(truth.class_ids, np.int64)) + 1
+
+    def scale(self, index: int) -> Tensor:
+        """Pixels of :meth:`image` for one of the file's, float32 (4,) for x, y, x, y."""
+        truth = self.examples[index].truth
+        height, width = self.image(index).shape[-2:]
+        wide, high = widened_size(truth.width, truth.height, self._aspect)
+        return torch.tensor([width / wide, height / high] * 2, dtype=torch.float32)
 
     def _read(self, example: Example) -> Tensor:
         try:
@@ -94,7 +108,8 @@ class Photographs:
                 got=f"{image.width} x {image.height}",
                 hint="the file was replaced, or turned: label it again, or leave it out",
             )
-        return _shrunk(torch.from_numpy(image.pixels).permute(2, 0, 1), *self._sizes)
+        pixels = widened(image.pixels, self._aspect)
+        return _shrunk(torch.from_numpy(pixels).permute(2, 0, 1), *self._sizes)
 
 
 def _shrunk(image: Tensor, min_size: int, max_size: int) -> Tensor:
@@ -137,6 +152,7 @@ def for_network(data: DataSet, network: nn.Module) -> Photographs:
         min_size=more * int(transform.min_size[-1]),
         max_size=more * int(transform.max_size),
         max_pixels=Settings().max_pixels,
+        aspect=max(1, max_aspect(network) // _ROOM),
     )
 
 
@@ -154,10 +170,10 @@ def loader(photographs: Photographs, recipe: Recipe, epoch: int) -> DataLoader[S
     )
 
 
-def whole(photographs: Photographs) -> Iterator[tuple[Example, Tensor]]:
-    """Each example with its image as it is, float32 (3, H, W) in [0, 1]."""
+def whole(photographs: Photographs) -> Iterator[tuple[Example, Tensor, Tensor]]:
+    """Each example with its image as it is, float32 (3, H, W) in [0, 1], and :meth:`Photographs.scale`."""
     for index, example in enumerate(photographs.examples):
-        yield example, photographs.image(index).to(torch.float32) / 255
+        yield example, photographs.image(index).to(torch.float32) / 255, photographs.scale(index)
 
 
 def mixed(*parts: object) -> int:

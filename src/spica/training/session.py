@@ -29,11 +29,6 @@ from spica.training.process import Request
 from spica.training.progress import Progress
 from spica.training.recipe import Recipe
 
-_SMALL = 60
-"""With fewer images to learn from, none of them is spared to stop early by: the recipe's epochs are done."""
-
-_VALID_SHARE = 0.1
-_VALID_MIN = 5
 _TELL_EVERY_S = 0.5
 _LOOP = "loop"
 """Name of the folder with the checkpoints in a run's folder."""
@@ -158,19 +153,21 @@ def _held_out(request: Request, data: DataSet) -> tuple[DataSet, DataSet]:
 
 
 def _train(request: Request, train: DataSet, parent: Parent | None, tell: Tell) -> tuple[loop.Trained, list[str]]:
+    from spica.training.photographs import mixed  # needs torch
+
     init = parent.init if parent is not None else None
     notes: list[str] = []
     if parent is not None and init is None:
         notes.append(f"It begins with a new network, not with {parent.id}: {parent.why_not}.")
-    data, valid = _spared(train)
-    chosen: dict[str, Any] = {"norm_eps": float(request.settings["norm_eps"]), "threads": request.threads}
+    seed = mixed(train.fingerprint, request.run) % 2**31  # a run after a refusal is another attempt, not the same again
+    chosen: dict[str, Any] = {"norm_eps": float(request.settings["norm_eps"]), "threads": request.threads, "seed": seed}
     chosen |= request.settings.get("recipe") or {}
     architecture = chosen.pop("architecture", None) or (inspect(init).architecture if init is not None else None)
-    recipe = Recipe.for_data(len(data.examples), architecture, continued=init is not None, **chosen)
+    recipe = Recipe.for_data(len(train.examples), architecture, continued=init is not None, **chosen)
     tell(stage="training", epochs=recipe.epochs)
     trained = loop.train(
-        data,
-        valid,
+        train,
+        None,  # no image is spared to choose an epoch by: a few would choose by chance, and the held-out ones may not
         Path(request.folder) / _LOOP,
         recipe,
         init=init,
@@ -178,14 +175,6 @@ def _train(request: Request, train: DataSet, parent: Parent | None, tell: Tell) 
         on_progress=_teller(tell),
     )
     return trained, [*notes, *trained.notes]
-
-
-def _spared(train: DataSet) -> tuple[DataSet, DataSet | None]:
-    """Some images to judge epochs by; not the held-out ones, which nothing may be chosen by."""
-    if len(train.examples) < _SMALL:
-        return train, None
-    data, valid, _ = holdout.split(train, holdout.Frozen(), share=_VALID_SHARE, minimum=_VALID_MIN)
-    return (data, valid) if valid.boxes and data.boxes else (train, None)
 
 
 def _teller(tell: Tell) -> Callable[[Progress], None]:
@@ -197,12 +186,11 @@ def _teller(tell: Tell) -> Callable[[Progress], None]:
             return
         told = time.monotonic()
         losses = {"loss": round(float(progress.losses["loss"]), 4)} if "loss" in progress.losses else {}
-        best = max((epoch.ap50 for epoch in progress.history if epoch.ap50 is not None), default=None)
         tell(
-            stage="judging the epoch" if progress.judging else f"training, step {progress.step} of {progress.steps}",
+            stage=f"training, step {progress.step} of {progress.steps}",
             epoch=progress.epoch,
             epochs=progress.epochs,
-            losses=losses if best is None else {**losses, "best mAP50": round(best, 4)},
+            losses=losses,
             eta_s=None if progress.eta_s is None else round(progress.eta_s, 1),
         )
 
