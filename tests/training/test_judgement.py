@@ -204,7 +204,7 @@ def test_tiles_are_no_independent_witnesses(tmp_path: Path, monkeypatch: pytest.
     lab = Lab(tmp_path, monkeypatch, images=24)
     tiles = [replace(each, name=f"photo{n // 4}_{n % 4 * 8}_0.png") for n, each in enumerate(lab.held.examples)]
     settings = {"holdout_share": 0.5, "holdout_min": 10}
-    request = Request(1, "r", "", str(tmp_path), "", "", None, None, settings, 1, 2**34)
+    request = Request(ONE, "r", "", str(tmp_path), "", "", None, None, settings, 1, 2**34)
     _, lab.held = session._held_out(request, DataSet(("spike",), tuple(tiles)))
     verdict = lab.judge().verdict
     assert (verdict.images, verdict.decided) == (12, False)

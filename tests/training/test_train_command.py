@@ -176,7 +176,7 @@ def test_only_images_given_for_it_choose_an_epoch(
     scores = iter([0.9, 0.5, 0.4])
     monkeypatch.setattr(DetectorModule, "_judged", lambda _: {"ap50": next(scores), "ap": 0.1})
     data = wheat(tmp_path / "photographs", range(1000, 1004), width=96, height=64)
-    monkeypatch.setattr(sys.modules["spica.cli.train"], "fetch_project", lambda *_, **__: data)
+    monkeypatch.setattr(sys.modules["spica.cli.train"], "fetch_project", lambda *_, **__: (data, known(7)))
     monkeypatch.setenv("SPICA_DATA_DIR", str(tmp_path))
     source = ["--project", 7] if given == "a project" else [coco]
     more = ["--valid", _coco(tmp_path / "valid", range(2000, 2001)), "--patience", 2] if given == "others" else []
