@@ -25,7 +25,6 @@ from spica.labelstudio.launch import LabelStudioProcess
 from spica.labelstudio.ports import free_port
 from spica.models import active, versions
 from spica.models.folders import ids
-from spica.project import ProjectKey
 from spica.training.recipe import DEFAULT_ARCHITECTURE
 from spica.training.runs import Run, Runs
 
@@ -96,6 +95,7 @@ class Lane:
 
     def __post_init__(self) -> None:
         self.data_dir.mkdir(parents=True)
+        self.key = self.client.project(self.project).key
         self.port = free_port("127.0.0.1")
         self.pids = self.data_dir / "pids.txt"
         self.log = self.data_dir / "server.log"
@@ -114,11 +114,6 @@ class Lane:
         for pid in self.workers:
             with suppress(ProcessLookupError):
                 os.kill(pid, 9)
-
-    @property
-    def key(self) -> ProjectKey:
-        """Number and creation of its project."""
-        return self.client.project(self.project).key
 
     def fill(self) -> None:
         """Make the tasks, submit what is there on most of them, connect the server."""
