@@ -184,7 +184,9 @@ def test_boxes_are_turned_like_pixels(tmp_path: Path, orientation: int, options:
         ("images/a.jpg", True),
         ("C:\\photos\\a.jpg", True),
         ("/home/me/a.jpg", True),
+        ("/data/upload/1/%61.jpg", True),
         ("../../outside.jpg", False),
+        ("..%2Foutside.jpg", False),
         ("b.jpg", False),
     ],
 )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Protocol
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,9 +120,9 @@ class ImageFinder:
         self._folders = [ConfinedFolder(folder, setting="the folder of the images") for folder in unique]
 
     def find(self, name: str) -> Path | None:
-        """The file of that name: as a path below a folder, else its last part alone; None if there is none."""
+        """The file of that name: as a path below a folder, else its last part, as it is or decoded; None for none."""
         last = name.replace("\\", "/").rsplit("/", 1)[-1]
-        for tried in dict.fromkeys((name, last)):
+        for tried in dict.fromkeys((name, last, unquote(last))):  # Label Studio's exports write addresses
             for folder in self._folders:
                 try:
                     found = folder.find(tried)
