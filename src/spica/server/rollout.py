@@ -1,8 +1,9 @@
 """After another version has begun to answer a project: Label Studio is told, and the unlabelled tasks get its boxes.
 
 Older predictions stay, for somebody may have a task open with one. Of several, Label Studio shows the one whose version
-it was told; where a task has none of it yet, the one that was stored last. Once an hour those that nobody can have open
-any more are removed, see :mod:`spica.prelabel.removal`.
+it was told; where a task has none of it yet, the one that was stored last. (The quick view of a page that was loaded
+before keeps to the version of then until it is reloaded.) Once an hour those that nobody can have open any more are
+removed, see :mod:`spica.prelabel.removal`.
 
 What fails is tried again, after half a minute at first, then less and less often; what is done already stays done.
 """
