@@ -54,8 +54,10 @@ def test_a_doubt_is_asked_about(tmp_path: Path) -> None:
     told = run(tmp_path / "a", "--out", out, "--allow-partial")
     assert "1 image left out: a box less than a pixel wide or high (a.jpg)" in told
     assert "2 images with 1 boxes" in told
-    with pytest.raises(UsageError, match="notes"):
-        run(tmp_path / "a", "--out", tmp_path / "c", "--notes", tmp_path)
+    for wrong in (tmp_path, path):
+        with pytest.raises(UsageError, match="notes"):
+            run(tmp_path / "a", "--out", tmp_path / "c", "--notes", wrong)
+    assert json.loads(path.read_text("utf-8")) == body
 
 
 @pytest.mark.parametrize("arguments", [[], ["data", "--project", "1"]], ids=["neither", "both"])

@@ -22,7 +22,7 @@ def require_one(data: Path | None, project: int | None, what: str, notes: Path |
     """Check that either data or a project is named, and begin the file of the notes.
 
     Raises:
-        UsageError: neither, or both; or the notes can't be written.
+        UsageError: neither, or both; or the notes can't be written, or would overwrite something else.
     """
     if (data is None) == (project is None):
         raise UsageError(
@@ -32,6 +32,8 @@ def require_one(data: Path | None, project: int | None, what: str, notes: Path |
         )
     if notes is not None:
         try:
+            if notes.is_file() and notes.stat().st_size and b"\t" not in notes.read_bytes().split(b"\n", 1)[0]:
+                raise UsageError("the file is there already, and holds no such notes", where=f"--notes {notes}")
             notes.write_text("", "utf-8")  # before an hour of reading
         except OSError as error:
             raise UsageError("the notes can't be written", where=f"--notes {notes}", got=error.strerror) from error
