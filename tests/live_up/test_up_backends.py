@@ -55,6 +55,17 @@ def test_the_connection_of_a_former_run_follows_to_another_port(client: LabelStu
     assert notes == []
 
 
+def test_label_studio_is_told_the_password_of_the_model_server(client: LabelStudioClient, project: Project) -> None:
+    """At the first start and after a move; the connection works."""
+    notes: list[str] = []
+    for _ in range(2):
+        with FakeSpica() as ours:
+            ours.basic_auth = "user:pass:word"
+            _connect(client, project, ours.url, notes.append, ("user", "pass:word"))
+            (backend,) = client.backends(project.id)
+            assert (backend.is_connected, backend.url) == (True, ours.url)
+
+
 def test_a_connection_made_by_hand_is_used_and_not_doubled(client: LabelStudioClient, project: Project) -> None:
     """Where `spica connect` has connected the very address, that row serves, and a former run's own goes."""
     notes: list[str] = []
