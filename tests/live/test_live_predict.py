@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from label_studio_helpers import LABEL_CONFIG
 from live_model import (
     TIMEOUT_S,
     BrightnessDetector,
@@ -166,6 +167,26 @@ def test_no_objects_are_stored_once(
     retrieve(client, project.id)
     (prediction,) = client.predictions_of_task(task)
     assert (prediction.result, prediction.score) == ([], 1.0)
+
+
+def test_images_that_do_not_exist(
+    client: LabelStudioClient, project: Project, folder: Folder, model: LiveModel
+) -> None:
+    """An empty list stores nothing; of a list with a null the others have their boxes, at their own places."""
+    config = LABEL_CONFIG.replace('value="$image"', 'valueList="$pages"')
+    client.update_project(project.id, label_config=config)
+    page = folder.photograph("a.png")
+    other = folder.photograph("b.png", shade(9))
+    lists: list[list[str | None]] = [[], [page, None, other], [page]]
+    tasks = client.import_tasks(project.id, [{"data": {"pages": each}} for each in lists])
+    connect(client, project.id, model_url=model.url)
+    retrieve(client, project.id)
+    found = [
+        [item.get("item_index") for each in client.predictions_of_task(task) for item in each.result] for task in tasks
+    ]
+    assert found == [[], [0, 0, 2, 2], [0, 0]]
+    assert [len(ids) for ids in stored(client, tasks).values()] == [0, 1, 1]
+    assert open_task(client, tasks[1])["predictions"]
 
 
 # Drawing
