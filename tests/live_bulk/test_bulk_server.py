@@ -182,7 +182,7 @@ def test_events(
         assert next(lines) == "event: page"
         job = start(model, label_studio, project=bulk_project.id).json()
         pages = (json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: "))
-        assert next(page for page in pages if job["id"] in page and "1 of 1 tasks" in page)
+        assert next(page for page in pages if job["id"] in page and "<strong>1</strong> of 1 tasks" in page)
 
 
 def test_commands_follow_the_server(
