@@ -215,8 +215,13 @@ def _tell(removal: Removal, what: str) -> None:
         path = escape(str(removal.path))
         out.print(f"Deleted {removal.deleted} {what}; they are kept in {path}.")
         out.print(f"To put them back: spica predictions restore {path}")
-    elif not removal.open and not removal.named:
+    elif not removal.shown and not removal.open and not removal.named:
         out.print(f"There are no {what} to delete.")
+    if removal.shown:
+        out.print(
+            f"Spared {removal.shown}: Label Studio shows them, and their tasks may be open in a browser. --now "
+            "deletes them too: do that when nobody is labelling."
+        )
     if removal.open:
         out.print(
             f"Spared {removal.open}: they were shown in the last 24 hours, and their tasks may be open in a browser. "

@@ -36,12 +36,14 @@ class Removal:
     Attributes:
         path: of the backup; None when there was nothing to remove.
         deleted: predictions that are gone from Label Studio.
-        open: predictions that stay, because somebody may have their task open.
+        shown: predictions that stay, because they are what Label Studio shows.
+        open: predictions that stay, because somebody may still have their task open.
         named: predictions that stay, because annotations were made from them.
     """
 
     path: Path | None
     deleted: int
+    shown: int
     open: int
     named: int
 
@@ -98,7 +100,7 @@ def remove(
     """
     shown = client.project(project).model_version
     written: Counter[str] = Counter()
-    stay = {"open": 0, "named": 0}
+    stay = {"shown": 0, "open": 0, "named": 0}
 
     def chosen() -> Iterator[Prediction]:
         for stored in client.predictions_by_task(project, filters):
@@ -107,11 +109,11 @@ def remove(
                     continue
                 if prediction.annotations:
                     stay["named"] += 1
-                elif not now and not _is_over(last_shown(prediction, stored, shown)):
-                    stay["open"] += 1
-                else:
+                elif now or _is_over(since := last_shown(prediction, stored, shown)):
                     written[prediction.model_version] += 1
                     yield prediction
+                else:
+                    stay["shown" if since is None else "open"] += 1
 
     backed_up = write_backup(chosen(), backup)
     on_disk = sum(1 for _ in read_backup(backup))
