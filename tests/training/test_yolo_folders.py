@@ -112,6 +112,30 @@ def test_a_label_file_of_whom(tmp_path: Path, files: tuple[str, ...], lost: str,
     assert all(told(dataset, "left out", name) for name in lost.split())
 
 
+@pytest.mark.parametrize(
+    ("image", "first", "second"),
+    [
+        pytest.param("images/1.jpg", "labels/1.txt", "images/1.txt", id="beside the image"),
+        pytest.param("images/1.jpg", "labels/1.txt", "labels/1.TXT", id="suffixes"),
+        pytest.param("images/train/1.jpg", "labels/train/1.txt", "labels/1.txt", id="flat"),
+        pytest.param("images/a.jpg", "labels/a.txt", "labels/a.jpg.txt", id="both suffixes"),
+        pytest.param("images/a b.jpg", "labels/a b.txt", "labels/a%20b.txt", id="encoded"),
+        pytest.param("images/が.jpg", "labels/が.txt", "labels/か\u3099.txt", id="decomposed"),
+        pytest.param("images/a.jpg", "labels/a.txt", "labels/0a1b2c3d-a.txt", id="an upload"),
+    ],
+)
+def test_two_label_files_that_fit(tmp_path: Path, image: str, first: str, second: str) -> None:
+    """Where they say something else the image is in doubt, whichever is empty; where they say the same it is not."""
+    sure = {"images/sure.jpg": "", "labels/sure.txt": BOX, "classes.txt": "spike", image: ""}
+    for number, texts in enumerate((("", BOX), (BOX, ""), (BOX, BOX))):
+        folder = made(tmp_path / str(number), sure | dict(zip((first, second), texts, strict=True)))
+        if (folder / first).samefile(folder / second):
+            pytest.skip("one name on this disk")
+        dataset = read(folder)
+        assert len(boxes(dataset)) == (2 if number == 2 else 1)
+        assert told(dataset, "left out", "or several", Path(image).name) == (number != 2)
+
+
 def test_labels_of_nobody(tmp_path: Path) -> None:
     """Label files that meet no image are told; lists, licences and captions are not taken for such."""
     files = {

@@ -2,7 +2,7 @@
 
 In this order: as Ultralytics finds it (the last ``images`` in the path read as ``labels``) or beside the image; of the
 same name in folders of the same names, or of fewer of them, so that ``labels/`` may be flat; as Label Studio's export
-names it. No file is ever given to two images.
+names it. No file is ever given to two images; an image that a further file fits, which says something else, gets none.
 
 Label Studio 1.23 names a label file like the last part of its image's address (``converter.py``, ``get_local_path``):
 percent-encoded where that holds more than ASCII, with ``<8 hex digits>__`` before it unless the image was found on its
@@ -20,6 +20,9 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
 
+from spica.errors import DataSetError
+from spica.training.cleaning import Tally
+from spica.training.formats.text import read_text
 from spica.training.formats.yolo_folder import Files
 
 _CACHED: Final = re.compile(r"[0-9a-f]{8}__")
@@ -103,12 +106,23 @@ def _by_keys(images: list[Path], files: Files, pairs: Pairs, of_image: Keys, of_
         if len(met) > 1:
             pairs.shared |= {label, *met} - pairs.label_of.keys()
     for image, labels in options.items():
-        if image in pairs.label_of:
-            continue
-        if len(labels) > 1:
+        own = pairs.label_of.get(image)
+        if own is not None:
+            others = [label for label in labels if not _say_the_same(own, label)]
+            if others:
+                del pairs.label_of[image]
+                pairs.shared.update((image, own, *others))
+        elif len(labels) > 1:
             pairs.shared.update((image, *labels))
         elif image not in pairs.shared:
             pairs.label_of[image] = labels[0]
+
+
+def _say_the_same(one: Path, other: Path) -> bool:
+    try:
+        return read_text(one, Tally()).split() == read_text(other, Tally()).split()
+    except DataSetError:
+        return False
 
 
 def _folders(path: Path, files: Files) -> frozenset[str]:
