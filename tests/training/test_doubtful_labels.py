@@ -174,6 +174,43 @@ def test_the_same_name_in_another_part(tmp_path: Path) -> None:
     assert one.path.parent.name == "val"
 
 
+@pytest.mark.parametrize("kind", ["COCO", "Label Studio"])
+@pytest.mark.parametrize(
+    ("named", "there", "found"),
+    [
+        (["cam2/1.jpg", "a.jpg"], ["cam1/1.jpg", "a.jpg"], ["a.jpg"]),
+        (["cam2/1.jpg"], ["cam2/1.jpg", "cam1/1.jpg"], ["cam2/1.jpg"]),
+        (["cam2/1.jpg"], ["cam1/1.jpg", "x/cam2/1.jpg"], ["x/cam2/1.jpg"]),
+        (["x/cam2/1.jpg"], ["1.jpg", "cam2/1.jpg"], ["cam2/1.jpg"]),
+        (["images/1.jpg"], ["1.jpg"], ["1.jpg"]),
+        (["cam1/1.jpg", "cam2/1.jpg", "a.jpg"], ["1.jpg", "a.jpg"], ["a.jpg"]),
+        (["cam1/1.jpg", "cam2/1.jpg"], ["1.jpg", "cam1/1.jpg"], ["cam1/1.jpg"]),
+    ],
+)
+def test_a_name_with_a_folder(tmp_path: Path, kind: str, named: list[str], there: list[str], found: list[str]) -> None:
+    """Another folder's image of that name is another image; a flat one is meant where only one is called so."""
+    photos = tmp_path / "photos"
+    for number, name in enumerate(there):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        (photos / name).write_bytes(photograph(number))
+    if kind == "COCO":
+        (tmp_path / "in").mkdir()
+        body = {
+            "images": [{"id": number, "file_name": name} for number, name in enumerate(named)],
+            "annotations": [box(number) for number in range(len(named))],
+            "categories": [{"id": 1, "name": "spike"}],
+        }
+        data = tmp_path / "in" / "annotations.json"
+        data.write_text(json.dumps(body), "utf-8")
+    else:
+        rows = (task({"image": f"/data/local-files/?d={name}"}, region()) for name in named)
+        data = tasks(tmp_path / "in", *rows)
+    dataset = load(data, images=photos, allow_partial=True)
+    assert [each.path.relative_to(photos).as_posix() for each in dataset.examples] == found
+    lost = len(named) - len(found)
+    assert not lost or f"{lost} image" in str(dataset.problems)
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [

@@ -190,6 +190,18 @@ def test_label_studios_names(tmp_path: Path, image: str, label: str) -> None:
     assert boxes(read(folder)) == boxes(dataset)
 
 
+def test_label_studios_folders(tmp_path: Path) -> None:
+    """A label file that tells the folder of its image is no other folder's, in images/ and below --images."""
+    files = {"classes.txt": "spike", "labels/0000000a__cam2%2F1.txt": BOX, "labels/b.txt": BOX, "photos/b.jpg": ""}
+    folder = made(tmp_path / "in", files | {"photos/cam1/1.jpg": ""})
+    for options in ({}, {"images": folder / "photos"}):
+        dataset = read(folder, **options)
+        assert boxes(dataset) == {"b.jpg": [PLACE]}
+        assert told(dataset, "no label file", "1.jpg")
+    made(folder, {"labels/0000000a__cam1%2F1.txt": ""})
+    assert boxes(read(folder)) == {"b.jpg": [PLACE], "1.jpg": []}
+
+
 @pytest.mark.parametrize("host", ["http://127.0.0.1:1", ""])
 def test_label_studios_export(tmp_path: Path, host: str) -> None:
     """What Label Studio's own converter writes of uploads, local files and buckets is read, image by image."""

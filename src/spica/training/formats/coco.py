@@ -42,9 +42,10 @@ class Coco:
         if not is_coco(body):
             raise _damaged(data, "images, annotations and categories", f"keys {sorted(body)[:10]}")
         names = _categories(body["categories"], data)
-        finder = ImageFinder(*_beside(data), given=images)
         found = Found(tuple(dict.fromkeys(names.values())), [])
         listed = _objects(body["images"], data, "images")
+        file_names = (str(image.get("file_name") or "") for image in listed)
+        finder = ImageFinder(*_beside(data), given=images, names=file_names)
         by_image: dict[int | str | None, list[dict[str, Any]]] = defaultdict(list)
         for annotation in _objects(body["annotations"], data, "annotations"):
             by_image[_id(annotation.get("image_id"))].append(annotation)

@@ -221,7 +221,6 @@ class LabelStudioJson:
         body = read_json(data)
         if not is_label_studio(body):
             raise DataSetError("this is no JSON export of Label Studio", where=str(data), expected="a list of tasks")
-        finder = ImageFinder(data.parent, data.parent / "images", given=images)
         found = Found((), [])
         missing: list[str] = []
         tasks: list[tuple[AnnotatedTask, Annotation]] = []
@@ -235,14 +234,16 @@ class LabelStudioJson:
             else:
                 tasks.append((task, annotation))
         usual = {tag for _, annotation in tasks for tag in _tags(annotation)}
-        for task, annotation in tasks:
-            for uri, sketch in _pairs(task, annotation, usual, found):
-                path = _locate(uri, finder)
-                if path is None:
-                    missing.append(uri)
-                    found.leave_out(f"task {task.id}: {sketch.name}", "it is missing")
-                else:
-                    found.images.append((sketch, path))
+        pairs = [pair for task, annotation in tasks for pair in _pairs(task, annotation, usual, found)]
+        names = (f"{_paths(uri)[0]}/{name_of(uri)}" for uri, _ in pairs)
+        finder = ImageFinder(data.parent, data.parent / "images", given=images, names=names)
+        for uri, sketch in pairs:
+            path = _locate(uri, finder)
+            if path is None:
+                missing.append(uri)
+                found.leave_out(f"task {sketch.task}: {sketch.name}", "it is missing")
+            else:
+                found.images.append((sketch, path))
         if missing and len(missing) == sum(each.is_doubt for each in found.tally.left_out) and not found.images:
             raise DataSetError(
                 "none of the images is there",
@@ -356,11 +357,9 @@ def _is_address(value: Any) -> bool:
 
 
 def _locate(uri: str, finder: ImageFinder) -> Path | None:
-    """The file of an address: with all of its path below the folder, with ever fewer folders before it, by its name."""
-    for told in _paths(uri):
-        steps = told.replace("\\", "/").lstrip("/").split("/")
-        for begin in range(len(steps)):
-            found = finder.find("/".join(steps[begin:]))
-            if found is not None:
-                return found
-    return finder.find(name_of(uri))
+    """The file of an address; that of an upload may also be called as the photograph was, if only one was called so."""
+    found = next((path for told in _paths(uri) if (path := finder.find(told)) is not None), None)
+    if found is not None or not _is_upload(uri):
+        return found
+    last, own = _paths(uri)[0].rsplit("/", 1)[-1], name_of(uri)
+    return finder.find(last) or (None if own in finder.shared else finder.find(own))

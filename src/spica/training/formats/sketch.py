@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -112,38 +113,56 @@ class ImageFinder:
         folders: in the order in which they are tried.
         given: tried before them, with its folder ``images``; last of all its sub-folders are searched for a name that
             only one image in them has.
+        names: of all images of the data. Of those with one last part none is found by that alone.
     """
 
-    def __init__(self, *folders: Path, given: Path | None = None) -> None:
+    def __init__(self, *folders: Path, given: Path | None = None, names: Iterable[str] = ()) -> None:
         self._given = given
         unique = dict.fromkeys((*(() if given is None else (given, given / "images")), *folders))
         self._folders = [ConfinedFolder(folder, setting="the folder of the images") for folder in unique]
+        times = Counter(_steps(name)[-1] for name in dict.fromkeys(names))
+        self.shared = {last for last, number in times.items() if number > 1}
 
     def find(self, name: str) -> Path | None:
-        """The file of that name: as a path below a folder, else its last part, as it is or decoded; None for none."""
-        last = name.replace("\\", "/").rsplit("/", 1)[-1]
-        for tried in dict.fromkeys((name, last, unquote(last))):  # Label Studio's exports write addresses
+        """The file of that name, or None.
+
+        Its path, or the end of that with a folder at least, lies below one of the folders; or its last part lies
+        directly in one of them, as it is or decoded; or the only file of that name further below is in a folder that is
+        called like the one in ``name``.
+        """
+        steps = _steps(name)
+        tried = [name, *("/".join(steps[begin:]) for begin in range(len(steps) - 1))]
+        if len(steps) == 1 or steps[-1] not in self.shared:
+            tried += [steps[-1], unquote(steps[-1])]  # Label Studio's exports write addresses
+        for each in dict.fromkeys(tried):
             for folder in self._folders:
                 try:
-                    found = folder.find(tried)
+                    found = folder.find(each)
                 except ConfinementError:
                     continue
                 if found is not None and found.is_file():
                     return found
-        return self._below.get(last)
+        paths = [path for path in self._below.get(steps[-1], ()) if len(steps) == 1 or path.parent.name == steps[-2]]
+        return paths[0] if len(paths) == 1 else None
 
     @cached_property
-    def _below(self) -> dict[str, Path]:
+    def _below(self) -> dict[str, list[Path]]:
         found: dict[str, list[Path]] = {}
         for path in self._given.rglob("*") if self._given is not None else ():
             if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not path.is_symlink():
                 found.setdefault(path.name, []).append(path)
-        return {name: paths[0] for name, paths in found.items() if len(paths) == 1}
+        return found
 
     @property
     def shown(self) -> str:
         """The folders, for messages."""
         return ", ".join(str(folder.root) for folder in self._folders)
+
+
+def _steps(name: str) -> list[str]:
+    """The parts of a path, its last one last; a drive and steps that lead nowhere are none."""
+    path = name.replace("\\", "/").rstrip("/")
+    return [part for part in path.split("/") if part not in ("", ".") and part[1:] != ":"] or [name]
 
 
 def no_boxes() -> NDArray[np.float64]:

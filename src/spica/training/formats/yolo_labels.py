@@ -97,10 +97,15 @@ def _by_keys(images: list[Path], files: Files, pairs: Pairs, of_image: Keys, of_
         for key in of_image(image.name):
             owners[key].append(image)
     options: dict[Path, list[Path]] = defaultdict(list)  # label files by image
+    together = {image.parent for image in images}
     for label in left:
         folders = _folders(label, files)
         met = {image for key in of_label(label.name) for image in owners.get(key, ())}
         met = {image for image in met if folders <= _folders(image, files)}
+        named = _address(Path(label.name).stem)[:-1]
+        if named:  # an image in a folder must be in the one that is named
+            flat = {*files.bases, *(together if len(together) == len(files.bases) == 1 else ())}
+            met = {image for image in met if image.parent in flat or _nfc(image.parent.name) == named[-1]}
         for image in met:
             options[image].append(label)
         if len(met) > 1:
@@ -133,10 +138,18 @@ def _stem(name: str) -> set[str]:
     return {Path(name).stem}
 
 
+def _nfc(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def _address(name: str) -> list[str]:
+    """The parts of a path that Label Studio made a name of."""
+    return re.split(r"[/\\]", _nfc(unquote(_CACHED.sub("", name, count=1))).rpartition("?d=")[2])
+
+
 def _plain(name: str) -> str:
     """A name without what Label Studio's cache and addresses add, its last part alone; letters' case is disregarded."""
-    last = re.split(r"[/\\]", unquote(_CACHED.sub("", name, count=1)))[-1]
-    return unicodedata.normalize("NFC", last.removeprefix("?d=")).casefold()
+    return _address(name)[-1].casefold()
 
 
 def _plain_image(name: str) -> set[str]:
