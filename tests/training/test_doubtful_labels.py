@@ -137,6 +137,28 @@ def test_declared_sizes(tmp_path: Path, width: Any, is_kept: bool) -> None:
     assert bool(dataset.examples) == is_kept
 
 
+@pytest.mark.parametrize("side", ["width", "height"])
+def test_one_declared_side(tmp_path: Path, side: str) -> None:
+    """A side that is declared alone must be the image's too, in COCO and in VOC."""
+    pixels = {"width": 64, "height": 48}[side]
+    images = [{"id": 1, "file_name": "a.jpg", side: pixels}, {"id": 2, "file_name": "b.jpg", side: 640}]
+    dataset, left_out = read(coco(tmp_path / "coco", images, [box(1), box(2)]))
+    assert (list(kept(dataset)), list(left_out)) == (["a.jpg"], ["b.jpg"])
+    one = OBJECT.format("spike", 9, 11, 24, 30)
+    sizes = {stem: f"<size><{side}>{n}</{side}></size>{one}" for stem, n in (("a", pixels), ("b", 640))}
+    dataset, left_out = read(voc(tmp_path / "voc", sizes))
+    assert (list(kept(dataset)), list(left_out)) == (["a.jpg"], ["b.jpg"])
+
+
+def test_a_key_twice(tmp_path: Path) -> None:
+    """A JSON that says a thing twice is refused, for the last may be empty."""
+    path = coco(tmp_path, [{"id": 1, "file_name": "a.jpg"}], [box(1)])
+    path.write_text(path.read_text("utf-8")[:-1] + ', "annotations": []}', "utf-8")
+    with pytest.raises(DataSetError, match="twice") as refused:
+        load(path, classes=["spike"])
+    assert '"annotations"' in str(refused.value)
+
+
 def test_categories_that_share_an_id(tmp_path: Path) -> None:
     """They are refused: nobody knows which class is meant."""
     path = coco(tmp_path, [{"id": 1, "file_name": "a.jpg"}], [], categories=[{"id": 1, "name": n} for n in "ab"])
@@ -295,6 +317,36 @@ def test_voc_corners(tmp_path: Path) -> None:
     assert set(left_out) == {"none.jpg", "part.jpg", "nameless.jpg"}
 
 
+def test_voc_objects_that_are_not_understood(tmp_path: Path) -> None:
+    """Two boxes or names of an object, and elements that are called like an object in other letters, are doubts."""
+    one = OBJECT.format("spike", 9, 11, 24, 30)
+    bounds = one[one.index("<bndbox>") : one.index("</object>")]
+    spoilt = {
+        "boxes": one.replace(bounds, bounds * 2),
+        "sides": one.replace("<xmin>", "<xmin>1</xmin><xmin>"),
+        "names": one.replace("<name>", "<name>weed</name><name>"),
+        "capital": one.replace("object>", "Object>"),
+        "capitals": one.replace("object>", "OBJECT>"),
+        "space": one.replace("<object>", '<object xmlns="http://x">'),
+    }
+    dataset, left_out = read(voc(tmp_path / "in", {"a": one, **spoilt}))
+    assert list(kept(dataset)) == ["a.jpg"]
+    assert set(left_out) == {f"{stem}.jpg" for stem in spoilt}
+
+
+def test_voc_sub_folders(tmp_path: Path) -> None:
+    """XML files and images in sub-folders are not read, and named."""
+    folder = voc(tmp_path / "in", {"a": OBJECT.format("spike", 9, 11, 24, 30)})
+    for place in ("Annotations", "JPEGImages"):
+        (folder / place / "more").mkdir()
+    (folder / "Annotations" / "more" / "b.xml").write_text("<annotation/>", "utf-8")
+    (folder / "JPEGImages" / "more" / "b.jpg").write_bytes(photograph(9))
+    dataset, left_out = read(folder)
+    assert list(kept(dataset)) == ["a.jpg"]
+    assert left_out == {"b.jpg": "no XML file"}
+    assert any("sub-folders" in sentence and "b.xml" in sentence for sentence in dataset.problems)
+
+
 def test_voc_images_and_xml_that_do_not_meet(tmp_path: Path) -> None:
     """An XML file that names another image than it is called like, and an image without one, are told."""
     one = OBJECT.format("spike", 9, 11, 24, 30)
@@ -426,6 +478,17 @@ def test_several_images_a_task(tmp_path: Path) -> None:
         pytest.param(region(original_width=HUGE), True, id="a huge size"),
         pytest.param(region(type="newlabels", value={"newlabels": ["spike"]}), False, id="a kind that is not known"),
         pytest.param(region(type="choices", value={"choices": ["spike"]}), True, id="a choice"),
+        pytest.param(region(type="choices", id="other"), False, id="a box that is called a choice"),
+        pytest.param(
+            region(type="number", id="other", value={"x": 1, "y": 1, "width": 9, "height": 9, "number": 3}),
+            False,
+            id="a box of its own with a number",
+        ),
+        pytest.param(
+            region(type="number", value={"x": 1, "y": 1, "width": 9, "height": 9, "number": 3}),
+            True,
+            id="a number of a region",
+        ),
         pytest.param({}, False, id="no kind"),
         pytest.param("nothing", False, id="no region at all"),
     ],
@@ -439,6 +502,26 @@ def test_regions(tmp_path: Path, item: Any, is_kept: bool) -> None:
     assert kept(dataset)["b.jpg"] == []
     assert ("a.jpg" in kept(dataset)) == is_kept
     assert len(left_out) == 1 - is_kept
+
+
+@pytest.mark.parametrize("kind", ["choices", "number"])
+def test_a_box_of_another_kind_alone(tmp_path: Path, kind: str) -> None:
+    """An image whose only region has a box, a label and the wrong kind is not empty."""
+    path = tasks(tmp_path / "in", task({"image": "a.jpg"}, region(type=kind)), files=("a.jpg",))
+    dataset, left_out = read(path, classes=["spike"])
+    assert (kept(dataset), list(left_out)) == ({}, ["task 1: a.jpg"])
+
+
+def test_regions_of_several_sizes(tmp_path: Path) -> None:
+    """Regions that were drawn on images of several sizes are not all this image's."""
+    sizes: list[dict[str, Any]] = [
+        {"original_width": 64, "original_height": 48},
+        {"original_width": 48, "original_height": 64},
+    ]
+    for number, (one, other) in enumerate([sizes, sizes[::-1]]):
+        path = tasks(tmp_path / str(number), task({"image": "a.jpg"}, region(**one), region(**other)), files=("a.jpg",))
+        dataset, left_out = read(path, classes=["spike"])
+        assert (kept(dataset), list(left_out)) == ({}, ["task 1: a.jpg"])
 
 
 def test_a_kind_that_is_not_known(tmp_path: Path) -> None:

@@ -199,14 +199,20 @@ def _placed(sketch: Sketch, photo: Photo) -> NDArray[np.float64] | None:
             return None
         pixels = boxes_xyxy * np.array([width, height, width, height], np.float64)
         return pixels if sketch.rotations is None else hulls(pixels, sketch.rotations)
-    if sketch.size is None or sketch.size == (width, height):
+    if sketch.size is None or _agrees(sketch.size, (width, height)):
         return boxes_xyxy
-    if photo.orientation >= 5 and sketch.size == (height, width):
+    if photo.orientation >= 5 and _agrees(sketch.size, (height, width)):
         return boxes_xyxy if sketch.is_upright else upright(boxes_xyxy, photo.orientation, height, width)
     return None
 
 
+def _agrees(told: tuple[int, int], size: tuple[int, int]) -> bool:
+    return all(side in (0, pixels) for side, pixels in zip(told, size, strict=True))
+
+
 def _same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    if 0 in one:
+        return True
     ratio, wanted = one[0] * other[1], one[1] * other[0]
     return abs(ratio - wanted) * _SAME_SHAPE <= wanted
 

@@ -107,12 +107,20 @@ def read_json(path: Path) -> Any:
     try:
         data = path.read_bytes()
         text = data.decode(json.detect_encoding(data))
-        body = json.loads(text)
+        body = json.loads(text, object_pairs_hook=_once)
         if "\\ud" in text or "\\uD" in text:  # half a letter, which no file takes
             body = json.loads(json.dumps(body, ensure_ascii=False).encode("utf-8", "replace"))
     except (OSError, ValueError, RecursionError) as error:
         told = getattr(error, "strerror", None) or str(error)[:200]
         raise DataSetError("the file can't be read", where=str(path), expected="JSON in UTF-8", got=told) from error
+    return body
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    body = dict(pairs)
+    if len(body) < len(pairs):
+        twice = next(key for key, number in Counter(key for key, _ in pairs).items() if number > 1)
+        raise ValueError(f"the key {json.dumps(twice)[:40]} twice in one object")
     return body
 
 

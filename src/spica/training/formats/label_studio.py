@@ -103,9 +103,20 @@ def _items(
             own = _listed(item, "rectanglelabels")
             beside = labels[(control.labels_from_name or "", str(item.get("id")))]
             found.append((item, control, own if control.kind == "rectanglelabels" else beside))
-        elif str(item.get("type")) not in _NO_OBJECTS and str(item.get("from_name")) not in texts:
+        elif _may_be_object(item, result) and str(item.get("from_name")) not in texts:
             found.append((item, None, _listed(item, str(item.get("type"))) or any_labels[str(item.get("id"))]))
     return found
+
+
+def _may_be_object(item: Json, result: Sequence[Json]) -> bool:
+    """Whether a result shows an object; what is said about a region has that one's box and number."""
+    if str(item.get("type")) not in _NO_OBJECTS:
+        return True
+    value = item.get("value")
+    if not isinstance(value, Mapping) or not {"width", *_SHAPES} & value.keys():
+        return False
+    about = (other for other in result if other.get("id") == item.get("id") and str(other.get("type")) in _SHAPES)
+    return bool(_SHAPES & value.keys()) or not any(about)
 
 
 def _listed(item: Json, key: str) -> list[Any]:
@@ -120,7 +131,10 @@ def _index(item: Json) -> int:
 
 
 def _take(item: Json, control: RectangleControl | None, labels: Sequence[Any], into: _Regions) -> None:
-    into.size = size_of(item.get("original_width"), item.get("original_height")) or into.size
+    size = size_of(item.get("original_width"), item.get("original_height"))
+    if into.size is not None and size not in (None, into.size):
+        into.doubt = "regions that were drawn on images of several sizes"
+    into.size = size or into.size
     if control is None:
         into.others += [str(label) for label in labels] or [""]
         return
@@ -281,7 +295,7 @@ def _tags(annotation: Annotation) -> set[str]:
     """The names of the image tags that an annotation has regions on, by kinds that images have; else by all kinds."""
     result = annotation.result or ()
     sure = {str(item.get("to_name")) for item in result if str(item.get("type")) in _SHAPES}
-    return sure or {str(item.get("to_name")) for item in result if str(item.get("type")) not in _NO_OBJECTS}
+    return sure or {str(item.get("to_name")) for item in result if _may_be_object(item, result)}
 
 
 def _pairs(task: AnnotatedTask, annotation: Annotation, usual: set[str], found: Found) -> list[tuple[str, Sketch]]:

@@ -38,7 +38,7 @@ class Sketch:
             it, NaN too.
         relative: whether the boxes are shares in [0, 1] of the upright image.
         rotations: float64 (M,), degrees clockwise around the box's left upper corner, or None for none.
-        size: (width, height) that the format declares, or None.
+        size: (width, height) that the format declares, 0 for a side that it does not; or None.
         is_upright: the boxes lie in the upright image even where ``size`` is that of the stored pixels.
         others: labels of objects that are no boxes, "" for one without: outlines, points, strokes. One of a class that
             is learned puts the image in doubt; so do all of them where there is no box, for it is no true negative.
@@ -184,8 +184,7 @@ def numbers(values: Iterable[Any]) -> list[float] | None:
 
 
 def size_of(width: Any, height: Any) -> tuple[int, int] | None:
-    """A declared size in pixels, or None where it is none."""
-    sides = numbers((width, height))
-    if sides is None or not all(1 <= side < _LARGEST for side in sides):
-        return None
-    return int(sides[0]), int(sides[1])
+    """A declared size in pixels, 0 for a side that is not declared; None where neither is."""
+    told = [(numbers((side,)) or [0.0])[0] for side in (width, height)]
+    sides = [int(side) if 1 <= side < _LARGEST else 0 for side in told]
+    return (sides[0], sides[1]) if any(sides) else None

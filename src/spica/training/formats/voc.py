@@ -103,8 +103,9 @@ def annotation_files(folder: Path) -> list[Path]:
 def root_of(path: Path) -> str | None:
     """The name of an XML file's outermost element; None if it can't be read."""
     try:
-        for _, element in iterparse(path, events=("start",), forbid_dtd=True):
-            return str(element.tag)
+        with path.open("rb") as file:
+            for _, element in iterparse(file, events=("start",), forbid_dtd=True):
+                return str(element.tag)
     except _UNREADABLE:
         pass
     return None
@@ -138,9 +139,13 @@ def _tell_others(data: Path, files: list[Path], found: Found) -> None:
     known = {path.resolve() for _, path in found.images}
     stems = {path.stem for path in files}
     folder = next((each for name in _IMAGE_FOLDERS if (each := data / name).is_dir()), None)
-    for path in sorted(folder.iterdir()) if folder is not None else ():
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.stem not in stems and path.resolve() not in known:
+    for path in sorted(folder.rglob("*")) if folder is not None else ():
+        is_met = path.resolve() in known or (path.parent == folder and path.stem in stems)
+        if path.suffix.lower() in IMAGE_SUFFIXES and not is_met:
             found.tally.leave_out(path.name, "no XML file", is_doubt=False)
+    for path in sorted(files[0].parent.rglob("*.xml")) if files else ():
+        if path.parent != files[0].parent and root_of(path) == "annotation":
+            found.tally.add("{n} XML files lie in sub-folders: not read", path.name)
 
 
 def _ordered_names(data: Path, found: Found) -> list[str]:
@@ -167,12 +172,16 @@ def _sketch(path: Path, found: Found) -> tuple[Sketch | None, str]:
     is_label_studio = root.findtext("owner/name") == "Label Studio"
     boxes: list[list[float]] = []
     labels: list[str] = []
-    doubt = None
+    tags = {str(each.tag) for each in root.iter()}
+    alike = any(tag.rpartition("}")[2].casefold() == known != tag for tag in tags for known in ("object", "bndbox"))
+    doubt = "an element that may be an object and is not called so" if alike else None
     for each in root.iter("object"):
         box = _box(each, first=0 if is_label_studio else 1)
         if box is None:
-            doubt = "an object without a bndbox of four numbers"
+            doubt = "an object without one bndbox of four numbers"
             continue
+        if len(each.findall("name")) > 1:
+            doubt = "an object with several names"
         boxes.append(box)
         labels.append((each.findtext("name") or "").strip())
     sketch = Sketch(
@@ -187,18 +196,22 @@ def _sketch(path: Path, found: Found) -> tuple[Sketch | None, str]:
 
 def _box(each: Element, *, first: int) -> list[float] | None:
     """Left, top, right and lower edge; ``first`` is the number of the first pixel."""
-    try:
-        left, top, right, bottom = (float(each.findtext(f"bndbox/{side}") or "") for side in _SIDES)
-    except ValueError:
+    if any(len(each.findall(f"bndbox/{side}")) != 1 for side in _SIDES):
         return None
+    sides = [_number(each.findtext(f"bndbox/{side}")) for side in _SIDES]
+    left, top, right, bottom = (math.nan if side is None else side for side in sides)
     if math.isnan(left + top + right + bottom):
         return None
     return [min(left, right) - first, min(top, bottom) - first, max(left, right), max(top, bottom)]
 
 
 def _size(root: Element) -> tuple[int, int] | None:
+    return size_of(*(_number(root.findtext(f"size/{side}")) for side in ("width", "height")))
+
+
+def _number(text: str | None) -> float | None:
     try:
-        return size_of(*(float(root.findtext(f"size/{side}") or "") for side in ("width", "height")))
+        return float(text or "")
     except ValueError:
         return None
 

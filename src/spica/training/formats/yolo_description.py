@@ -106,6 +106,12 @@ def _read_yaml(path: Path, tally: Tally) -> dict[str, Any]:
                 raise yaml.YAMLError(f"aliases and tags are not read, line {event.start_mark.line + 1}")
             return super().compose_node(parent, index)
 
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            keys = [str(key.value) for key, _ in node.value]
+            if len(set(keys)) < len(keys):
+                raise yaml.YAMLError(f"a key is there twice, from line {node.start_mark.line + 1} on")
+            return super().construct_mapping(node, deep)
+
     text = read_text(path, tally)
     try:
         if len(text) > _MAX_YAML:
