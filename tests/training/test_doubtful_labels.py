@@ -251,6 +251,16 @@ def test_a_file_beside_that_decides_nothing(tmp_path: Path, name: str, text: str
     assert len(load(tmp_path).examples) == 1
 
 
+@pytest.mark.parametrize("name", ["half.json", "annotations/half.json", "data.yaml"])
+def test_a_damaged_file_beside(tmp_path: Path, name: str) -> None:
+    """A file beside the data that may be half of a data set is named."""
+    coco(tmp_path, [{"id": 1, "file_name": "a.jpg"}], [box(1)])
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text('{"images": [', "utf-8")
+    (told,) = load(tmp_path).problems
+    assert Path(name).name in told
+
+
 def test_several_data_sets_in_a_folder(tmp_path: Path) -> None:
     """Where two formats are there nothing is guessed; the file that is meant can be given."""
     path = coco(tmp_path, [{"id": 1, "file_name": "a.jpg"}], [box(1)])

@@ -325,8 +325,17 @@ def test_another_yaml_decides_nothing(tmp_path: Path) -> None:
     with pytest.raises(DataSetError, match="several data sets") as caught:
         read(folder)
     assert "corn.yaml, wheat.yaml" in str(caught.value)
-    made(folder, {"data.yml": "names: [corn]\ntrain: images\n"})
+    made(folder, {"data.yml": "names: [corn]\n"})
     assert read(folder).classes == ("corn",)
+    assert told(read(folder), "1 files beside the data can't be read", "broken.yaml")
+
+
+def test_a_damaged_description(tmp_path: Path) -> None:
+    """Where data.yaml is damaged no other file's order of classes is taken."""
+    files = {"images/a.jpg": "", "labels/a.txt": BOX, "other.yaml": YAML}
+    with pytest.raises(DataSetError, match=r"data\.yaml"):
+        read(made(tmp_path / "in", files | {"data.yaml": "names: [weed, spike]\ntrain: {"}))
+    assert read(made(tmp_path / "bare", files | {"data.yaml": "train: images\n"})).classes == ("spike", "weed")
 
 
 ALIASES = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(

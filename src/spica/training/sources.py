@@ -14,7 +14,7 @@ from spica.training.formats.label_studio import LabelStudioJson, is_label_studio
 from spica.training.formats.sketch import Reader
 from spica.training.formats.voc import Voc, annotation_files, root_of
 from spica.training.formats.yolo import Yolo
-from spica.training.formats.yolo_description import is_yolo
+from spica.training.formats.yolo_description import damaged_yaml, is_yolo
 
 _EXPECTED = (
     "a COCO json with its images, a YOLO folder (data.yaml, or images/ and labels/), a Pascal VOC folder "
@@ -60,6 +60,8 @@ def load(
             "this data set has no parts", where=str(place), got=f"{kind.name}, and --split {split}", hint=_NO_PARTS
         )
     found = kind.read(place, images, split)
+    for each in _damaged(path) if path.is_dir() else ():
+        found.tally.add("{n} files beside the data can't be read: passed over", each.name)
     limits = Settings()
     names = tuple(classes) if classes is not None else found.classes
     if not names and found.images:
@@ -95,7 +97,7 @@ def recognise(path: Path) -> tuple[Reader, Path]:
         return _file(path), path
     if not path.is_dir():
         raise DataSetError("there is no such file or folder", where=str(path), expected=_EXPECTED)
-    files = sorted([*path.glob("*.json"), *path.glob("annotations/*.json")])
+    files = _jsons(path)
     found: list[tuple[Reader, Path]] = [(kind, each) for each in files if (kind := _data_set(each)) is not None]
     found += [(Voc(), path)] if annotation_files(path) else []
     found += [(Yolo(), path)] if is_yolo(path) else []
@@ -150,6 +152,23 @@ def _refuse_cvat(path: Path) -> None:
             expected=_EXPECTED,
             hint='export the task again as "COCO 1.0", with images',
         )
+
+
+def _jsons(folder: Path) -> list[Path]:
+    return sorted([*folder.glob("*.json"), *folder.glob("annotations/*.json")])
+
+
+def _damaged(folder: Path) -> list[Path]:
+    """What may be half of a data set: JSON, and yaml files, that can't be read."""
+    return [path for path in _jsons(folder) if not _is_readable(path)] + damaged_yaml(folder)
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        read_json(path)
+    except DataSetError:
+        return False
+    return True
 
 
 def _data_set(path: Path) -> Reader | None:

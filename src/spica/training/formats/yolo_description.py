@@ -27,6 +27,11 @@ def yaml_files(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.stem not in ("data", "dataset"))
 
 
+def damaged_yaml(folder: Path) -> list[Path]:
+    """The yaml files of a folder that can't be read."""
+    return [path for path in yaml_files(folder) if _attempt(path) is None]
+
+
 def is_yolo(folder: Path) -> bool:
     """Whether a folder looks like this format."""
     if any((folder / name).is_file() for name in ("obj.data", "obj.names", "classes.txt", "labels/classes.txt")):
@@ -35,7 +40,7 @@ def is_yolo(folder: Path) -> bool:
         return True
     if any((folder / split / "labels").is_dir() for split in SPLITS):
         return True
-    return any(_is_description(_attempt(path)) for path in yaml_files(folder))
+    return any(_is_description(_attempt(path) or {}) for path in yaml_files(folder))
 
 
 def describe(data: Path, tally: Tally) -> tuple[Path, dict[str, Any]]:
@@ -44,12 +49,16 @@ def describe(data: Path, tally: Tally) -> tuple[Path, dict[str, Any]]:
     Other yaml files may lie there, such as ``args.yaml`` of a training: the one that names classes and images counts.
 
     Raises:
-        DataSetError: several might be meant, or the only one is damaged.
+        DataSetError: several might be meant, or data.yaml is damaged: it may have had another order of classes.
     """
     if data.is_file():
         return data, _read_yaml(data, tally)
     files = yaml_files(data)
-    read = {path: body for path in files if _is_description(body := _attempt(path))}
+    usual = [path for path in files if path.stem in ("data", "dataset")]
+    for path in usual[:1]:
+        if (body := _read_yaml(path, tally)).get("names"):
+            return path, body
+    read = {path: body for path in files if _is_description(body := _attempt(path) or {})}
     best = max(map(_rank, read.values()), default=0)
     meant = [path for path, body in read.items() if _rank(body) == best]
     if len(meant) > 1 and meant[0].stem not in ("data", "dataset"):
@@ -66,8 +75,6 @@ def describe(data: Path, tally: Tally) -> tuple[Path, dict[str, Any]]:
         return data / "obj.data", {
             key.strip(): value.strip().removeprefix("data/") for key, _, value in pairs if value.strip()
         }
-    if files and files[0].stem in ("data", "dataset"):
-        return files[0], _read_yaml(files[0], tally)  # damaged: what it said may be another order of classes
     return data, {}
 
 
@@ -79,11 +86,11 @@ def _rank(body: dict[str, Any]) -> int:
     return 2 * bool(body.get("names")) + any(body.get(key) for key in ("train", "val", "valid", "path"))
 
 
-def _attempt(path: Path) -> dict[str, Any]:
+def _attempt(path: Path) -> dict[str, Any] | None:
     try:
         return _read_yaml(path, Tally())
     except DataSetError:
-        return {}
+        return None
 
 
 def _read_yaml(path: Path, tally: Tally) -> dict[str, Any]:
