@@ -164,3 +164,25 @@ def test_a_title_that_label_studio_would_refuse_is_said_first(photos: Path, tmp_
     assert "3 to 50 characters" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "spica-data").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env", "status", "told"),
+    [
+        (["export", "a" * 300, "--out", "b"], {}, 1, "File name too long"),
+        (["models", "list", "--data-dir", "a" * 300], {}, 1, "File name too long"),
+        (["export", "a.json", "--out", "b"], {"SPICA_MAX_PIXELS": "abc"}, 2, "SPICA_MAX_PIXELS"),
+        (["predictions", "list", "--project", "1", "--token", "t"], {"ALL_PROXY": "socks5h://x:1"}, 2, "ALL_PROXY"),
+        (["predictions", "list", "--project", "1", "--token", "t"], {"HTTPS_PROXY": "http://a:b:c"}, 2, "HTTPS_PROXY"),
+        (["predictions", "list", "--project", "1", "--token", "t", "--url", "http://xn--/"], {}, 1, "not an address"),
+        (["status", "--model-url", f"http://{'a' * 70}/"], {}, 2, "no address"),
+    ],
+)
+def test_what_the_system_or_its_environment_refuses_is_a_sentence(
+    tmp_path: Path, arguments: list[str], env: dict[str, str], status: int, told: str
+) -> None:
+    """Names that are too long, settings, proxies and addresses that can't be used: no internal failure."""
+    body = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}
+    (tmp_path / "a.json").write_text(json.dumps(body), "utf-8")
+    url = {"LABEL_STUDIO_URL": "http://192.0.2.1:8080"}
+    assert_refused(spica(*arguments, cwd=tmp_path, env={**url, **env}), status, told)

@@ -50,7 +50,7 @@ def test_a_doubt_is_asked_about(tmp_path: Path) -> None:
         with pytest.raises(DataSetError, match="1 of 3 images"):
             run(tmp_path / "a", "--out", out, "--notes", notes)
         assert not out.exists()
-        assert notes.read_text("utf-8") == "a.jpg\ta box less than a pixel wide or high\n"
+        assert notes.read_text("utf-8") == "image\treason\na.jpg\ta box less than a pixel wide or high\n"
     told = run(tmp_path / "a", "--out", out, "--allow-partial")
     assert "1 image left out: a box less than a pixel wide or high (a.jpg)" in told
     assert "2 images with 1 boxes" in told

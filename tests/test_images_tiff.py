@@ -169,7 +169,15 @@ def test_what_pillow_knows_in_little_endian_only(kind: str, photometric: int) ->
 
 @pytest.mark.parametrize(
     ("kind", "channels", "photometric"),
-    [("f4", 3, RGB), ("u4", 3, RGB), ("i2", 3, RGB), ("u2", 2, GREY), ("i2", 1, WHITE_IS_ZERO), ("u4", 1, 0)],
+    [
+        ("f4", 3, RGB),
+        ("u4", 3, RGB),
+        ("i1", 1, GREY),
+        ("i2", 3, RGB),
+        ("u2", 2, GREY),
+        ("i2", 1, WHITE_IS_ZERO),
+        ("u4", 1, 0),
+    ],
 )
 def test_what_is_not_read_is_refused(kind: str, channels: int, photometric: int) -> None:
     """Samples of a kind that is not known are refused with what to do, and never guessed at."""

@@ -37,11 +37,11 @@ class SpicaError(Exception):
         hint: str | None = None,
     ) -> None:
         super().__init__(what)
-        self.what = what
-        self.where = where
-        self.expected = expected
-        self.got = got
-        self.hint = hint
+        self.what = _encodable(what)
+        self.where = _encodable(where)
+        self.expected = _encodable(expected)
+        self.got = _encodable(got)
+        self.hint = _encodable(hint)
 
     def __str__(self) -> str:
         parts = [self.what]
@@ -75,6 +75,11 @@ class SpicaError(Exception):
                 "hint": self.hint,
             }
         }
+
+
+def _encodable(text: Any) -> Any:
+    """Texts of files and requests may hold half a surrogate pair, which no answer and no log can be written with."""
+    return text.encode("utf-8", "replace").decode("utf-8") if isinstance(text, str) else text
 
 
 class UsageError(SpicaError):

@@ -142,6 +142,8 @@ class _Tiff(TiffImagePlugin.TiffImageFile):
 
     def _setup(self) -> None:
         tags = self.tag_v2
+        if tags.get(_FORMAT_TAG, (1,))[0] == 2 and max(tags.get(_BITS_TAG, (1,))) == 8:
+            raise SyntaxError("8 bits with a sign")  # Pillow would wrap those below zero
         if tags.get(_SAMPLES_TAG, 1) == 1:
             tags[_PLANES_TAG] = 1  # a single plane is no planes
         elif tags.get(_PLANES_TAG) == 2 and tags.get(_COMPRESSION_TAG, 1) == 1 and max(tags.get(_BITS_TAG, (1,))) == 16:

@@ -7,11 +7,13 @@ The names that Label Studio's own ecosystem uses (``LABEL_STUDIO_…``) are kept
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import platformdirs
-from pydantic import AliasChoices, BeforeValidator, Field, SecretStr
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from spica.errors import UsageError
 
 Precision = Literal["auto", "f32", "bf16", "int8"]
 
@@ -31,9 +33,25 @@ def _split(value: object) -> object:
 
 
 class Settings(BaseSettings):
-    """The settings of one process, read from the environment when created, never at import."""
+    """The settings of one process, read from the environment when created, never at import.
+
+    Raises:
+        UsageError: one has no usable value.
+    """
 
     model_config = SettingsConfigDict(populate_by_name=True, env_ignore_empty=True, extra="ignore")
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UsageError(
+                "a setting has no usable value",
+                where=str(first["loc"][0]) if first["loc"] else None,
+                expected=first["msg"],
+                hint="see `spica --help` for the settings and their environment variables",
+            ) from None
 
     # Label Studio
     label_studio_url: str = Field(

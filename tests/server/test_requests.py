@@ -52,6 +52,32 @@ def test_a_malformed_body_is_the_clients_mistake(server: ModelServer, path: str,
     assert told in error["message"]
 
 
+def test_half_a_surrogate_pair_does_no_harm(server: ModelServer) -> None:
+    """What no answer can be written with is answered all the same, and the server goes on."""
+    body = b'{"tasks": [{"id": 1, "data": {"\\ud800": 1}}], "label_config": %s}' % json.dumps(CONFIG).encode()
+    answer = server.client.post("/predict", content=body, headers=JSON)
+    assert 400 <= answer.status_code < 500, answer.text
+    server.client.post("/webhook", content=b'{"action": "\\uDC00"}', headers=JSON)
+    for path in ("/state", "/", "/health"):
+        assert server.client.get(path).status_code == 200, path
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers"),
+    [
+        ("POST", "/setup", {"Origin": "http://["}),
+        ("POST", f"/api/dm/actions?id=delete_tasks_predictions&project={'9' * 5000}", {"Authorization": "Token a"}),
+        ("GET", "/jobs/x/failures?after=abc", {}),
+        ("POST", "/training/abc/cancel", {}),
+    ],
+)
+def test_odd_addresses_and_headers_are_the_clients_mistake(
+    server: ModelServer, method: str, path: str, headers: dict[str, str]
+) -> None:
+    """Never a 500, and always the one shape."""
+    assert_error(server.client.request(method, path, json={}, headers=headers), 400, "bad_request")
+
+
 @pytest.mark.parametrize(
     ("path", "body", "where"),
     [

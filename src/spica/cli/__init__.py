@@ -67,6 +67,11 @@ def main() -> None:
     except KeyboardInterrupt:
         err.print("Stopped.")
         sys.exit(130)
+    except OSError as error:  # a name that is too long, a folder that is gone: nobody's fault but the path's
+        err.print("[red]Error:[/red] the system refused a file or folder")
+        err.print(f"  where:    {escape(str(error.filename or 'the current folder'))}")
+        err.print(f"  got:      {escape(error.strerror or type(error).__name__)}")
+        sys.exit(1)
     except Exception as error:  # noqa: BLE001 - the border of the program: the traceback goes to a file
         with tempfile.NamedTemporaryFile(
             "w", prefix="spica-failure-", suffix=".txt", delete=False, encoding="utf-8"

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from spica.training.dataset import DataSet
 
 
+_NOTES = "image\treason\n"
+"""First line of the notes, by which they are known again."""
+
+
 def require_one(data: Path | None, project: int | None, what: str, notes: Path | None) -> None:
     """Check that either data or a project is named, and begin the file of the notes.
 
@@ -32,9 +36,9 @@ def require_one(data: Path | None, project: int | None, what: str, notes: Path |
         )
     if notes is not None:
         try:
-            if notes.is_file() and notes.stat().st_size and b"\t" not in notes.read_bytes().split(b"\n", 1)[0]:
+            if notes.is_file() and notes.stat().st_size and not notes.read_bytes().startswith(_NOTES.encode()):
                 raise UsageError("the file is there already, and holds no such notes", where=f"--notes {notes}")
-            notes.write_text("", "utf-8")  # before an hour of reading
+            notes.write_text(_NOTES, "utf-8", newline="\n")  # before an hour of reading
         except OSError as error:
             raise UsageError("the notes can't be written", where=f"--notes {notes}", got=error.strerror) from error
 

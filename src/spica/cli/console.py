@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pydantic import ValidationError
 from rich.console import Console
 
 from spica.errors import UsageError
@@ -26,16 +25,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 def settings_with(**given: Any) -> Settings:
     """The settings with what the command line says; the command line wins over the environment."""
-    try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UsageError(
-            "a setting has no usable value",
-            where=str(first["loc"][0]) if first["loc"] else None,
-            expected=first["msg"],
-            hint="see `spica --help` for the settings and their environment variables",
-        ) from None
+    return Settings(**{name: value for name, value in given.items() if value is not None})
 
 
 def read_text(path: Path, option: str) -> str:

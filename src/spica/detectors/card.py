@@ -165,7 +165,7 @@ def read_card(folder: Path) -> Card:
         )
     try:
         return _card(told)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise damaged(path, f"a card with a wrong or missing entry: {error}") from error
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
@@ -296,6 +297,8 @@ def _parse(data: bytes, model: type[_Body], path: str) -> _Body:
 def _json_object(data: bytes, path: str) -> dict[str, Any]:
     try:
         value = json.loads(data)
+        if b"\\ud" in data.lower():  # half a surrogate pair could be put into no answer
+            value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
     except (ValueError, RecursionError) as error:
         raise RequestError(
             "the request's body is not JSON", where=path, expected="a JSON object in UTF-8", got=str(error)[:200]
@@ -329,6 +332,18 @@ def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(SpicaError)
     async def known(_: Request, error: SpicaError) -> JSONResponse:
         return error_response(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def parameter(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        refused = RequestError(
+            "a part of the address can't be read",
+            where=f"{request.method} {request.url.path}",
+            expected=f"{first['loc'][-1]}: {first['msg']}",
+            got=str(first.get("input"))[:100],
+            hint="see /docs for the routes",
+        )
+        return error_response(refused)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:

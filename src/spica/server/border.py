@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -43,6 +44,8 @@ class LastResortMiddleware:
 
         try:
             await self._app(scope, receive, watched)
+        except ClientDisconnect:  # nobody is left to answer
+            return
         except Exception:
             logger.exception("%s %s failed", scope["method"], scope["path"])
             if begun:  # too late for an answer: hanging up tells the client that what it has is not whole

@@ -67,7 +67,7 @@ class Forwarder:
                 hint=f"send other requests to Label Studio itself, at {self._url}",
             )
         project = query.get("project", "")
-        if not project.isdecimal():
+        if not project.isdecimal() or len(project) > 18:
             raise RequestError(
                 "the project's number is missing",
                 where="/api/dm/actions",

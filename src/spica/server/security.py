@@ -222,13 +222,20 @@ def _refuse_foreign(request: Request) -> None:
             got=kind[:60] or "no content type",
         )
     origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc.lower() != request.headers.get("host", "").lower():
+    if origin is not None and _netloc(origin) != request.headers.get("host", "").lower():
         raise RequestError(
             "the request comes from another site's page",
             where=request.url.path,
             got=origin[:100],
             hint="use the page of this server, or a program",
         )
+
+
+def _netloc(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:  # such as http://[
+        return None
 
 
 def label_studio_token(request: Request) -> SecretStr | None:

@@ -224,12 +224,22 @@ def http_client(url: str, **options: Any) -> httpx.Client:
         options: of ``httpx.Client``.
 
     Raises:
-        UsageError: what SSL_CERT_FILE names can't be read.
+        UsageError: the address, a proxy's, or what SSL_CERT_FILE names can't be read.
     """
+    if not _host_of(url):
+        raise UsageError("this is no address", where=url[:200], expected="http://HOST:PORT")
     # By a mount and not by trust_env, which would pass over SSL_CERT_FILE too.
     mounts = {f"all://{httpx.URL(url).netloc.decode()}": None} if is_loopback(url) else None
     try:
         return httpx.Client(mounts=mounts, **options)
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        raise UsageError(
+            "the proxy that the environment names can't be used",
+            where="ALL_PROXY, HTTP_PROXY, HTTPS_PROXY",
+            expected="http://HOST:PORT",
+            got=str(error).splitlines()[0],
+            hint="mend or remove the variable; SOCKS needs: pip install httpx[socks]",
+        ) from None
     except OSError as error:
         raise UsageError(
             "the trusted certificates can't be read",
@@ -250,10 +260,7 @@ def certificate_trouble(error: BaseException) -> str | None:
 
 def is_loopback(url: str) -> bool:
     """Whether an address names this machine itself."""
-    try:
-        host = httpx.URL(url).host
-    except httpx.InvalidURL:
-        return False
+    host = _host_of(url)
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
@@ -262,12 +269,19 @@ def is_loopback(url: str) -> bool:
         return False
 
 
-def _checked_url(url: str) -> str:
+def _host_of(url: str) -> str:
+    """The name or address of the host; empty where there is none that could be looked up."""
     try:
-        parsed = httpx.URL(url.strip())
-    except httpx.InvalidURL:
-        parsed = httpx.URL("")
-    if parsed.scheme not in {"http", "https"} or not parsed.host:
+        host = httpx.URL(url.strip()).host
+        host.encode("idna")
+    except (httpx.InvalidURL, UnicodeError):
+        return ""
+    return host
+
+
+def _checked_url(url: str) -> str:
+    parsed = httpx.URL(url.strip() if _host_of(url) else "")
+    if parsed.scheme not in {"http", "https"}:
         raise LabelStudioError(
             "not an address of Label Studio",
             expected="http://host:port or https://host/path",
