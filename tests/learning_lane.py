@@ -32,6 +32,7 @@ SIZE = (112, 84)
 """Width and height of the images, in pixels."""
 
 RECIPE = {
+    "seed": 0,  # of its own accord each run is another attempt
     "architecture": DEFAULT_ARCHITECTURE,
     "min_size": 96,
     "max_size": 128,

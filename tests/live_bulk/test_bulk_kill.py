@@ -101,7 +101,7 @@ def test_two_runs_at_once_are_one(
 ) -> None:
     """While one process works on a project, a second says who does, follows it to its end, and stores nothing."""
     tasks = fill(folder, client, bulk_project.id, 60, tmp_path / "rendered")
-    first = start_worker(label_studio, command(bulk_project.id, cost_ms=50))
+    first = start_worker(label_studio, command(bulk_project.id, cost_ms=250))
     assert first.wait_for("image")
     second = start_worker(label_studio, command(bulk_project.id))
     status, said = second.finish()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -150,6 +151,14 @@ def test_an_opened_image_comes_before_the_job(
     job = start(model, label_studio, project=bulk_project.id).json()
     engine = model.predictor.engine
     wait_until(lambda: engine.status.waiting >= 4, "images of the job wait")
+    seen: list[int] = [-1]
+
+    def settled() -> bool:
+        time.sleep(0.5)
+        seen.append(engine.status.waiting)
+        return seen[-1] == seen[-2]
+
+    wait_until(settled, "no more images of the job come")
     order: list[int] = []
     original = detector.detect
 

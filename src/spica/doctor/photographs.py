@@ -218,7 +218,8 @@ def _not_found(
             where=str(path),
             got=got,
             hint=f"under {page}, Add Source Storage > Local files, with this absolute local path, and save it "
-            f"(syncing is not needed):\n  {path.parent}\n(a Label Studio of `spica up` takes it by `spica up` only)",
+            "(syncing is not needed; a Label Studio of `spica up` takes folders by `spica up` only):"
+            f"\n  {path.parent}",
         )
     elif exists:
         section.problem(
