@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
 
+from spica.errors import UsageError
 from spica.settings import Settings
 
 
@@ -52,7 +52,7 @@ def test_secrets_do_not_show() -> None:
 def test_values_out_of_range_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     """A wrong value is an error, not silently another."""
     monkeypatch.setenv(name, value)
-    with pytest.raises(ValidationError):
+    with pytest.raises(UsageError):
         Settings()
 
 

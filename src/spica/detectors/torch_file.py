@@ -43,7 +43,7 @@ def read_zip(path: Path) -> dict[str, Tensor]:
                 _check_members(archive.infolist(), path)
                 pickled, prefix = _pickle_of(archive, path)
                 sizes = {info.filename: info.file_size for info in archive.infolist()}
-        except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError, struct.error, UnicodeDecodeError) as error:
+        except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError, struct.error, ValueError) as error:
             raise damaged(path, str(error)) from error
     try:
         reading = read(io.BytesIO(pickled))

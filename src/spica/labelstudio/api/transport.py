@@ -227,7 +227,9 @@ def http_client(url: str, **options: Any) -> httpx.Client:
         UsageError: the address, a proxy's, or what SSL_CERT_FILE names can't be read.
     """
     if not _host_of(url):
-        raise UsageError("this is no address", where=url[:200], expected="http://HOST:PORT")
+        raise UsageError(
+            "this is no address", where=url[:200], expected="http://HOST:PORT", hint="look for a typing error"
+        )
     # By a mount and not by trust_env, which would pass over SSL_CERT_FILE too.
     mounts = {f"all://{httpx.URL(url).netloc.decode()}": None} if is_loopback(url) else None
     try:
