@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo setup test lint bench bench-loop bench-bulk bench-courtesy browser wheel clean help
+.PHONY: demo setup test test-all lint bench bench-loop bench-bulk bench-courtesy browser wheel clean help
 
 help:  ## This list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,6 +17,10 @@ setup: $(VENV)/dev.stamp  ## Create .venv with everything: all extras and the de
 test: setup browser  ## Set up everything, browser included, and run all checks and tests.
 	$(MAKE) --no-print-directory -j 2 lint wheel
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+
+test-all: setup browser  ## The same with every case: every architecture, twenty kills; before a release.
+	$(MAKE) --no-print-directory -j 2 lint wheel
+	$(BIN)/python -m pytest -m '' -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 lint: setup  ## Style, types, and the arrows of the design.
 	$(BIN)/ruff check .

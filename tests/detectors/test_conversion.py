@@ -14,9 +14,9 @@ from spica.bench.untrained import spread_state_dict
 from spica.detectors import convert as child
 from spica.detectors.architecture import Norm
 from spica.detectors.conversion import Request, convert
-from spica.detectors.digests import sha256_file
 from spica.detectors.weights import inspect
 from spica.errors import ModelUnavailableError, StorageError, WeightsError
+from spica.files import sha256_file
 from weights_builder import Prepared, hollow_state_dict, tutorial_state_dict
 
 pytestmark = pytest.mark.torch

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from project_keys import ONE, known
-from spica.detectors import scratch
+from spica import files
 from spica.errors import SpicaError, StorageError, UsageError
 from spica.models import active, pins, space, versions
 from spica.models.locks import hold, writing
@@ -218,7 +218,7 @@ def test_what_can_not_be_deleted_is_told_and_the_next_goes(tmp_path: Path, monke
     """A folder that the system does not let go is a sentence, and not the end of the cleaning."""
     first = tiny_version(tmp_path, "a", created="2026-01-01T00:00:00+00:00")
     second = tiny_version(tmp_path, "b", created="2026-01-02T00:00:00+00:00")
-    real = scratch.discard
+    real = files.discard
 
     def stuck(folder: Path) -> None:
         if folder.name == first:

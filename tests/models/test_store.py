@@ -16,8 +16,8 @@ import pytest
 
 from spica.detectors.card import check_files
 from spica.detectors.conversion import Request
-from spica.detectors.scratch import put_in_place, scratch
 from spica.errors import StorageError, WeightsError
+from spica.files import put_in_place, scratch
 from spica.models import store
 from spica.models.locks import hold
 from spica.models.version import ModelIdentity

@@ -263,7 +263,7 @@ def _effort(asked: Answered, threshold: float) -> Effort:
 
 
 def _write(report: Report, json_file: str | None, html_file: Path | None) -> None:
-    from spica.models.atomic import write_text
+    from spica.files import write_text
 
     if json_file is not None:
         text = json.dumps(report.as_json(), ensure_ascii=False, indent=2)

@@ -13,11 +13,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spica.detectors.digests import sha256_file
 from spica.detectors.refusals import damaged, shown
-from spica.detectors.scratch import patiently, storage_error
 from spica.detectors.version_id import fingerprint, version_id
 from spica.errors import WeightsError
+from spica.files import patiently, sha256_file, storage_error
 
 CARD = "model.json"
 """Name of the card in a version's folder."""

@@ -11,9 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from spica.detectors.digests import sha256_file
-from spica.detectors.scratch import discard, put_in_place, remove, scratch
 from spica.errors import StorageError
+from spica.files import discard, put_in_place, remove, scratch, sha256_file
 
 logger = logging.getLogger(__name__)
 

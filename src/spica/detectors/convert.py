@@ -24,13 +24,12 @@ from spica.detectors.card import WEIGHTS
 from spica.detectors.child import answer
 from spica.detectors.cleaning import cleaned
 from spica.detectors.contract import RGBImage
-from spica.detectors.digests import sha256_file
 from spica.detectors.openvino import OpenVINODetector
 from spica.detectors.runtime import load_openvino, openvino_core
-from spica.detectors.scratch import storage_error
 from spica.detectors.verification import Comparison, compare, rendered_images
 from spica.detectors.weights import GRAPH_FORMAT
 from spica.errors import WeightsError
+from spica.files import sha256_file, storage_error
 
 if TYPE_CHECKING:
     import torch

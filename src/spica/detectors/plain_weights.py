@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from spica.detectors.scratch import storage_error
 from spica.errors import WeightsError
+from spica.files import storage_error
 
 
 def write_state_dict(source: Path, target: Path) -> None:

@@ -23,8 +23,8 @@ from spica.detectors.openvino import hints
 from spica.detectors.precision import REST, Arithmetic, machine
 from spica.detectors.quantisation_scope import float_nodes, quantised_consumers
 from spica.detectors.runtime import load_openvino, openvino_core
-from spica.detectors.scratch import storage_error
 from spica.errors import ImageError, WeightsError
+from spica.files import storage_error
 from spica.images import decode
 
 _LOOKS: Final = 4

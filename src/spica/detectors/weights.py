@@ -12,7 +12,6 @@ from typing import Literal
 
 from spica.detectors.architecture import Norm, Recognised, find_state_dict, recognise
 from spica.detectors.card import CARD, Card, check_files, read_card
-from spica.detectors.digests import sha256_file
 from spica.detectors.foreign import data_files, is_foreign, recognised
 from spica.detectors.ir_metadata import read_rt_info
 from spica.detectors.onnx_metadata import OnnxSummary, read_summary
@@ -20,6 +19,7 @@ from spica.detectors.refusals import EXPECTED, FIRST_CHOICES, damaged, few, othe
 from spica.detectors.safetensors_header import read_shapes
 from spica.detectors.torch_file import read_legacy, read_zip
 from spica.errors import WeightsError
+from spica.files import sha256_file
 
 logger = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from types import EllipsisType
 from typing import Any, NamedTuple
 
 from spica.errors import SpicaError, StorageError, UsageError, WeightsError
-from spica.models.atomic import read_text, write_text
+from spica.files import read_text, write_text
 from spica.models.folders import is_id, open_version, peek
 from spica.models.locks import writing
 from spica.project import ProjectKey

@@ -17,8 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from spica.detectors.scratch import storage_error
 from spica.errors import SpicaError, StorageError
+from spica.files import storage_error
 
 logger = logging.getLogger(__name__)
 

@@ -18,12 +18,12 @@ from spica.detectors.load import computed_by, gpu
 from spica.detectors.openvino import OpenVINODetector
 from spica.detectors.precision import Arithmetic, Machine
 from spica.detectors.quantisation import MAX_CALIBRATION_IMAGES, quantise
-from spica.detectors.scratch import scratch, storage_error
 from spica.detectors.tiling import seen_by
 from spica.detectors.weights import inspect
 from spica.errors import DataSetError, UsageError, WeightsError
 from spica.evaluation.coco import Metrics, evaluate
 from spica.evaluation.truth import Truth
+from spica.files import scratch, storage_error
 from spica.models.checks import Check, Run, detector_in, judge, readable, run_all, spread
 from spica.models.locks import writing
 from spica.models.version import ModelVersion

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from spica.detectors.scratch import storage_error
+from spica.files import storage_error
 from spica.models.folders import is_id, peek
 
 

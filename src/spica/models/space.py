@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from spica.detectors.scratch import discard, remove
 from spica.errors import SpicaError, UsageError
+from spica.files import discard, remove
 from spica.models import active
 from spica.models.folders import find, folder_of, is_id, peek
 from spica.models.listed import Listed, caches_of, listing

@@ -23,11 +23,10 @@ from spica.detectors.card import CARD, WEIGHTS, Card, check_files, describe_file
 from spica.detectors.conversion import Request, convert
 from spica.detectors.foreign import ARCHITECTURES, data_files
 from spica.detectors.refusals import damaged
-from spica.detectors.scratch import discard, put_in_place, scratch, storage_error
 from spica.detectors.version_id import fingerprint, version_id
 from spica.detectors.weights import WeightsInfo, inspect
 from spica.errors import StorageError, WeightsError
-from spica.models.atomic import sync, sync_folder
+from spica.files import discard, put_in_place, scratch, storage_error, sync, sync_folder
 from spica.models.locks import is_held, writing
 from spica.models.version import ModelIdentity, ModelVersion, Origin
 

@@ -18,8 +18,8 @@ from spica.detectors.card import CARD, GRAPHS, MAX_CARD_BYTES, WEIGHTS, read_car
 from spica.detectors.refusals import shown
 from spica.detectors.version_id import fingerprint, version_id
 from spica.errors import UsageError, WeightsError
+from spica.files import write_text
 from spica.models import store
-from spica.models.atomic import write_text
 from spica.models.content import content_digest
 from spica.models.folders import base_of, find, open_version, peek
 from spica.models.listed import Listed, Use, listing

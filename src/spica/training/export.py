@@ -19,8 +19,8 @@ from typing import Final
 
 from PIL import Image as PILImage
 
-from spica.detectors.scratch import discard, put_in_place, scratch, storage_error
 from spica.errors import DataSetError, UsageError
+from spica.files import discard, put_in_place, scratch, storage_error
 from spica.images import decode, orientation_of
 from spica.settings import Settings
 from spica.training.dataset import DataSet, Example

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from spica.errors import DataSetError
-from spica.models.atomic import write_text
+from spica.files import write_text
 from spica.models.locks import alone
 from spica.project import ProjectKey
 from spica.training.cleaning import unjudged

@@ -13,9 +13,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from spica.detectors.scratch import storage_error
 from spica.evaluation.truth import Truth
-from spica.models.atomic import write_text
+from spica.files import storage_error, write_text
 from spica.training.dataset import DataSet, Example
 
 MATERIAL: Final = "material.json"

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from spica.detectors.scratch import storage_error
+from spica.files import storage_error
 from spica.training.assembly import Photo, inspect
 
 _INDEX: Final = "index.jsonl"

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from spica import __version__
-from spica.detectors.scratch import scratch
 from spica.evaluation import figures
 from spica.evaluation.counting import Counting
+from spica.files import scratch
 from spica.training.checkpoints import cannot_write
 from spica.training.dataset import DataSet
 from spica.training.loop import Trained

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from spica.errors import StorageError
-from spica.models.atomic import read_text, write_text
+from spica.files import read_text, write_text
 from spica.project import ProjectKey
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ import logging
 from datetime import UTC, datetime
 from pathlib import Path
 
-from spica.detectors.scratch import storage_error
 from spica.errors import StorageError
+from spica.files import storage_error
 from spica.models import active
 from spica.models.locks import writing
 from spica.project import ProjectKey

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from spica.detectors.child import end_with_parent
-from spica.detectors.scratch import storage_error
 from spica.errors import SpicaError, TrainingError
+from spica.files import storage_error
 from spica.training.footprint import lacks_memory, lower_priority, watch_memory
 from spica.training.process import Request
 

@@ -1,9 +1,10 @@
-"""Folders that are built aside and then put in place whole, so that nobody ever reads half of one."""
+"""Files and folders that appear whole: written aside, flushed to the disk, then renamed into place."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
 import stat
@@ -21,6 +22,62 @@ _PATIENCE_S = 3.0
 _PAUSE_S = 0.02
 
 _T = TypeVar("_T")
+
+
+@contextlib.contextmanager
+def replacing(path: Path, mode: int = 0o666) -> Iterator[Path]:
+    """A path beside ``path`` to write the new content to; on leaving it takes the name, flushed to the disk.
+
+    If the block raises, ``path`` stays as it was.
+
+    Args:
+        path: the file; its folder is made.
+        mode: permissions of a new file, less the umask; 0o600 for secrets.
+
+    Raises:
+        StorageError: the disk does not take it; what was there before is still there.
+    """
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
+        try:
+            yield aside
+            with aside.open("r+b") as file:  # Windows flushes only what may be written
+                os.fsync(file.fileno())
+            patiently(lambda: aside.replace(path))
+        finally:
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise storage_error(error, path) from error
+
+
+def write_text(path: Path, text: str, mode: int = 0o666) -> None:
+    """Replace a file by one with this text, as UTF-8 with Unix line ends.
+
+    Raises:
+        StorageError: the disk does not take it; what was there before is still there.
+    """
+    with replacing(path, mode) as aside:
+        aside.write_text(text, "utf-8", newline="\n")
+
+
+def read_text(path: Path) -> str:
+    """The text of a file that others may be replacing.
+
+    Raises:
+        OSError: it is missing or can't be read.
+        UnicodeDecodeError: it is not text.
+    """
+    return patiently(lambda: path.read_text("utf-8"))
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
@@ -84,6 +141,32 @@ def remove(folder: Path) -> None:
         patiently(lambda: shutil.rmtree(folder))
     except OSError:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def sync(folder: Path) -> None:
+    """Have the files of a folder on the disk, before the folder is given a name by which they are found.
+
+    Raises:
+        StorageError: the disk does not take them.
+    """
+    try:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                with path.open("r+b") as file:  # Windows syncs only what may be written
+                    os.fsync(file.fileno())
+    except OSError as error:
+        raise storage_error(error, folder) from error
+    sync_folder(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the new name on the disk too; Windows has no such thing, and does it on its own."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def patiently(act: Callable[[], _T]) -> _T:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from spica.detectors.scratch import remove
+from spica.files import remove
 
 NOBODY = 65534
 
