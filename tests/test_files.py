@@ -18,7 +18,8 @@ NOBODY = 65534
 AS_ANYBODY = """
 import os, stat, sys
 from pathlib import Path
-from spica.detectors import compile_cache, scratch
+from spica import files
+from spica.detectors import compile_cache
 from spica.models import space
 if hasattr(os, "geteuid") and os.geteuid() == 0:  # nothing is read-only to root
     os.setgid(int(sys.argv[2]))
@@ -40,9 +41,9 @@ def compile_with(settings):
     read_only(Path(settings["CACHE_DIR"]) / "more")
     raise RuntimeError("bad blob")
 
-scratch.remove(read_only(parent / "removed"))
-scratch.discard(read_only(parent / "discarded"))
-with scratch.scratch(parent) as aside:
+files.remove(read_only(parent / "removed"))
+files.discard(read_only(parent / "discarded"))
+with files.scratch(parent) as aside:
     read_only(aside / "left")
 assert compile_cache.compiled(compile_with, parent / "1.0") == "model"
 version = parent / "data" / "models" / "a-1"
