@@ -110,7 +110,7 @@ def _measured(name: str, act: Callable[[], Any]) -> dict[str, Any]:
     try:
         told["figures"] = act()
     except Exception as error:  # noqa: BLE001 - an hour of other figures must not be lost
-        told["failed"] = error.one_line if isinstance(error, SpicaError) else f"{type(error).__name__}: {error}"
+        told["failed"] = error.summary if isinstance(error, SpicaError) else f"{type(error).__name__}: {error}"
         say(f"{name} failed: {told['failed']}")
     return {**told, "load": machine.load()}
 

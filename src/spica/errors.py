@@ -56,7 +56,7 @@ class SpicaError(Exception):
         return "\n".join(parts)
 
     @property
-    def one_line(self) -> str:
+    def summary(self) -> str:
         """The same on one line, for logs and tables."""
         facts = {"where": self.where, "expected": self.expected, "got": self.got}
         told = [f"{name}: {fact}" for name, fact in facts.items() if fact is not None]

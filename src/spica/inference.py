@@ -419,7 +419,7 @@ class Engine:
     def _fail_loading(self, error: Exception) -> None:
         if isinstance(error, SpicaError):
             known: SpicaError = error
-            logger.error("model %s could not be loaded: %s", self._name, error.one_line)
+            logger.error("model %s could not be loaded: %s", self._name, error.summary)
         else:
             logger.exception("model %s could not be loaded", self._name)
             known = ModelUnavailableError(

@@ -237,7 +237,7 @@ class Predictor:
         except SpicaError as error:
             outcome = _failed(task, error)
         if outcome.error is not None:
-            logger.warning("task %s: %s", task.id, outcome.error.one_line)
+            logger.warning("task %s: %s", task.id, outcome.error.summary)
         return outcome
 
     def _answer(

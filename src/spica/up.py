@@ -348,7 +348,7 @@ def _prelabel(
     try:
         job, _ = server.jobs.start(PrelabelRequest(project=project.id, all=True))
     except LabelConfigError as error:  # the labels can be mended in Label Studio, which therefore has to go on
-        note(error.one_line)
+        note(error.summary)
         return Progress(total=0)
     return job.follow(on_progress)
 

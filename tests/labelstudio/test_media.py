@@ -613,7 +613,7 @@ def test_messages_and_errors_keep_signatures_to_themselves(
     signed = f"{bucket.url.replace('http://', 'http://user:pa55@')}/b/a.jpg?X-Amz-Signature=s3cr3t#s3cr3t"
     with pytest.raises(MediaError) as refusal:
         reader(serve(Answer.redirect(signed)).url, token=TOKEN).read("s3://bucket/a.jpg", task_id=7)
-    shown = f"{refusal.value} {refusal.value.one_line} {refusal.value.as_json()}"
+    shown = f"{refusal.value} {refusal.value.summary} {refusal.value.as_json()}"
     assert f"{bucket.url}/b/a.jpg" in shown
     assert "s3cr3t" not in shown
     assert "pa55" not in shown

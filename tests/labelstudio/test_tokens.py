@@ -375,7 +375,7 @@ def test_tokens_are_never_shown(token: str, caplog: pytest.LogCaptureFixture) ->
     echo = httpx.Response(401, json={"detail": f"unknown token {token}"})
     with client(lambda _request: echo, auth) as connection, pytest.raises(AuthenticationError) as refusal:
         connection.get(f"{HOME}/x")
-    shown = f"{auth!r} {auth} {refusal.value} {refusal.value.one_line} {refusal.value.as_json()} {caplog.text}"
+    shown = f"{auth!r} {auth} {refusal.value} {refusal.value.summary} {refusal.value.as_json()} {caplog.text}"
     assert "unknown token …" in shown
     assert token not in shown
 

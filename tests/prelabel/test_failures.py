@@ -18,7 +18,7 @@ def test_a_line_is_on_disk_before_the_next_task(tmp_path: Path) -> None:
     with FailureFile(tmp_path / "failed.jsonl") as file:
         file.write(7, ERROR)
         (line,) = (tmp_path / "failed.jsonl").read_text("utf-8").splitlines()
-        assert json.loads(line) == {"task": 7, "code": "image", "reason": ERROR.one_line}
+        assert json.loads(line) == {"task": 7, "code": "image", "reason": ERROR.summary}
         assert "写真" in line
         assert file.lines == 1
 

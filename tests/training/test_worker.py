@@ -89,7 +89,7 @@ def test_a_silent_death_is_a_failure(tmp_path: Path, code: str, told: str) -> No
     """However it ends without a report, that is said."""
     with pytest.raises(TrainingError) as raised:
         WorkerProcess(request(tmp_path), script(READ + code)).run(lambda _: None)
-    assert told in raised.value.one_line
+    assert told in raised.value.summary
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before it starts", "while it runs"])
@@ -158,8 +158,8 @@ def test_the_real_worker_says_what_is_wrong(tmp_path: Path, memory_bytes: int, t
     """The process itself answers with a sentence."""
     with pytest.raises(SpicaError) as raised:
         WorkerProcess(request(tmp_path, memory_bytes=memory_bytes)).run(lambda _: None)
-    assert told in raised.value.one_line
-    assert "a-secret-token" not in raised.value.one_line
+    assert told in raised.value.summary
+    assert "a-secret-token" not in raised.value.summary
 
 
 def test_it_ends_with_its_parent(tmp_path: Path) -> None:

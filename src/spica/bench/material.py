@@ -81,11 +81,11 @@ def photographs(folder: Path | None, scratch: Path, *, most: int, max_pixels: in
             "none of the photographs in this folder can be read",
             where=str(folder),
             expected=f"files in {READABLE}",
-            got=f"{len(unread)} that can't be read, the first: {unread[0].one_line}",
+            got=f"{len(unread)} that can't be read, the first: {unread[0].summary}",
         )
     notes = []
     if unread:
-        notes.append(f"{len(unread)} photographs were left out, the first: {unread[0].one_line}")
+        notes.append(f"{len(unread)} photographs were left out, the first: {unread[0].summary}")
     if copied:
         names = ", ".join(path.name for path in copied)
         notes.append(f"looked at as upright copies, which the tutorial's way does not make itself: {names}")

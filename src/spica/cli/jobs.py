@@ -303,7 +303,7 @@ def _run_here(order: Order, report: FailureFile | None, interrupt: Interrupt, st
             version=here.work.plan.version,
         )
     except JobRunningError as running:
-        err.print(f"[yellow]Note:[/yellow] {escape(running.one_line)}")
+        err.print(f"[yellow]Note:[/yellow] {escape(running.summary)}")
         return follow_claim(running.folder, interrupt)
     stack.callback(claim.release)
     with JobBar(interrupt) as bar:
@@ -402,7 +402,7 @@ def _run_there(order: Order, report: FailureFile | None, interrupt: Interrupt, s
         folder = _claim_there(order, server) if error.remote_code == "job_running" else None
         if folder is None:
             raise
-        err.print(f"[yellow]Note:[/yellow] {escape(error.one_line)}")
+        err.print(f"[yellow]Note:[/yellow] {escape(error.summary)}")
         return follow_claim(folder, interrupt)
     if not job["started_now"]:
         err.print(f"[yellow]Note:[/yellow] project {order.project} is being predicted already; following.")
@@ -508,7 +508,7 @@ def _print_failures(progress: Progress, report: FailureFile | None) -> None:
             f"[yellow]{progress.failed} tasks have no prediction[/yellow]; they are tried again with the next run:"
         )
         for task, error in progress.failures[:10]:
-            err.print(f"  task {task}: {escape(error.one_line)}")
+            err.print(f"  task {task}: {escape(error.summary)}")
         if progress.failed > 10:
             where = f"all are in {report.path}" if report is not None else "--report FILE writes all of them"
             err.print(f"  … {escape(where)}")

@@ -31,7 +31,7 @@ def pointers_of(data_dir: Path) -> list[dict[str, Any]]:
         try:
             pointer = active.read(data_dir, project)
         except StorageError as error:
-            found.append({"project": project.number, "created": project.created, "error": error.one_line})
+            found.append({"project": project.number, "created": project.created, "error": error.summary})
             continue
         if pointer is not None:
             found.append(pointer.as_json())

@@ -302,7 +302,7 @@ def _before(folder: Path, project: ProjectKey) -> Pointer | None:
     try:
         return active.read(folder, project)
     except StorageError as error:
-        err.print(f"[yellow]Note:[/yellow] {escape(error.one_line)}")
+        err.print(f"[yellow]Note:[/yellow] {escape(error.summary)}")
         return None
 
 

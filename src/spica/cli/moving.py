@@ -108,7 +108,7 @@ def move(project: int, version: str | None, before: str | None, place: Place, sa
                 interactive=backend.is_interactive if backend is not None else True,
             )
     except SpicaError as error:
-        say(f"Label Studio was not told: {error.one_line}; {later}.")
+        say(f"Label Studio was not told: {error.summary}; {later}.")
         return False
     say(f"Label Studio shows project {project} with {done.version}.")
     for problem in done.problems:

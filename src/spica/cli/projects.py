@@ -32,7 +32,7 @@ def project_here(number: int, data_dir: Path, settings: Settings) -> ProjectKey:
         except LabelStudioRefusedError:
             raise
         except LabelStudioError as error:
-            why = error.one_line
+            why = error.summary
         else:
             with_old_state(data_dir, found)
             return found
@@ -56,4 +56,4 @@ def with_old_state(data_dir: Path, project: ProjectKey) -> None:
     try:
         take_over(data_dir, project)
     except StorageError as error:
-        err.print(f"[yellow]Note:[/yellow] {escape(error.one_line)}")
+        err.print(f"[yellow]Note:[/yellow] {escape(error.summary)}")

@@ -279,7 +279,7 @@ def _print_failures(progress: Progress) -> None:
         return
     err.print(f"[yellow]{progress.failed} photographs could not be predicted:[/yellow]")
     for task, error in progress.failures[:10]:
-        err.print(f"  task {task}: {escape(error.one_line)}")
+        err.print(f"  task {task}: {escape(error.summary)}")
     if progress.failed > 10:
         err.print("  … the others are in the log")
 

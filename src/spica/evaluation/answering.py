@@ -81,7 +81,7 @@ def answer(
             found, seconds = _answer(detector, photograph, max_pixels)
             done.append((photograph, naming.translate(found), seconds))
         except (SpicaError, OSError) as error:
-            failures.append((photograph.name, error.one_line if isinstance(error, SpicaError) else str(error)))
+            failures.append((photograph.name, error.summary if isinstance(error, SpicaError) else str(error)))
         except Exception as error:
             logger.debug("%s: the detector failed", photograph.name, exc_info=True)
             failures.append((photograph.name, f"the detector failed: {type(error).__name__}: {error}"))

@@ -111,7 +111,7 @@ def parse_label_config(xml: str) -> LabelConfig:
             errors.append(error)
     if not controls:
         raise errors[0] if errors else _nothing_to_fill(root)
-    return LabelConfig(tuple(controls), tuple(error.one_line for error in errors))
+    return LabelConfig(tuple(controls), tuple(error.summary for error in errors))
 
 
 def _parse_xml(xml: str) -> Element:

@@ -282,7 +282,7 @@ def resolve(data_dir: Path, project: ProjectKey, base_id: str) -> Resolution:
     try:
         pointer = read(data_dir, project)
     except StorageError as error:
-        return Resolution(None, error.one_line, error)
+        return Resolution(None, error.summary, error)
     if pointer is None:
         reason = f"no version was ever activated for project {project}"
         return Resolution(None, reason, _missing(data_dir), absent=True)
@@ -300,7 +300,7 @@ def resolve(data_dir: Path, project: ProjectKey, base_id: str) -> Resolution:
         peek(data_dir, now.version)
     except (SpicaError, OSError) as error:
         problem = error if isinstance(error, SpicaError) else _unreadable(error, data_dir / "models" / now.version)
-        return Resolution(None, f"{now.version} is active, but can't be served: {problem.one_line}", problem)
+        return Resolution(None, f"{now.version} is active, but can't be served: {problem.summary}", problem)
     return Resolution(now.version, f"active since {now.when}, by {now.by}: {now.why}")
 
 
@@ -327,7 +327,7 @@ def _before(data_dir: Path, project: ProjectKey) -> Pointer | None:
     try:
         return read(data_dir, project)
     except StorageError as error:  # this is how it is mended
-        logger.warning("what was active in project %s is unknown: %s", project, error.one_line)
+        logger.warning("what was active in project %s is unknown: %s", project, error.summary)
         return None
 
 
@@ -337,7 +337,7 @@ def _is_sound(data_dir: Path, version: str | None) -> bool:
     try:
         open_version(data_dir, version)
     except (WeightsError, UsageError) as error:
-        logger.warning("version %s can't be gone back to: %s", version, error.one_line)
+        logger.warning("version %s can't be gone back to: %s", version, error.summary)
         return False
     return True
 
@@ -353,7 +353,7 @@ def _write(data_dir: Path, pointer: Pointer) -> Pointer:
     try:
         write_text(copy_of(path), text)
     except StorageError as error:  # the pointer itself is in place
-        logger.warning("the copy of the active pointer could not be written: %s", error.one_line)
+        logger.warning("the copy of the active pointer could not be written: %s", error.summary)
     return pointer
 
 

@@ -84,7 +84,7 @@ class FirstCheck:
         except ModelUnavailableError:  # stopped
             return
         except SpicaError as error:
-            logger.warning("bf16 could not be checked, so f32 is used: %s", error.one_line)
+            logger.warning("bf16 could not be checked, so f32 is used: %s", error.summary)
             return
         except Exception as error:  # noqa: BLE001 - of a runtime; what was not checked is not used
             logger.warning("bf16 could not be checked, so f32 is used: %s: %s", type(error).__name__, error)

@@ -102,7 +102,7 @@ def _listed(data_dir: Path, version: str, uses: tuple[Use, ...], *, is_pinned: b
         card = peek(data_dir, version)
     except SpicaError as error:  # damaged, or deleted this moment
         when = _folder_time(folder_of(data_dir, version))
-        return Listed(version, when, active=uses, pinned=is_pinned, bytes=used, damaged=error.one_line)
+        return Listed(version, when, active=uses, pinned=is_pinned, bytes=used, damaged=error.summary)
     training = card.training if isinstance(card.training, Mapping) else {}
     return Listed(
         id=version,

@@ -104,7 +104,7 @@ def hold(data_dir: Path, version: str) -> Lease:
             handle = _open(path)
             _try_lock(handle, path)
     except SpicaError as error:
-        logger.warning("others can't see that version %s is served here: %s", version, error.one_line)
+        logger.warning("others can't see that version %s is served here: %s", version, error.summary)
         return Lease(None, None)
     return Lease(path, handle)
 

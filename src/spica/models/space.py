@@ -107,7 +107,7 @@ def prune(data_dir: Path, limit: int, *, keep: Collection[str] = (), young_s: fl
             try:
                 _remove(data_dir, each.id)
             except SpicaError as error:
-                problems.append(error.one_line)
+                problems.append(error.summary)
                 continue
             deleted.append(each)
             left -= each.bytes

@@ -252,7 +252,7 @@ def _discard_damaged(identity: ModelIdentity, data_dir: Path) -> Card | None:
                     got=error.got,
                     hint="stop the other server, and start again",
                 ) from error
-            logger.warning("the stored model version is damaged and will be made again: %s", error.one_line)
+            logger.warning("the stored model version is damaged and will be made again: %s", error.summary)
             discard(folder)
     return None
 

@@ -228,7 +228,7 @@ class Claim:
         except LaunchError as error:  # a full disk must not stop what is stored elsewhere
             if not self._told:
                 self._told = True
-                logger.warning("other processes can't see this job: %s", error.one_line)
+                logger.warning("other processes can't see this job: %s", error.summary)
 
 
 def is_claimed(folder: Path) -> bool:

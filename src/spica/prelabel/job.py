@@ -116,7 +116,7 @@ class BulkJob:
             self.state = "stopped" if self._cut_short else "done"
         except SpicaError as error:
             if self._stop.is_set() and isinstance(error, LabelStudioError) and is_passing(error):
-                self._say(f"{error.one_line} What was in hand is not stored; the next run makes it again.")
+                self._say(f"{error.summary} What was in hand is not stored; the next run makes it again.")
                 self.state = "stopped"
                 return self.progress
             self.state, self.reason = "failed", error
@@ -127,7 +127,7 @@ class BulkJob:
         finally:
             self._tally.end()
             if self._claim is not None:
-                reason = self.reason.one_line if self.reason is not None else None
+                reason = self.reason.summary if self.reason is not None else None
                 self._claim.end(self.state if self.state != "running" else "failed", reason, self.progress)
             self._show()
         return self.progress

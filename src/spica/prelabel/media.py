@@ -22,7 +22,7 @@ class JobEndsError(Exception):
     """What ends the whole job and not one task. Not a :class:`SpicaError`: those are a task's own when it is read."""
 
     def __init__(self, reason: SpicaError) -> None:
-        super().__init__(reason.one_line)
+        super().__init__(reason.summary)
         self.reason = reason
 
 

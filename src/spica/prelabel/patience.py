@@ -88,7 +88,7 @@ class Patience:
         if not is_passing(error) or now - self._since >= self._limit_s or self._stop.is_set():
             self._tell(None)
             raise error
-        logger.warning("%s; trying again in %.1f s", error.one_line, self._wait_s)
+        logger.warning("%s; trying again in %.1f s", error.summary, self._wait_s)
         self._tell(f"{error.what}; trying again since {now - self._since:.0f} s")
         self._stop.wait(self._wait_s)
         self._wait_s = min(2 * self._wait_s, _LONGEST_WAIT_S)

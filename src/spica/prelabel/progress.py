@@ -94,7 +94,7 @@ class Progress:
 
 def failure_json(task: int, error: SpicaError) -> dict[str, Any]:
     """One failed task, as it stands in files and answers."""
-    return {"task": task, "code": error.code, "reason": error.one_line}
+    return {"task": task, "code": error.code, "reason": error.summary}
 
 
 class Tally:

@@ -35,7 +35,7 @@ def sample(client: LabelStudioClient, project: int, media: Media, folder: Path, 
             try:
                 content = media.read(uri, task_id=row.id)
             except SpicaError as error:
-                logger.info("task %d is not looked at: %s", row.id, error.one_line)
+                logger.info("task %d is not looked at: %s", row.id, error.summary)
                 continue
             path = folder / f"{row.id}.image"
             path.write_bytes(content)

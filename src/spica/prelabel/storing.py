@@ -239,7 +239,7 @@ class Storer:
         try:
             problems = check_result(project.label_config, item["result"])
         except LabelConfigError as error:
-            problems = [error.one_line]
+            problems = [error.summary]
         return LabelStudioError(
             "Label Studio left this prediction out without a word",
             where=f"task {item['task']}",

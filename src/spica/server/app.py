@@ -268,7 +268,7 @@ def _state(service: Service, jobs: Jobs, learning: Learning) -> dict[str, Any]:
                 "project": failure.project.number if failure.project is not None else None,
                 "task": failure.task,
                 "code": failure.error.code,
-                "reason": failure.error.one_line,
+                "reason": failure.error.summary,
             }
             for failure in service.failures
         ],

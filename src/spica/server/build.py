@@ -68,7 +68,7 @@ def build_version(version: str, settings: Settings, *, media: Media) -> Predicto
     try:
         serving = choose(identity, settings)
     except UsageError as error:  # int8 was asked for, which a version has once it was made for it
-        logger.warning("version %s is computed in f32: %s", version, error.one_line)
+        logger.warning("version %s is computed in f32: %s", version, error.summary)
         serving = Serving("f32", why=error.what)
     engine = _engine(identity, serving, lambda: open_version(settings.data_dir, version), settings, threading.Event())
     engine.start()

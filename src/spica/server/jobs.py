@@ -141,7 +141,7 @@ class RunningJob:
                 job.run()
             except SpicaError as error:
                 self.reason = error
-                logger.error("job %s of project %s ended: %s", self.id, self.project, error.one_line)
+                logger.error("job %s of project %s ended: %s", self.id, self.project, error.summary)
             except Exception as error:
                 logger.exception("job %s of project %s failed", self.id, self.project)
                 self.reason = SpicaError("the job failed", got=type(error).__name__, hint="see the server's log")
@@ -375,7 +375,7 @@ class Jobs:
             try:
                 client.backends(project.number)
             except LabelStudioError as error:
-                logger.info("the models of project %s are not known: %s", project, error.one_line)
+                logger.info("the models of project %s are not known: %s", project, error.summary)
         return lambda config: self._service.plan(project, config, model)
 
     def _claim(self, request: PrelabelRequest, work: Work) -> Claim:

@@ -176,7 +176,7 @@ class Learning:
         """
         answer: dict[str, Any] = {"status": "ok", "action": event.action[:60], "heard": "ignored"}
         if not self.has_token:
-            return {**answer, "note": _no_token().one_line}
+            return {**answer, "note": _no_token().summary}
         if not proven and event.action != START:
             raise self._unproven(event.project_key)
         answer["heard"] = self._triggers.hear(event)
@@ -194,7 +194,7 @@ class Learning:
         )
         if project is not None and project not in self._refused and len(self._refused) < PROJECTS:
             self._refused.add(project)
-            logger.warning("%s", error.one_line)
+            logger.warning("%s", error.summary)
         return error
 
     def ask(self, number: int) -> Run:
@@ -277,9 +277,9 @@ class Learning:
         try:
             step()
         except SpicaError as error:
-            logger.warning("learning, project %s: %s", project, error.one_line)
+            logger.warning("learning, project %s: %s", project, error.summary)
             if project is not None:
-                self._tell(project, error.one_line)
+                self._tell(project, error.summary)
         except Exception:
             logger.exception("learning, project %s", project)
 
@@ -357,7 +357,7 @@ class Learning:
             try:
                 self._consider(client, project, asked=asked, cause=BUTTON, on_event=on_event)
             except TrainingRunningError as error:
-                self._tell(project, error.one_line)
+                self._tell(project, error.summary)
                 self._postpone(project, asked, on_event)
 
     def _postpone(self, project: ProjectKey, asked: bool, on_event: bool) -> None:
@@ -447,16 +447,16 @@ class Learning:
         try:
             self._activate(run, version)
         except ActiveChangedError as error:
-            note = f"It is not made active, because somebody chose another version meanwhile: {error.one_line}"
+            note = f"It is not made active, because somebody chose another version meanwhile: {error.summary}"
             return replace(run, notes=(*run.notes, note), settled=True)
         except StorageError:  # this passes
             raise
         except SpicaError as error:
-            note = f"it could not be made active: {error.one_line}"
+            note = f"it could not be made active: {error.summary}"
             return replace(run, notes=(*run.notes, note), settled=True)
         served = self._service.pool.refresh(run.project)
         if served.problem is not None:
-            note = f"{served.version} goes on answering: {served.problem.one_line}"
+            note = f"{served.version} goes on answering: {served.problem.summary}"
             return replace(run, notes=(*run.notes, note), settled=True)
         return run
 

@@ -223,11 +223,11 @@ class ModelPool:
             wanted = self._wanted(project)
             slot.why, slot.problem = wanted.reason, _doubt(wanted)
             if slot.problem is not None:
-                logger.warning("project %s begins with %s: %s", project, slot.current.version, slot.problem.one_line)
+                logger.warning("project %s begins with %s: %s", project, slot.current.version, slot.problem.summary)
             if wanted.version is not None:
                 slot.current = self._model(wanted.version)
         except SpicaError as error:
-            logger.error("project %s: its active version can't be served: %s", project, error.one_line)
+            logger.error("project %s: its active version can't be served: %s", project, error.summary)
             slot.problem = error
         self._wake.set()  # whether its engine comes up is looked at on the pool's own thread
         return slot
@@ -334,8 +334,8 @@ class ModelPool:
                 )
         if problem is None:
             return False
-        if slot.problem is None or slot.problem.one_line != problem.one_line:
-            logger.warning("project %s stays with %s: %s", project, slot.current.version, problem.one_line)
+        if slot.problem is None or slot.problem.summary != problem.summary:
+            logger.warning("project %s stays with %s: %s", project, slot.current.version, problem.summary)
         with self._lock:
             slot.problem = problem
             if not own or slot.current.predictor.engine.status.state in ("failed", "closed"):
@@ -351,13 +351,13 @@ class ModelPool:
         model.predictor.engine.wait_ready(timeout_s=0)
 
     def _note_failure(self, project: ProjectKey, slot: _Slot, version: str, error: SpicaError) -> None:
-        if slot.problem is None or slot.problem.one_line != error.one_line:
+        if slot.problem is None or slot.problem.summary != error.summary:
             logger.error(
                 "project %s stays with %s: version %s can't be served: %s",
                 project,
                 slot.current.version if slot.current.version != version else self._default.version,
                 version,
-                error.one_line,
+                error.summary,
             )
         slot.tried[version] = self._clock()
         with self._lock:

@@ -138,7 +138,7 @@ class Rollouts:
             try:
                 self.roll_out(project)
             except SpicaError as error:
-                self._tell(project, f"Label Studio does not show the new version yet: {error.one_line}")
+                self._tell(project, f"Label Studio does not show the new version yet: {error.summary}")
                 self._failed.put_off(project)
             except Exception:
                 logger.exception("project %s: its predictions could not be brought up to date", project)
@@ -170,7 +170,7 @@ class Rollouts:
             try:
                 self.thin(project)
             except SpicaError as error:
-                logger.info("project %s: older predictions stay for now: %s", project, error.one_line)
+                logger.info("project %s: older predictions stay for now: %s", project, error.summary)
             except Exception:
                 logger.exception("project %s: older predictions stay for now", project)
 
@@ -227,7 +227,7 @@ class Rollouts:
             except LabelStudioError as error:
                 if not is_gone(error):
                     raise
-                self._tell(project, f"Label Studio has no such project any more: {error.one_line}")
+                self._tell(project, f"Label Studio has no such project any more: {error.summary}")
                 return
             # First: for it Label Studio asks each model, and tells the extra params, on which our version depends.
             connected = client.backends(project.number)
@@ -236,7 +236,7 @@ class Rollouts:
             try:
                 done = self._refresh(client, project, version)
             except LabelConfigError as error:
-                self._tell(project, f"no task is predicted: {error.one_line}")
+                self._tell(project, f"no task is predicted: {error.summary}")
                 done = False
         if done and not self._stop.is_set():
             self._settle(project)
@@ -327,7 +327,7 @@ class Rollouts:
         try:
             self._jobs.start(PrelabelRequest(project=project.number, watch=True))
         except SpicaError as error:
-            self._tell(project, f"new tasks are no longer predicted as they are added: {error.one_line}")
+            self._tell(project, f"new tasks are no longer predicted as they are added: {error.summary}")
 
     def prune(self, keep: Collection[str] = ()) -> None:
         """Delete versions where they take too much space; what stands in the way is logged.
@@ -341,7 +341,7 @@ class Rollouts:
         try:
             space.prune(self._settings.data_dir, self._settings.models_bytes, keep=[*shown, *keep])
         except (SpicaError, OSError) as error:
-            told = error.one_line if isinstance(error, SpicaError) else str(error)
+            told = error.summary if isinstance(error, SpicaError) else str(error)
             logger.warning("versions that are no longer needed are left for now: %s", told)
 
     def _settle(self, project: ProjectKey) -> None:

@@ -139,7 +139,7 @@ class Service:
         try:
             plan = predictor.plan(request.label_config, extra_params)
         except SpicaError as error:
-            problems = [*problems, error.one_line]
+            problems = [*problems, error.summary]
         else:
             version, problems = plan.version, [*problems, *plan.problems]
         state = ProjectState(key, extra_params, version, tuple(problems), datetime.now(UTC))

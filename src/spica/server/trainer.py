@@ -84,7 +84,7 @@ class _Pending(NamedTuple):
     @property
     def shown(self) -> Run:
         """With the reason."""
-        note = f"what came of it is not in place yet, and is tried again: {self.why.one_line}"
+        note = f"what came of it is not in place yet, and is tried again: {self.why.summary}"
         return replace(self.run, notes=(*self.run.notes, note))
 
 
@@ -193,12 +193,12 @@ class Trainer:
                 if self.current is None:
                     self._recover(run)
             except SpicaError as error:
-                logger.warning("the unfinished training of project %s is left: %s", run.project, error.one_line)
+                logger.warning("the unfinished training of project %s is left: %s", run.project, error.summary)
         for project in self.runs.projects():
             try:
                 self._complete(project)
             except SpicaError as error:
-                logger.warning("what came of the last training of project %s waits: %s", project, error.one_line)
+                logger.warning("what came of the last training of project %s waits: %s", project, error.summary)
 
     def _complete(self, project: ProjectKey) -> None:
         """Put in front of people what has passed just before a server was killed."""
@@ -392,7 +392,7 @@ class Trainer:
                 return None
             return self._failed("cancelled", error)
         except SpicaError as error:
-            logger.error("project %s: training %s failed: %s", run.project, run.id, error.one_line)
+            logger.error("project %s: training %s failed: %s", run.project, run.id, error.summary)
             return self._failed("failed", error)
         except Exception as error:
             logger.exception("project %s: training %s failed", run.project, run.id)
@@ -429,7 +429,7 @@ class Trainer:
             try:
                 self.runs.write(run)
             except StorageError as error:  # the page shows it all the same
-                logger.warning("project %s: %s", run.project, error.one_line)
+                logger.warning("project %s: %s", run.project, error.summary)
 
     def _finish(self, run: Run) -> None:
         """Put what came of a training in front of people, and write it; what fails is kept, for :meth:`retry`."""
@@ -437,7 +437,7 @@ class Trainer:
         try:
             self._end(self._on_end(run))
         except SpicaError as error:  # the disk is full, or somebody holds the store's lock
-            logger.error("project %s: the end of training %s waits: %s", run.project, run.id, error.one_line)
+            logger.error("project %s: the end of training %s waits: %s", run.project, run.id, error.summary)
             with self._lock:
                 self._pending[run.project] = _Pending(run, error)
         else:
@@ -452,7 +452,7 @@ class Trainer:
             try:
                 lock = self._take(project)
             except StorageError as error:
-                logger.warning("project %s: the end of training %s waits: %s", project, run.id, error.one_line)
+                logger.warning("project %s: the end of training %s waits: %s", project, run.id, error.summary)
                 continue
             if lock is None:  # the next one is under way
                 continue
@@ -482,6 +482,6 @@ def step_of(data_dir: Path, project: ProjectKey) -> dict[str, Any] | None:
     try:
         pointer = active.read(data_dir, project)
     except StorageError as error:
-        logger.warning("project %s: %s", project, error.one_line)
+        logger.warning("project %s: %s", project, error.summary)
         return None
     return asdict(pointer.now) if pointer is not None else None

@@ -170,7 +170,7 @@ def record_bf16(data_dir: Path, version: ModelVersion, judged: Judged) -> tuple[
         with writing(data_dir):
             record_form(version.folder, "bf16", judged.bf16.as_form(here=computed_by(version)))
     except SpicaError as error:
-        return (*judged.notes, _unchecked(error.one_line))
+        return (*judged.notes, _unchecked(error.summary))
     return judged.notes
 
 
@@ -234,4 +234,4 @@ def _unchecked(why: str) -> str:
 
 
 def _told(error: Exception) -> str:
-    return error.one_line if isinstance(error, SpicaError) else str(error)
+    return error.summary if isinstance(error, SpicaError) else str(error)

@@ -80,7 +80,7 @@ def detector_of(
         opened = known or ModelVersion(parent.folder, card, data_dir / "cache" / f"{parent.id}-compared")
         return load_detector(opened, threads=threads, serving=serving), None
     except SpicaError as error:
-        logger.warning("the version that answers now can't be compared with: %s", error.one_line)
+        logger.warning("the version that answers now can't be compared with: %s", error.summary)
         return None, f"{parent.id} could not be asked ({error.what}), so it was compared with drawing by hand."
 
 
