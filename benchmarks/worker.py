@@ -29,7 +29,7 @@ from spica.inference import Engine
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.tokens import LabelStudioAuth
 from spica.models import store
-from spica.prediction import Plan, Predictor
+from spica.predictor import PredictionSpec, Predictor
 from spica.prelabel import BulkJob, Selection, prepare
 from spica.prelabel.claim import Claim
 from spica.server.build import media_for, warm_up
@@ -175,16 +175,16 @@ def _measured(order: Order, predictor: Predictor, detector: TimedDetector) -> di
     before = status_bytes("VmRSS")
     cpu, began = time.process_time(), time.perf_counter()
     with LabelStudioClient(order.url, order.token, transport=WatchedTransport(meter)) as client:
-        work = prepare(client, order.project, predictor.plan, selection)
+        work = prepare(client, order.project, predictor.spec, selection)
         with Claim.take(
-            Path(order.work_dir) / "claims", order.url, order.project, by="a benchmark", version=work.plan.version
+            Path(order.work_dir) / "claims", order.url, order.project, by="a benchmark", version=work.prediction.version
         ) as claim:
-            job = BulkJob(client, predictor, work, selection=selection, plan_for=_plan_of(work.plan), claim=claim)
+            job = BulkJob(client, predictor, work, selection=selection, spec_for=_spec_of(work.prediction), claim=claim)
             progress = job.run()
     seconds = time.perf_counter() - began
     spans = detector.spans
     return {
-        "version": work.plan.version,
+        "version": work.prediction.version,
         "total": progress.total,
         "stored": progress.stored,
         "failed": progress.failed,
@@ -204,8 +204,8 @@ def _measured(order: Order, predictor: Predictor, detector: TimedDetector) -> di
     }
 
 
-def _plan_of(plan: Plan) -> Any:
-    return lambda _config: plan
+def _spec_of(spec: PredictionSpec) -> Any:
+    return lambda _config: spec
 
 
 def main() -> None:

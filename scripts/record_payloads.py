@@ -32,7 +32,7 @@ from spica.inference import Engine
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.launch import LabelStudioProcess
 from spica.labelstudio.media import MediaReader
-from spica.prediction import Predictor
+from spica.predictor import Predictor
 from spica.server.run import bind, build_app
 from spica.server.service import Service
 from spica.settings import Settings

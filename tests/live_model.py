@@ -28,7 +28,7 @@ from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.launch import LabelStudioProcess
 from spica.labelstudio.media import MediaReader
 from spica.labelstudio.tokens import LabelStudioAuth
-from spica.prediction import Plan, Predictor
+from spica.predictor import PredictionSpec, Predictor
 from spica.server.run import ModelServer
 from spica.server.service import Service
 from spica.settings import Settings
@@ -91,9 +91,9 @@ class LiveModel:
         """What answers its tasks."""
         return self.service.predictor
 
-    def plan(self, client: LabelStudioClient, project: int) -> Plan:
+    def spec(self, client: LabelStudioClient, project: int) -> PredictionSpec:
         """How it answers a project without extra params."""
-        return self.predictor.plan(client.project(project).label_config)
+        return self.predictor.spec(client.project(project).label_config)
 
     def page(self) -> str:
         """Its page for people, HTML."""

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from scripted_detector import ScriptedDetector, detections
 from spica.inference import Engine
 from spica.labelstudio.media import MediaReader
-from spica.prediction import Predictor
+from spica.predictor import Predictor
 from spica.server.run import ModelServer as RunningServer
 from spica.server.service import Service
 from spica.settings import Settings

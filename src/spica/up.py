@@ -33,7 +33,7 @@ from spica.labelstudio.served import ServedFolder
 from spica.models.first_check import FirstCheck
 from spica.models.serving import wants_check
 from spica.models.version import ModelIdentity
-from spica.prediction import Plan
+from spica.predictor import PredictionSpec
 from spica.prelabel.progress import Progress
 from spica.server.build import build_engine, build_service
 from spica.server.jobs import PrelabelRequest
@@ -292,11 +292,11 @@ def running(
         client.sync_storage(storage.id)
         secret = settings.basic_auth.get_secret_value().partition(":") if settings.basic_auth is not None else None
         _connect(client, project, server.url, note, (secret[0], secret[2]) if secret is not None else None)
-        plan = service.plan(project.key, project.label_config)
-        for problem in plan.problems:
+        spec = service.spec(project.key, project.label_config)
+        for problem in spec.problems:
             note(problem)
         progress = _prelabel(server, project, note, on_progress)
-        yield _ready(client, project, plan, label_studio, server, progress, request.host)
+        yield _ready(client, project, spec, label_studio, server, progress, request.host)
 
 
 def host_of_model(host: str) -> str:
@@ -356,13 +356,13 @@ def _prelabel(
 def _ready(
     client: LabelStudioClient,
     project: Project,
-    plan: Plan,
+    spec: PredictionSpec,
     label_studio: LabelStudioProcess,
     server: ModelServer,
     progress: Progress,
     host: str,
 ) -> Ready:
-    tasks, predicted = count_predicted(client, project.id, plan.version)
+    tasks, predicted = count_predicted(client, project.id, spec.version)
     return Ready(
         project=project,
         url=f"{label_studio.url}/projects/{project.id}/data",

@@ -131,7 +131,7 @@ def test_the_tutorials_steps_by_hand(
     assert corners_percent(annotation["result"]) == SHOWN_PERCENT
     assert {item["origin"] for item in annotation["result"]} == {"prediction"}
     assert annotation["parent_prediction"] == prediction.id
-    assert prediction.model_version == model.plan(client, smart_project.id).version
+    assert prediction.model_version == model.spec(client, smart_project.id).version
 
 
 def test_a_box_is_drawn_over_what_was_detected(

@@ -68,7 +68,7 @@ def test_the_new_version_is_what_is_shown(
     expect(pages.regions).to_have_count(1, timeout=TIMEOUT_MS)
     expect(pages.scores).to_have_text(["0.64"])
 
-    prelabel(client, model.predictor, project, model.plan(client, project))
+    prelabel(client, model.predictor, project, model.spec(client, project))
     pages.open_data_manager(project)
     pages.open_task(0)
     expect(pages.scores).to_have_text(["0.98"], timeout=TIMEOUT_MS)

@@ -68,7 +68,7 @@ def test_form(
     """The form's request is answered Connected at the first click, with a webhook and with the version."""
     model = serve_model(label_studio, basic_auth=basic_auth)
     answer = client.call("POST", "/api/ml/", json=form(model, project, **fields), timeout_s=TIMEOUT_S)
-    version = model.predictor.plan(project.label_config, ExtraParams(threshold)).version
+    version = model.predictor.spec(project.label_config, ExtraParams(threshold)).version
     assert (answer["state"], answer["readable_state"]) == ("CO", "Connected")
     assert answer["model_version"] == version
     assert answer["title"] == "Faster R-CNN"
@@ -125,7 +125,7 @@ def test_spica_connect(client: LabelStudioClient, project: Project, model: LiveM
     (row,) = rows
     assert row.is_connected
     assert row.is_interactive
-    assert row.title == row.model_version == first.version == model.plan(client, project.id).version
+    assert row.title == row.model_version == first.version == model.spec(client, project.id).version
     assert client.project(project.id).model_version == first.version
     assert hooks(client, project) == [webhook_url(model.url)]
 

@@ -16,7 +16,7 @@ from spica import cli
 from spica.inference import Engine
 from spica.labelstudio.launch import LabelStudioProcess
 from spica.models import active
-from spica.prediction import Predictor
+from spica.predictor import Predictor
 from spica.project import ProjectKey
 from spica.server.build import resolve
 from spica.server.pool import ModelPool

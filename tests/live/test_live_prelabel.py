@@ -58,12 +58,12 @@ def export(label_studio: LabelStudioProcess, project: int, kind: str) -> Any:
 def test_twice_changes_nothing(client: LabelStudioClient, project: Project, folder: Folder, model: LiveModel) -> None:
     """The first run stores a prediction for every task, the second finds nothing to do and leaves them as they are."""
     tasks = folder.tasks(client, project.id, [f"{number}.png" for number in range(3)])
-    plan = model.plan(client, project.id)
-    first = prelabel(client, model.predictor, project.id, plan)
+    spec = model.spec(client, project.id)
+    first = prelabel(client, model.predictor, project.id, spec)
     assert (first.total, first.stored, first.boxes, first.failures) == (3, 3, 6, [])
     ids = stored(client, tasks)
     assert [len(each) for each in ids.values()] == [1, 1, 1]
-    assert prelabel(client, model.predictor, project.id, plan).total == 0
+    assert prelabel(client, model.predictor, project.id, spec).total == 0
     assert stored(client, tasks) == ids
 
 
@@ -74,7 +74,7 @@ def test_as_the_open_image_would_be(
     asked, bulk = folder.tasks(client, project.id, ["a.png", "b.png"])
     row = client.connect_backend(project.id, url=model.url)
     client.call("GET", f"/api/tasks/{asked}/", timeout_s=TIMEOUT_S)
-    done = prelabel(client, model.predictor, project.id, model.plan(client, project.id))
+    done = prelabel(client, model.predictor, project.id, model.spec(client, project.id))
     assert (done.total, done.stored) == (1, 1)
     (one,), (other,) = (client.predictions_of_task(task) for task in (asked, bulk))
     assert (one.result, one.score) == (other.result, other.score)
@@ -85,13 +85,13 @@ def test_broken_image(client: LabelStudioClient, project: Project, folder: Folde
     """A broken image is told with its task and reason, has no prediction, and is all that the next run does."""
     good, broken = folder.tasks(client, project.id, ["a.png", "b.png"])
     (folder.path / "b.png").write_bytes(b"")
-    plan = model.plan(client, project.id)
-    done = prelabel(client, model.predictor, project.id, plan)
+    spec = model.spec(client, project.id)
+    done = prelabel(client, model.predictor, project.id, spec)
     ((task, error),) = done.failures
     assert (done.stored, task, error.code) == (1, broken, "image")
     assert {task: len(ids) for task, ids in stored(client, [good, broken]).items()} == {good: 1, broken: 0}
     folder.photograph("b.png", shade(1))
-    assert prelabel(client, model.predictor, project.id, plan).total == 1
+    assert prelabel(client, model.predictor, project.id, spec).total == 1
     assert {task: len(ids) for task, ids in stored(client, [good, broken]).items()} == {good: 1, broken: 1}
 
 
@@ -109,10 +109,10 @@ def test_exports(
     project = client.create_project("exported", config)
     try:
         (task,) = folder.tasks(client, project.id, ["a.png"])
-        plan = model.plan(client, project.id)
-        assert prelabel(client, model.predictor, project.id, plan).stored == 1
+        spec = model.spec(client, project.id)
+        assert prelabel(client, model.predictor, project.id, spec).stored == 1
         params: dict[str, str | int] = {"id": "predictions_to_annotations", "project": project.id}
-        body = {"selectedItems": {"all": True, "excluded": []}, "model_version": plan.version}
+        body = {"selectedItems": {"all": True, "excluded": []}, "model_version": spec.version}
         client.call("POST", "/api/dm/actions/", params=params, json=body)
 
         (exported,) = export(label_studio, project.id, "JSON")
@@ -171,13 +171,13 @@ def test_label_studio_stops_in_the_middle(
             project = client.create_project("stopped in the middle", RECTANGLE_LABELS)
             tasks = photographs.tasks(client, project.id, names)
             model = serve_model(process, detector)
-            plan = model.plan(client, project.id)
+            spec = model.spec(client, project.id)
             with pytest.raises(LabelStudioUnreachableError) as caught:
                 prelabel(
                     client,
                     model.predictor,
                     project.id,
-                    plan,
+                    spec,
                     on_progress=stop_after_the_first_batch,
                     patience_s=0,
                 )
@@ -185,7 +185,7 @@ def test_label_studio_stops_in_the_middle(
         assert 0 < confirmed < len(tasks)
     remote = serve_model(process, over_http=True)
     last = Task(id=tasks[-1], data={"image": photographs.address(names[-1])})
-    (outcome,) = remote.predictor.predict([last], plan, Priority.BULK)
+    (outcome,) = remote.predictor.predict([last], spec, Priority.BULK)
     assert outcome.task_id == tasks[-1]
     assert isinstance(outcome.error, MediaError)
     assert "no connection" in str(outcome.error)
@@ -195,10 +195,10 @@ def test_label_studio_stops_in_the_middle(
     ):
         kept = {task: ids for task, ids in stored(client, tasks).items() if ids}
         assert len(kept) == confirmed
-        done = prelabel(client, model.predictor, project.id, plan)
+        done = prelabel(client, model.predictor, project.id, spec)
         assert (done.total, done.stored) == (len(tasks) - confirmed, len(tasks) - confirmed)
         complete = stored(client, tasks)
         assert [len(ids) for ids in complete.values()] == [1] * len(tasks)
         assert {task: complete[task] for task in kept} == kept
-        assert prelabel(client, model.predictor, project.id, plan).total == 0
+        assert prelabel(client, model.predictor, project.id, spec).total == 0
         assert stored(client, tasks) == complete

@@ -130,7 +130,7 @@ def test_another_model_and_no_tasks(
     assert settled()
     (task,) = folder.tasks(client, project.id, ["a.png"])
     found.rollouts.roll_out(project.key)
-    assert versions_of(client, [task]) == [[model.plan(client, project.id).version]]
+    assert versions_of(client, [task]) == [[model.spec(client, project.id).version]]
     assert [row.title for row in client.backends(project.id)] == [backend.version]
 
 
@@ -191,7 +191,7 @@ def test_what_failed_is_tried_again(
     assert not settled()
     client.update_project(project.id, label_config=rectangles)
     wait_until(settled, "the rollout is tried again")
-    assert versions_of(client, [task]) == [[model.plan(client, project.id).version]]
+    assert versions_of(client, [task]) == [[model.spec(client, project.id).version]]
 
 
 def test_a_project_that_is_gone_is_said_once(model: LiveModel, make: Make) -> None:

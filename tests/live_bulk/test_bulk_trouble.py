@@ -61,13 +61,13 @@ def work_on(
 ) -> tuple[BulkJob, Callable[[], BaseException | None]]:
     """A job under way on a thread of its own, and what waits for its end and gives the failure that ended it."""
     selection = Selection()
-    work = prepare(client, project, model.predictor.plan, selection)
+    work = prepare(client, project, model.predictor.spec, selection)
     job = BulkJob(
         client,
         model.predictor,
         work,
         selection=selection,
-        plan_for=model.predictor.plan,
+        spec_for=model.predictor.spec,
         stop=stop,
         watch=watch,
         claim=claim,
@@ -273,7 +273,7 @@ def test_the_last_request_of_a_killed_run_is_waited_for(
 ) -> None:
     """What a killed process was sending may still be carried out: the next run waits for it, and does nothing twice."""
     tasks = folder.tasks(client, bulk_project.id, [f"{number}.png" for number in range(5)])
-    version = model.plan(client, bulk_project.id).version
+    version = model.spec(client, bulk_project.id).version
 
     def claim(by: str) -> Claim:
         return Claim.take(tmp_path / "jobs", client.url, bulk_project.id, by=by, version=version)
@@ -299,13 +299,13 @@ def test_what_was_stored_twice_stays(
     with either: a submit that names one or the other is stored.
     """
     tasks = folder.tasks(client, bulk_project.id, ["a.png", "b.png"])
-    plan = model.plan(client, bulk_project.id)
-    prelabel(client, model.predictor, bulk_project.id, plan)
+    spec = model.spec(client, bulk_project.id)
+    prelabel(client, model.predictor, bulk_project.id, spec)
     for task in tasks:
         (one,) = client.predictions_of_task(task)
         copy = {"task": task, "result": one.result, "score": one.score, "model_version": one.model_version}
         client.create_predictions(bulk_project.id, [copy])
-    assert prelabel(client, model.predictor, bulk_project.id, plan).counted == 4
+    assert prelabel(client, model.predictor, bulk_project.id, spec).counted == 4
     for place, task in enumerate(tasks):
         named = stored(client, [task])[task][place]
         client.create_annotation(task, [], parent_prediction=named)
@@ -343,8 +343,8 @@ def test_progress_is_told_while_it_runs(
     """The numbers that are shown never run backwards, and end complete."""
     folder.tasks(client, bulk_project.id, [f"{number:02}.png" for number in range(40)])
     shown: list[Progress] = []
-    plan = model.plan(client, bulk_project.id)
-    prelabel(client, model.predictor, bulk_project.id, plan, on_progress=shown.append)
+    spec = model.spec(client, bulk_project.id)
+    prelabel(client, model.predictor, bulk_project.id, spec, on_progress=shown.append)
     done = [each.done for each in shown]
     assert done == sorted(done)
     assert (shown[0].done, shown[-1].done, shown[-1].total, shown[-1].counted) == (0, 40, 40, 40)

@@ -12,7 +12,7 @@ from spica.errors import LabelStudioError, ModelUnavailableError
 from spica.inference import Engine
 from spica.labelstudio.api.records import TaskRow
 from spica.labelstudio.protocol import Task
-from spica.prediction import Outcome
+from spica.predictor import Outcome
 from spica.prelabel.channel import EndOfChannel
 from spica.prelabel.pipeline import BEGUN_AHEAD, LISTED_AHEAD, READERS, Pipeline
 

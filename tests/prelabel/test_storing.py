@@ -12,7 +12,7 @@ import pytest
 from spica.errors import AuthenticationError, ImageError, LabelStudioError, LabelStudioUnreachableError, SpicaError
 from spica.labelstudio.api.transport import LabelStudioRefusedError
 from spica.labelstudio.client import LabelStudioClient
-from spica.prediction import Outcome
+from spica.predictor import Outcome
 from spica.prelabel import patience as patience_module
 from spica.prelabel import storing
 from spica.prelabel.channel import Channel

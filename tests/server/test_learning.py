@@ -23,7 +23,7 @@ from spica.inference import Engine
 from spica.labelstudio.protocol import WebhookRequest
 from spica.models import active
 from spica.models.folders import ids
-from spica.prediction import Predictor
+from spica.predictor import Predictor
 from spica.project import ProjectKey
 from spica.server import learning as module
 from spica.server.jobs import Jobs

@@ -19,7 +19,7 @@ from scripted_detector import WAIT_S, ScriptedDetector
 from spica.errors import LabelStudioError, StorageError
 from spica.inference import Engine
 from spica.models import active
-from spica.prediction import Predictor
+from spica.predictor import Predictor
 from spica.server import learning as module
 from spica.server.jobs import Jobs
 from spica.server.learning import Learning

@@ -15,7 +15,7 @@ from scripted_detector import WAIT_S, ScriptedDetector, detections
 from spica.errors import StorageError, WeightsError
 from spica.inference import Engine
 from spica.models.active import Resolution
-from spica.prediction import Media, Predictor
+from spica.predictor import Media, Predictor
 from spica.project import ProjectKey
 from spica.server import pool as module
 from spica.server.pool import ModelPool

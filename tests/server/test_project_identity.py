@@ -14,7 +14,7 @@ from project_keys import CREATED, ONE
 from scripted_detector import ScriptedDetector, detections
 from spica.inference import Engine
 from spica.models import active
-from spica.prediction import Predictor
+from spica.predictor import Predictor
 from spica.project import ProjectKey
 from spica.server.build import resolve
 from spica.server.pool import ModelPool

@@ -22,10 +22,10 @@ from spica.settings import Settings
 if TYPE_CHECKING:
     from spica.labelstudio.client import LabelStudioClient
     from spica.models.version import ModelIdentity
-    from spica.prediction import Plan
+    from spica.predictor import PredictionSpec
     from spica.prelabel.failures import FailureFile
     from spica.prelabel.progress import Progress
-    from spica.prelabel.selection import Selection, Work
+    from spica.prelabel.selection import JobSpec, Selection
 
 SOME_FAILED = 3
 NONE_STORED = 4
@@ -190,7 +190,7 @@ def look(order: Order) -> dict[str, Any]:
         work = _prepare_here(order, stack, load=False).work
         return {
             "title": work.project.title,
-            "version": work.plan.version,
+            "version": work.prediction.version,
             "total": work.total,
             "annotated": work.annotated,
         }
@@ -203,8 +203,8 @@ def look(order: Order) -> dict[str, Any]:
 class _Here:
     client: LabelStudioClient
     service: Any
-    work: Work
-    plan_for: Callable[[str], Plan]
+    work: JobSpec
+    spec_for: Callable[[str], PredictionSpec]
     settings: Settings
 
 
@@ -230,11 +230,11 @@ def _prepare_here(order: Order, stack: ExitStack, *, load: bool, interrupt: Inte
     service = build_service(engine, identity, settings)
     stack.callback(service.close)
 
-    def plan_for(config: str) -> Plan:
-        return service.predictor.plan(config, extra_params)
+    def spec_for(config: str) -> PredictionSpec:
+        return service.predictor.spec(config, extra_params)
 
-    work = prepare(client, order.project, plan_for, order.selection, empty=order.watch)
-    return _Here(client, service, work, plan_for, settings)
+    work = prepare(client, order.project, spec_for, order.selection, empty=order.watch)
+    return _Here(client, service, work, spec_for, settings)
 
 
 def _check_bf16(
@@ -292,7 +292,7 @@ def _run_here(order: Order, report: FailureFile | None, interrupt: Interrupt, st
     from spica.prelabel.job import BulkJob
 
     here = _prepare_here(order, stack, load=True, interrupt=interrupt)
-    for problem in here.work.plan.problems:
+    for problem in here.work.prediction.problems:
         err.print(f"[yellow]Note:[/yellow] {escape(problem)}")
     try:
         claim = Claim.take(
@@ -300,7 +300,7 @@ def _run_here(order: Order, report: FailureFile | None, interrupt: Interrupt, st
             here.settings.label_studio_url,
             order.project,
             by="spica prelabel",
-            version=here.work.plan.version,
+            version=here.work.prediction.version,
         )
     except JobRunningError as running:
         err.print(f"[yellow]Note:[/yellow] {escape(running.summary)}")
@@ -312,7 +312,7 @@ def _run_here(order: Order, report: FailureFile | None, interrupt: Interrupt, st
             here.service.predictor,
             here.work,
             selection=order.selection,
-            plan_for=here.plan_for,
+            spec_for=here.spec_for,
             stop=interrupt.asked,
             watch=order.watch,
             claim=claim,

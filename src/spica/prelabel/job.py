@@ -12,13 +12,13 @@ from spica.errors import LabelStudioError, SpicaError
 from spica.inference import Priority
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.protocol import Task
-from spica.prediction import Outcome, Plan, Predictor
+from spica.predictor import Outcome, PredictionSpec, Predictor
 from spica.prelabel.claim import Claim
 from spica.prelabel.media import JobEndsError, PatientMedia
 from spica.prelabel.patience import LIMIT_S, Patience, is_passing
 from spica.prelabel.pipeline import Pipeline
 from spica.prelabel.progress import Progress, Tally
-from spica.prelabel.selection import Listing, Selection, Work, checked_plan, work_for
+from spica.prelabel.selection import JobSpec, Listing, Selection, job_spec
 from spica.prelabel.storing import Journal, Storer
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class BulkJob:
         predictor: the model; images that people open are served before the job's.
         work: what to do, from :func:`spica.prelabel.selection.prepare`.
         selection: which tasks; asked again while watching.
-        plan_for: how tasks of a project with this labelling configuration are answered; asked again while watching.
+        spec_for: how tasks of a project with this labelling configuration are answered; asked again while watching.
         stop: when set, what is in hand is stored and the job ends.
         watch: stay, and predict tasks as they are added.
         claim: on the project, if it was claimed.
@@ -63,10 +63,10 @@ class BulkJob:
         self,
         client: LabelStudioClient,
         predictor: Predictor,
-        work: Work,
+        work: JobSpec,
         *,
         selection: Selection,
-        plan_for: Callable[[str], Plan],
+        spec_for: Callable[[str], PredictionSpec],
         stop: threading.Event | None = None,
         watch: bool = False,
         claim: Claim | None = None,
@@ -80,7 +80,7 @@ class BulkJob:
         self._predictor = predictor
         self._work = work
         self._selection = selection
-        self._plan_for = plan_for
+        self._spec_for = spec_for
         self._stop = stop or threading.Event()
         self._watch = watch
         self._claim = claim
@@ -103,7 +103,7 @@ class BulkJob:
     @property
     def version(self) -> str:
         """Under which the predictions are stored."""
-        return self._work.plan.version
+        return self._work.prediction.version
 
     def run(self) -> Progress:
         """Do the work.
@@ -171,7 +171,7 @@ class BulkJob:
         storer = Storer(
             self._client,
             work.project.id,
-            work.plan.version,
+            work.prediction.version,
             tally=self._tally,
             patience=self._patience(),
             journal=journal,
@@ -182,7 +182,7 @@ class BulkJob:
         predictor = self._predictor.with_media(PatientMedia(self._predictor.media, self._client, self._patience()))
 
         def begin(task: Task) -> Callable[[], Outcome]:
-            return predictor.begin(task, work.plan, Priority.BULK)
+            return predictor.begin(task, work.prediction, Priority.BULK)
 
         with Pipeline(listing, begin, predictor.engine, self._stop) as pipeline:
             storer.run(pipeline.outcomes)
@@ -209,13 +209,14 @@ class BulkJob:
             return after
         patience = self._patience()
         project = patience.call(lambda: self._client.known_project(self._work.project.key))
-        plan = checked_plan(self._plan_for(project.label_config), project.id)
-        if plan.version != self.version:
-            self._say(f"The labelling configuration has changed; predictions are now stored as {plan.version}.")
+        spec = self._spec_for(project.label_config)
+        spec.require_match(f"project {project.id}")
+        if spec.version != self.version:
+            self._say(f"The labelling configuration has changed; predictions are now stored as {spec.version}.")
             after = 0
-            work = patience.call(lambda: work_for(self._client, project, plan, self._selection))
+            work = patience.call(lambda: job_spec(self._client, project, spec, self._selection))
         else:
-            work = Work(project, plan, self._work.branches, 0)
+            work = JobSpec(project, spec, self._work.branches, 0)
         self._work = work
         first = patience.call(lambda: _count_above(self._client, work, after))
         if first == 0:
@@ -228,10 +229,10 @@ class BulkJob:
         return reached
 
 
-def _count_above(client: LabelStudioClient, work: Work, after: int) -> int:
+def _count_above(client: LabelStudioClient, work: JobSpec, after: int) -> int:
     above = {"filter": "filter:tasks:id", "operator": "greater", "type": "Number", "value": after}
     return sum(
-        client.count_tasks(work.project.id, (*branch, above), without_version=work.plan.version)
+        client.count_tasks(work.project.id, (*branch, above), without_version=work.prediction.version)
         for branch in work.branches
     )
 
@@ -240,20 +241,20 @@ def prelabel(
     client: LabelStudioClient,
     predictor: Predictor,
     project: int,
-    plan: Plan,
+    spec: PredictionSpec,
     *,
     selection: Selection | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     stop: threading.Event | None = None,
     patience_s: float = LIMIT_S,
 ) -> Progress:
-    """Predict the tasks of ``project`` that have no prediction of ``plan.version``, and store the predictions.
+    """Predict the tasks of ``project`` that have no prediction of ``spec.version``, and store the predictions.
 
     Args:
         client: Label Studio.
         predictor: the model; images that people open are served before the job's.
         project: number of the project.
-        plan: how its tasks are answered.
+        spec: how its tasks are answered.
         selection: which tasks; all by default, annotated ones too.
         on_progress: called after every batch and a few times a second.
         stop: when set, what is in hand is stored and the job ends.
@@ -263,13 +264,14 @@ def prelabel(
         LabelStudioError: Label Studio refused something; what was stored before stays.
     """
     chosen = selection or Selection(annotated=True)
-    work = work_for(client, client.project(project), checked_plan(plan, project), chosen)
+    spec.require_match(f"project {project}")
+    work = job_spec(client, client.project(project), spec, chosen)
     job = BulkJob(
         client,
         predictor,
         work,
         selection=chosen,
-        plan_for=lambda _: plan,
+        spec_for=lambda _: spec,
         on_progress=on_progress,
         stop=stop,
         patience_s=patience_s,

@@ -11,7 +11,7 @@ from spica.labelstudio.api.transport import LabelStudioRefusedError
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.download import DownloadError
 from spica.labelstudio.tokens import origin_of
-from spica.prediction import Media
+from spica.predictor import Media
 from spica.prelabel.patience import Patience
 
 _TRIES = 3

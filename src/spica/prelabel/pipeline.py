@@ -16,7 +16,7 @@ from spica.errors import ModelUnavailableError
 from spica.inference import Engine
 from spica.labelstudio.api.records import TaskRow
 from spica.labelstudio.protocol import Task
-from spica.prediction import Outcome
+from spica.predictor import Outcome
 from spica.prelabel.channel import Channel, EndOfChannel
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from spica.errors import SpicaError
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.label_config import LabelConfig, parse_label_config
 from spica.labelstudio.protocol import Task, image_places
-from spica.prediction import Media
+from spica.predictor import Media
 
 logger = logging.getLogger(__name__)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from spica.errors import LabelConfigError, LabelStudioError, UsageError
+from spica.errors import LabelStudioError, UsageError
 from spica.labelstudio.api.records import Project, TaskRow
 from spica.labelstudio.api.transport import LabelStudioRefusedError
 from spica.labelstudio.api.worklist import UNLABELLED, Narrowing, Page, View, task_filters
 from spica.labelstudio.client import LabelStudioClient
-from spica.prediction import Plan
+from spica.predictor import PredictionSpec
 from spica.prelabel.patience import Patience
 
 PAGE = 1000
@@ -33,19 +33,19 @@ class Selection:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class JobSpec:
     """A job's work as it was found before it began.
 
     Attributes:
         project: in Label Studio.
-        plan: how its tasks are answered.
+        prediction: how its tasks are answered.
         branches: filters; a task has to meet all of one of these.
         total: tasks to predict; where branches overlap, an upper bound.
         annotated: tasks without a prediction that are left alone because they carry annotations.
     """
 
     project: Project
-    plan: Plan
+    prediction: PredictionSpec
     branches: tuple[Narrowing, ...]
     total: int
     annotated: int = 0
@@ -54,17 +54,17 @@ class Work:
 def prepare(
     client: LabelStudioClient,
     project: int,
-    plan_for: Callable[[str], Plan],
+    spec_for: Callable[[str], PredictionSpec],
     selection: Selection,
     *,
     empty: bool = False,
-) -> Work:
+) -> JobSpec:
     """Look at a project and count what there is to do; nothing is changed.
 
     Args:
         client: Label Studio.
         project: its number.
-        plan_for: how tasks of a project with this labelling configuration are answered.
+        spec_for: how tasks of a project with this labelling configuration are answered.
         selection: which tasks.
         empty: whether a project without any tasks is all right.
 
@@ -74,42 +74,27 @@ def prepare(
         LabelStudioError: no such project, no permission, no answer.
     """
     found = client.project(project)
-    plan = checked_plan(plan_for(found.label_config), project)
+    spec = spec_for(found.label_config)
+    spec.require_match(f"project {project}")
     if not empty and client.task_count(project) == 0:
         raise UsageError(
             "the project has no tasks",
             where=f"project {project} ({found.title})",
             hint="import images or sync its storage first; with --watch, tasks are predicted as they are added",
         )
-    return work_for(client, found, plan, selection)
+    return job_spec(client, found, spec, selection)
 
 
-def checked_plan(plan: Plan, project: int) -> Plan:
-    """The plan itself, if it can put a box anywhere.
-
-    Raises:
-        LabelConfigError: no class of the model meets a label of the project.
-    """
-    if all(match.is_empty for match in plan.matches):
-        raise LabelConfigError(
-            "no class of the model meets a label of the project",
-            where=f"project {project}",
-            got="; ".join(plan.problems) or None,
-            hint='rename a label, or add predicted_values="…" to a <Label> with the model\'s class name',
-        )
-    return plan
-
-
-def work_for(client: LabelStudioClient, project: Project, plan: Plan, selection: Selection) -> Work:
-    """What there is to do under a plan."""
+def job_spec(client: LabelStudioClient, project: Project, spec: PredictionSpec, selection: Selection) -> JobSpec:
+    """What there is to do under a spec."""
     chosen = _branches(client, project.id, selection)
     branches = chosen if selection.annotated else tuple((*branch, UNLABELLED) for branch in chosen)
 
     def count(parts: tuple[Narrowing, ...]) -> int:
-        return sum(client.count_tasks(project.id, each, without_version=plan.version) for each in parts)
+        return sum(client.count_tasks(project.id, each, without_version=spec.version) for each in parts)
 
     total = count(branches)
-    return Work(project, plan, branches, total, 0 if selection.annotated else count(chosen) - total)
+    return JobSpec(project, spec, branches, total, 0 if selection.annotated else count(chosen) - total)
 
 
 def _branches(client: LabelStudioClient, project: int, selection: Selection) -> tuple[Narrowing, ...]:
@@ -163,7 +148,7 @@ class Listing:
         last: the highest id that was looked at.
     """
 
-    def __init__(self, client: LabelStudioClient, work: Work, patience: Patience, *, after: int = 0) -> None:
+    def __init__(self, client: LabelStudioClient, work: JobSpec, patience: Patience, *, after: int = 0) -> None:
         self._client = client
         self._work = work
         self._patience = patience
@@ -172,7 +157,7 @@ class Listing:
         self.last = after
 
     def __iter__(self) -> Iterator[TaskRow]:
-        project, version = self._work.project.id, self._work.plan.version
+        project, version = self._work.project.id, self._work.prediction.version
         seen: set[int] | None = set() if len(self._work.branches) > 1 else None  # branches may overlap
         for branch in self._work.branches:
             for page in self._pages(project, version, branch):

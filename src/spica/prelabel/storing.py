@@ -15,7 +15,7 @@ from spica.errors import LabelConfigError, LabelStudioError, SpicaError
 from spica.labelstudio.api.transport import LabelStudioRefusedError
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.regions import check_result
-from spica.prediction import Outcome
+from spica.predictor import Outcome
 from spica.prelabel.channel import Channel, EndOfChannel
 from spica.prelabel.pace import REGIONS, Pace
 from spica.prelabel.patience import Patience, is_passing, is_still_open

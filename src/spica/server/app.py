@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException
 from spica import __version__
 from spica.errors import MethodNotAllowedError, NotFoundError, RequestError, SpicaError
 from spica.labelstudio.protocol import PredictRequest, SetupRequest, WebhookRequest, bad_request
-from spica.prediction import Outcome
+from spica.predictor import Outcome
 from spica.server.border import LastResortMiddleware, error_response
 from spica.server.events import Latest, stream
 from spica.server.forward import Forwarder
@@ -206,7 +206,7 @@ def _add_jobs(
             return {
                 "project": body.project,
                 "title": work.project.title,
-                "version": work.plan.version,
+                "version": work.prediction.version,
                 "total": work.total,
                 "annotated": work.annotated,
             }

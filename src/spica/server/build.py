@@ -29,7 +29,7 @@ from spica.models.folders import folder_of, open_version, peek
 from spica.models.locks import hold
 from spica.models.serving import Serving, choose, served_id
 from spica.models.version import ModelIdentity, ModelVersion
-from spica.prediction import Media, Predictor
+from spica.predictor import Media, Predictor
 from spica.project import ProjectKey
 from spica.server.pool import ModelPool
 from spica.server.service import Service

@@ -29,12 +29,12 @@ from spica.errors import (
 from spica.labelstudio.api.backends import same_url
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.tokens import LabelStudioAuth
-from spica.prediction import Plan, Predictor
+from spica.predictor import PredictionSpec, Predictor
 from spica.prelabel.claim import Claim, claims_folder
 from spica.prelabel.failures import FailureFile
 from spica.prelabel.job import BulkJob
 from spica.prelabel.progress import Progress
-from spica.prelabel.selection import Selection, Work, prepare
+from spica.prelabel.selection import JobSpec, Selection, prepare
 from spica.project import ProjectKey
 from spica.server.build import media_for
 from spica.server.service import Service
@@ -95,7 +95,7 @@ class RunningJob:
         reason: why it failed, if it did.
     """
 
-    def __init__(self, request: PrelabelRequest, work: Work, label_studio_url: str) -> None:
+    def __init__(self, request: PrelabelRequest, work: JobSpec, label_studio_url: str) -> None:
         self.id = secrets.token_hex(4)
         self.project = work.project.key
         self.title = work.project.title
@@ -285,7 +285,7 @@ class Jobs:
                 work = prepare(
                     client,
                     request.project,
-                    self._plan_for(client, project, model),
+                    self._spec_for(client, project, model),
                     request.selection,
                     empty=request.watch,
                 )
@@ -298,7 +298,7 @@ class Jobs:
                     predictor,
                     work,
                     selection=request.selection,
-                    plan_for=lambda config: self._service.plan(project, config, model),
+                    spec_for=lambda config: self._service.spec(project, config, model),
                     stop=job.stop_signal,
                     watch=request.watch,
                     claim=claim,
@@ -309,10 +309,12 @@ class Jobs:
                     self._refuse_if_ending()
                     self._keep(job)
                     job.begin(bulk, stack.pop_all().close)
-            logger.info("job %s: %d tasks of project %d as %s", job.id, work.total, request.project, work.plan.version)
+            logger.info(
+                "job %s: %d tasks of project %d as %s", job.id, work.total, request.project, work.prediction.version
+            )
             return job, True
 
-    def look(self, request: PrelabelRequest, token: SecretStr | None = None) -> Work:
+    def look(self, request: PrelabelRequest, token: SecretStr | None = None) -> JobSpec:
         """What a job would do. Asks Label Studio: call it on a pool.
 
         Raises:
@@ -321,8 +323,8 @@ class Jobs:
         with self._client(request, token) as client:
             project = client.project(request.project).key
             with self._service.pool.lease(project) as model:
-                plan_for = self._plan_for(client, project, model)
-                return prepare(client, request.project, plan_for, request.selection, empty=request.watch)
+                spec_for = self._spec_for(client, project, model)
+                return prepare(client, request.project, spec_for, request.selection, empty=request.watch)
 
     def close(self) -> None:
         """Let all jobs store what is in hand and end. May be called twice."""
@@ -369,22 +371,24 @@ class Jobs:
         auth = LabelStudioAuth(self.label_studio_url, token.get_secret_value())
         return model.with_media(stack.enter_context(media_for(self._settings, auth)))
 
-    def _plan_for(self, client: LabelStudioClient, project: ProjectKey, model: Predictor) -> Callable[[str], Plan]:
+    def _spec_for(
+        self, client: LabelStudioClient, project: ProjectKey, model: Predictor
+    ) -> Callable[[str], PredictionSpec]:
         if all(state.project != project for state in self._service.projects):
             # Listing a project's models makes Label Studio tell them its extra params again, which the version needs.
             try:
                 client.backends(project.number)
             except LabelStudioError as error:
                 logger.info("the models of project %s are not known: %s", project, error.summary)
-        return lambda config: self._service.plan(project, config, model)
+        return lambda config: self._service.spec(project, config, model)
 
-    def _claim(self, request: PrelabelRequest, work: Work) -> Claim:
+    def _claim(self, request: PrelabelRequest, work: JobSpec) -> Claim:
         return Claim.take(
             claims_folder(self._settings.data_dir),
             self.label_studio_url,
             request.project,
             by="a model server",
-            version=work.plan.version,
+            version=work.prediction.version,
         )
 
     def _keep(self, job: RunningJob) -> None:

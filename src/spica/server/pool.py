@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from spica.errors import ModelUnavailableError, SpicaError, StorageError
 from spica.inference import EngineStatus
 from spica.models.active import Resolution
-from spica.prediction import Predictor
+from spica.predictor import Predictor
 from spica.project import ProjectKey
 
 logger = logging.getLogger(__name__)

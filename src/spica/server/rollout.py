@@ -231,7 +231,7 @@ class Rollouts:
                 return
             # First: for it Label Studio asks each model, and tells the extra params, on which our version depends.
             connected = client.backends(project.number)
-            version = self._service.plan(project, config).version
+            version = self._service.spec(project, config).version
             self.retitle(client, project, version, connected)
             try:
                 done = self._refresh(client, project, version)

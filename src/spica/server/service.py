@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ from spica.errors import SpicaError
 from spica.inference import Priority
 from spica.labelstudio.label_config import ExtraParams, parse_extra_params
 from spica.labelstudio.protocol import PredictRequest, SetupRequest, project_key
-from spica.prediction import Outcome, Plan, Predictor
+from spica.predictor import Outcome, PredictionSpec, Predictor
 from spica.project import ProjectKey
 from spica.server.pool import ModelPool, Served
 
@@ -68,10 +69,57 @@ class Failure:
     error: SpicaError
 
 
+class Workers:
+    """The threads of one server: each is started here, and told here to end. Thread-safe.
+
+    Attributes:
+        stopping: set when the server ends; every loop looks at it.
+    """
+
+    def __init__(self) -> None:
+        self.stopping = threading.Event()
+        self._running: list[tuple[threading.Thread, Callable[[], None] | None]] = []
+        self._lock = threading.Lock()
+
+    def spawn(self, name: str, work: Callable[[], None], *, wake: Callable[[], None] | None = None) -> threading.Thread:
+        """Run ``work`` on a daemon thread.
+
+        Args:
+            name: of the thread, without "spica-".
+            work: ends by itself, or soon after :attr:`stopping` is set.
+            wake: called once at the server's end, to end a wait of ``work``.
+        """
+        thread = threading.Thread(target=work, name=f"spica-{name}", daemon=True)
+        with self._lock:
+            self._running = [entry for entry in self._running if entry[0].is_alive()]
+            thread.start()
+            self._running.append((thread, wake))
+        return thread
+
+    def close(self, timeout_s: float = 30.0) -> None:
+        """End all threads, the latest first; may be called again.
+
+        Args:
+            timeout_s: for all of them together; those that need longer are left behind, with a line in the log.
+        """
+        self.stopping.set()
+        with self._lock:
+            running, self._running = self._running[::-1], []
+        for _, wake in running:
+            if wake is not None:
+                wake()
+        deadline = time.monotonic() + timeout_s
+        for thread, _ in running:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, deadline - time.monotonic()))
+                if thread.is_alive():
+                    logger.warning("%s did not end in time", thread.name)
+
+
 class Service:
     """The state of one server. Thread-safe.
 
-    Work is done on two small pools, so that a request with many tasks can't hold up the image a person has opened.
+    JobSpec is done on two small pools, so that a request with many tasks can't hold up the image a person has opened.
 
     Args:
         predictor: answers the tasks of projects that have no version of their own.
@@ -90,6 +138,7 @@ class Service:
         precision: str = "",
         folder: Path | None = None,
     ) -> None:
+        self.workers = Workers()
         self.pool = pool or ModelPool(predictor)
         self.weights = weights
         self.precision = precision
@@ -114,7 +163,8 @@ class Service:
         return version, folder if folder.is_dir() else None
 
     def close(self) -> None:
-        """End the pools; requests under way get their answers. May be called twice."""
+        """End all threads; requests under way get their answers. May be called twice."""
+        self.workers.close()
         self.opened_pool.shutdown(wait=True, cancel_futures=True)
         self.batch_pool.shutdown(wait=True, cancel_futures=True)
         self.pool.close()
@@ -137,11 +187,11 @@ class Service:
         predictor = self.pool.predictor(key)
         version = predictor.model_id
         try:
-            plan = predictor.plan(request.label_config, extra_params)
+            spec = predictor.spec(request.label_config, extra_params)
         except SpicaError as error:
             problems = [*problems, error.summary]
         else:
-            version, problems = plan.version, [*problems, *plan.problems]
+            version, problems = spec.version, [*problems, *spec.problems]
         state = ProjectState(key, extra_params, version, tuple(problems), datetime.now(UTC))
         with self._lock:
             self._projects[key] = state
@@ -154,7 +204,7 @@ class Service:
                 logger.warning("project %s: %s", key, problem)
         return state
 
-    def plan(self, project: ProjectKey | None, label_config: str, predictor: Predictor | None = None) -> Plan:
+    def spec(self, project: ProjectKey | None, label_config: str, predictor: Predictor | None = None) -> PredictionSpec:
         """How tasks of a project are answered, with the extra params that Label Studio sent for it last.
 
         Args:
@@ -168,7 +218,7 @@ class Service:
         with self._lock:
             state = self._projects.get(project)
         answering = predictor or self.pool.predictor(project)
-        return answering.plan(label_config, state.extra_params if state is not None else None)
+        return answering.spec(label_config, state.extra_params if state is not None else None)
 
     def predict(self, request: PredictRequest) -> list[Outcome]:
         """One outcome per task, in order. Blocks: call it on one of the pools.
@@ -190,13 +240,13 @@ class Service:
 
     def _outcomes(self, request: PredictRequest, project: ProjectKey | None, predictor: Predictor) -> list[Outcome]:
         """All by one model: the boxes and the version that they are stored under never come from two."""
-        plan = self.plan(project, request.label_config, predictor)
+        spec = self.spec(project, request.label_config, predictor)
         context = request.params.context
         with predictor.engine.places(len(request.tasks)):
             if context:
-                return [predictor.suggest(task, plan, context) for task in request.tasks]
+                return [predictor.suggest(task, spec, context) for task in request.tasks]
             priority = Priority.OPENED if len(request.tasks) == 1 else Priority.BATCH
-            return list(predictor.predict(request.tasks, plan, priority))
+            return list(predictor.predict(request.tasks, spec, priority))
 
     def note_failures(self, project: ProjectKey | None, failures: Iterable[tuple[int | None, SpicaError]]) -> None:
         """Keep failed tasks, number and reason, for the page."""

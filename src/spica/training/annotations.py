@@ -24,7 +24,7 @@ from spica.errors import DataSetError, ImageError, MediaError, TrainingError
 from spica.labelstudio.api.annotations import AnnotatedTask, chosen, moment
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.control_tags import RectangleControl, parse_label_config
-from spica.prediction import Media
+from spica.predictor import Media
 from spica.settings import Settings
 from spica.training.assembly import Assembly, left_out_image
 from spica.training.cleaning import Tally

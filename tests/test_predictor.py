@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-import spica.prediction
+import spica.predictor
 from scripted_detector import WAIT_S, ScriptedDetector, detections
 from spica.boxes import Detections
 from spica.detectors.contract import RGBImage
@@ -22,7 +22,7 @@ from spica.images import Image, decode
 from spica.inference import Engine, Priority
 from spica.labelstudio.api.records import TaskRow
 from spica.labelstudio.protocol import Task
-from spica.prediction import Outcome, Plan, Predictor
+from spica.predictor import Outcome, PredictionSpec, Predictor
 from spica.prelabel.channel import EndOfChannel
 from spica.prelabel.pipeline import Pipeline
 
@@ -101,7 +101,7 @@ class Alive:
 def alive(monkeypatch: pytest.MonkeyPatch) -> Alive:
     """The count, from now on."""
     counted = Alive()
-    monkeypatch.setattr(spica.prediction, "decode", counted)
+    monkeypatch.setattr(spica.predictor, "decode", counted)
     return counted
 
 
@@ -125,7 +125,7 @@ def pages(number: int, count: int) -> Task:
 def outcomes(bound: int, tasks: Sequence[Task], reached: threading.Event) -> list[Outcome]:
     with Engine("test", lambda: PatientDetector(reached), queue_size=99, memory_bytes=0, decoded_bytes=bound) as engine:
         predictor = predictor_of(engine)
-        return list(predictor.predict(tasks, predictor.plan(PAGES), Priority.BATCH))
+        return list(predictor.predict(tasks, predictor.spec(PAGES), Priority.BATCH))
 
 
 @pytest.mark.parametrize(
@@ -167,9 +167,9 @@ def test_the_bulk_job_holds_no_more_than_the_bound(alive: Alive) -> None:
         "test", lambda: PatientDetector(reached), queue_size=9, memory_bytes=0, decoded_bytes=4 * NBYTES
     ) as engine:
         predictor = predictor_of(engine)
-        plan = predictor.plan(PAGES)
+        spec = predictor.spec(PAGES)
         with Pipeline(
-            rows, lambda task: predictor.begin(task, plan, Priority.BULK), engine, threading.Event()
+            rows, lambda task: predictor.begin(task, spec, Priority.BULK), engine, threading.Event()
         ) as pipeline:
             assert sum(drain(pipeline)) == sum(1 + number % 9 for number in range(1, 31)) == alive.images
     assert alive.most == 4 * NBYTES
@@ -181,11 +181,11 @@ def test_a_person_does_not_wait_for_room_behind_a_job(alive: Alive) -> None:
     detector.go.clear()
     with Engine("test", lambda: detector, queue_size=9, memory_bytes=0, decoded_bytes=NBYTES) as engine:
         predictor = predictor_of(engine)
-        plan = predictor.plan(PAGES)
-        job = threading.Thread(target=lambda: predictor.begin(pages(1, 20), plan, Priority.BULK)())
+        spec = predictor.spec(PAGES)
+        job = threading.Thread(target=lambda: predictor.begin(pages(1, 20), spec, Priority.BULK)())
         job.start()
         assert detector.begun.wait(WAIT_S)
-        wait = predictor.begin(pages(2, 1), plan, Priority.OPENED)
+        wait = predictor.begin(pages(2, 1), spec, Priority.OPENED)
         assert alive.images == 2
         detector.go.set()
         assert wait().boxes == 1
@@ -195,7 +195,7 @@ def test_a_person_does_not_wait_for_room_behind_a_job(alive: Alive) -> None:
 
 def test_a_failure_that_is_kept_holds_no_image(predictor: Predictor) -> None:
     """The last failures are kept for the page; the bytes and half-decoded pixels of their images are not."""
-    (outcome,) = predictor.predict([Task(id=1, data={"image": "broken"})], predictor.plan(ONE), Priority.OPENED)
+    (outcome,) = predictor.predict([Task(id=1, data={"image": "broken"})], predictor.spec(ONE), Priority.OPENED)
     assert outcome.error is not None
     assert outcome.error.code == "image"
     gc.collect()
@@ -219,7 +219,7 @@ NOTHING = [
 @pytest.mark.parametrize(("config", "data", "words"), NOTHING)
 def test_nothing_to_look_at_is_a_failure(predictor: Predictor, config: str, data: dict[str, Any], words: str) -> None:
     """A task without an image, or with one that can't be read, fails with a reason and is never "no objects"."""
-    (outcome,) = predictor.predict([Task(id=7, data=data)], predictor.plan(config), Priority.OPENED)
+    (outcome,) = predictor.predict([Task(id=7, data=data)], predictor.spec(config), Priority.OPENED)
     assert outcome.prediction is None
     assert words in str(outcome.error)
 
@@ -242,9 +242,9 @@ def test_images_that_are_there_get_their_boxes(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Where one image of several does not exist, the others are answered at their own places, and the lack is told."""
-    plan: Plan = predictor.plan(config)
+    spec: PredictionSpec = predictor.spec(config)
     with caplog.at_level(logging.WARNING):
-        (outcome,) = predictor.predict([Task(id=7, data=data)], plan, Priority.OPENED)
+        (outcome,) = predictor.predict([Task(id=7, data=data)], spec, Priority.OPENED)
     assert outcome.prediction is not None
     assert [(item["to_name"], item.get("item_index")) for item in outcome.prediction["result"]] == places
     assert "task 7: an image is missing" in caplog.text

@@ -39,7 +39,7 @@ _AHEAD = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class PredictionSpec:
     """How one project's tasks are answered.
 
     Attributes:
@@ -59,10 +59,24 @@ class Plan:
     problems: tuple[str, ...]
 
     def parts(self) -> Iterator[tuple[RectangleControl, LabelMatch, float]]:
-        """Control tag, label match and threshold of each control that has at least one label met."""
+        """Control tag, label match and threshold of each control with at least one label that the model knows."""
         for control, match, threshold in zip(self.config.controls, self.matches, self.thresholds, strict=True):
             if not match.is_empty:
                 yield control, match, threshold
+
+    def require_match(self, where: str) -> None:
+        """Raise unless a box can be drawn at all.
+
+        Raises:
+            LabelConfigError: no class of the model meets a label of the project.
+        """
+        if all(match.is_empty for match in self.matches):
+            raise LabelConfigError(
+                "no class of the model meets a label of the project",
+                where=where,
+                got="; ".join(self.problems) or None,
+                hint='rename a label, or add predicted_values="…" to a <Label> with the model\'s class name',
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,43 +128,36 @@ class Predictor:
         self.media = media
         self._threshold = threshold
         self._max_pixels = max_pixels
-        self._plan = functools.lru_cache(maxsize=256)(self._make_plan)
+        self._spec = functools.lru_cache(maxsize=256)(self._make_spec)
 
-    def plan(self, label_config: str, extra_params: ExtraParams | None = None) -> Plan:
+    def spec(self, label_config: str, extra_params: ExtraParams | None = None) -> PredictionSpec:
         """How tasks of a project with this labelling configuration are answered.
 
         Raises:
             LabelConfigError: malformed, or nothing in it that a detector could fill.
         """
-        return self._plan(label_config, extra_params or ExtraParams())
+        return self._spec(label_config, extra_params or ExtraParams())
 
-    def predict(self, tasks: Sequence[Task], plan: Plan, priority: Priority) -> Iterator[Outcome]:
+    def predict(self, tasks: Sequence[Task], spec: PredictionSpec, priority: Priority) -> Iterator[Outcome]:
         """One outcome per task, in order. A few images are read and decoded ahead of the network."""
-        ahead: deque[tuple[Task, Callable[[], Outcome]]] = deque()
+        ahead: deque[Callable[[], Outcome]] = deque()
         for task in tasks:
-            ahead.append((task, self._begin(task, plan, priority)))
+            ahead.append(self.begin(task, spec, priority))
             if len(ahead) > _AHEAD:
-                yield self._settle(*ahead.popleft())
+                yield ahead.popleft()()
         while ahead:
-            yield self._settle(*ahead.popleft())
+            yield ahead.popleft()()
 
-    def begin(self, task: Task, plan: Plan, priority: Priority) -> Callable[[], Outcome]:
+    def begin(self, task: Task, spec: PredictionSpec, priority: Priority) -> Callable[[], Outcome]:
         """Read and decode a task's images and ask for their detections; calling what is returned waits for them."""
-        wait = self._begin(task, plan, priority)
-        return lambda: self._settle(task, wait)
+        try:
+            pending = self._request(task, spec, priority)
+        except SpicaError as error:
+            failed = _failed(task, error)
+            return lambda: failed
+        return lambda: self._answer(task, spec, pending, _usual)
 
-    def with_media(self, media: Media) -> Predictor:
-        """The same model, images read in another way."""
-        return Predictor(
-            model_id=self.model_id,
-            classes=self.classes,
-            engine=self.engine,
-            media=media,
-            threshold=self._threshold,
-            max_pixels=self._max_pixels,
-        )
-
-    def suggest(self, task: Task, plan: Plan, context: Mapping[str, Any]) -> Outcome:
+    def suggest(self, task: Task, spec: PredictionSpec, context: Mapping[str, Any]) -> Outcome:
         """Answer a person who has drawn a rectangle or a point, from the raw detections down to the floor score.
 
         An image seen before is not run through the network again. Without a drawing, the usual answer.
@@ -168,46 +175,35 @@ class Predictor:
                 item_index=view.item_index,
             )
 
-        def settle() -> Outcome:
-            return self._answer(task, plan, self._look(task, plan, Priority.INTERACTIVE), suggested)
+        try:
+            pending = self._request(task, spec, Priority.INTERACTIVE)
+        except SpicaError as error:
+            return _failed(task, error)
+        return self._answer(task, spec, pending, suggested)
 
-        return self._settle(task, settle)
+    def with_media(self, media: Media) -> Predictor:
+        """The same model, images read in another way."""
+        other = copy.copy(self)
+        other.media = media
+        return other
 
-    # --- the steps -------------------------------------------------------------------------------------------------
-
-    def _make_plan(self, label_config: str, extra_params: ExtraParams) -> Plan:
+    def _make_spec(self, label_config: str, extra_params: ExtraParams) -> PredictionSpec:
         config = parse_label_config(label_config)
         matches = tuple(match_labels(self.classes, control) for control in config.controls)
         thresholds = tuple(effective_threshold(self._threshold, extra_params, control) for control in config.controls)
         unmet = [match.explain() for match in matches if match.unmatched_classes or match.is_empty]
         problems = (*config.problems, *unmet)
-        for problem in problems:  # the plan is cached, so this is said once
+        for problem in problems:  # the answer is cached, so each is logged once
             logger.warning("%s", problem)
         version = serving_version(self.model_id, config, matches, thresholds)
-        return Plan(label_config, config, matches, thresholds, version, problems)
+        return PredictionSpec(label_config, config, matches, thresholds, version, problems)
 
-    def _begin(self, task: Task, plan: Plan, priority: Priority) -> Callable[[], Outcome]:
-        """Read, decode and submit now; what is returned waits for the network and makes the answer."""
-        try:
-            pending = self._look(task, plan, priority)
-        except SpicaError as error:
-            failed = _failed(task, error)
-            return lambda: failed
-        return lambda: self._answer(task, plan, pending, _usual)
-
-    def _look(self, task: Task, plan: Plan, priority: Priority) -> dict[str, Future[Seen]]:
+    def _request(self, task: Task, spec: PredictionSpec, priority: Priority) -> dict[str, Future[Seen]]:
         """The detections to come, by address of the image."""
-        if all(match.is_empty for match in plan.matches):
-            raise LabelConfigError(
-                "no class of the model meets a label of the project",
-                where=f"task {task.id}",
-                expected=f"labels for {self._named_classes()}",
-                got="; ".join(", ".join(tag.value for tag in control.labels) for control in plan.config.controls),
-                hint='rename a label, or add predicted_values="…" to a <Label> with the model\'s class name',
-            )
+        spec.require_match(f"task {task.id}")
         pending: dict[str, Future[Seen]] = {}
         lacking: list[RectangleControl] = []
-        for control, _, _ in plan.parts():
+        for control, _, _ in spec.parts():
             places = image_places(task, control)
             for uri in places:
                 if uri is not None and uri not in pending:
@@ -231,47 +227,32 @@ class Predictor:
         nbytes = decoded_bytes(data, where=where, max_pixels=limit)
         return self.engine.submit_decoded(lambda: decode(data, where=where, max_pixels=limit), nbytes, priority)
 
-    def _settle(self, task: Task, wait: Callable[[], Outcome]) -> Outcome:
-        try:
-            outcome = wait()
-        except SpicaError as error:
-            outcome = _failed(task, error)
-        if outcome.error is not None:
-            logger.warning("task %s: %s", task.id, outcome.error.summary)
-        return outcome
-
     def _answer(
-        self,
-        task: Task,
-        plan: Plan,
-        pending: Mapping[str, Future[Seen]],
-        regions_of: Callable[[View], list[dict[str, Any]]],
+        self, task: Task, spec: PredictionSpec, pending: Mapping[str, Future[Seen]], regions_of: RegionsOf
     ) -> Outcome:
-        result: list[dict[str, Any]] = []
-        raw_max = 0.0
-        for view in _views(task, plan, {uri: future.result() for uri, future in pending.items()}):
-            raw_max = max(raw_max, view.highest)
-            result += regions_of(view)
-        problems = regions.check_result(plan.label_config, result)
-        if problems:
-            raise LabelStudioError(
-                "the answer does not fit the labelling configuration",
-                where=f"task {task.id}",
-                got="; ".join(problems[:3]),
-                hint="this is a fault of Spica's; please report it with the labelling configuration",
-            )
+        try:
+            seen_by_uri = {uri: future.result() for uri, future in pending.items()}
+            views = list(_views(task, spec, seen_by_uri))
+            result = [region for view in views for region in regions_of(view)]
+            problems = regions.check_result(spec.label_config, result)
+            if problems:
+                raise LabelStudioError(
+                    "the answer does not fit the labelling configuration",
+                    where=f"task {task.id}",
+                    got="; ".join(problems[:3]),
+                    hint="this is a fault of Spica's; please report it with the labelling configuration",
+                )
+        except SpicaError as error:
+            return _failed(task, error)
         # A Rectangle and its Labels share an id and are one box.
         scores = {item["id"]: float(item["score"]) for item in result}
-        score = regions.prediction_score(list(scores.values()), raw_max)
-        return Outcome(task.id, regions.prediction(result, score, plan.version), None, len(scores))
-
-    def _named_classes(self) -> str:
-        names = [name or f"class {number}" for number, name in enumerate(self.classes, start=1)]
-        return ", ".join(names)
+        score = regions.prediction_score(list(scores.values()), max((view.highest for view in views), default=0.0))
+        return Outcome(task.id, regions.prediction(result, score, spec.version), None, len(scores))
 
 
 def _failed(task: Task, error: SpicaError) -> Outcome:
     """Without the frames in which the error was raised: they hold the image's bytes, and failures are kept."""
+    logger.warning("task %s: %s", task.id, error.summary)
     return Outcome(task.id, None, copy.copy(error))
 
 
@@ -301,8 +282,11 @@ class View:
         return max(met, default=0.0)
 
 
-def _views(task: Task, plan: Plan, seen_by_uri: Mapping[str, Seen]) -> Iterator[View]:
-    for control, match, threshold in plan.parts():
+RegionsOf = Callable[[View], list[dict[str, Any]]]
+
+
+def _views(task: Task, spec: PredictionSpec, seen_by_uri: Mapping[str, Seen]) -> Iterator[View]:
+    for control, match, threshold in spec.parts():
         for index, uri in enumerate(image_places(task, control)):
             if uri is not None:
                 yield View(control, match, threshold, seen_by_uri[uri], index if control.image_list else None)
