@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spica.boxes import Detections
+from spica.detectors.contract import Precision
 from spica.detectors.load import load_detector
-from spica.detectors.precision import Arithmetic, machine
+from spica.detectors.openvino import machine
 from spica.evaluation.bootstrap import difference, draws
 from spica.evaluation.coco import evaluate
 from spica.evaluation.matching import match_all
@@ -45,7 +46,7 @@ def photographs(data: Path, part: str, folders: Sequence[str] = FOLDERS) -> Phot
 
 
 def answers(
-    version: ModelVersion, precision: Arithmetic, seen: Photographs, *, say: Callable[[str], None]
+    version: ModelVersion, precision: Precision, seen: Photographs, *, say: Callable[[str], None]
 ) -> list[Detections]:
     """What a version finds in the photographs, computed in one arithmetic."""
     detector = load_detector(version, device="cpu", serving=Serving(precision=precision, why="measured"))
@@ -69,7 +70,7 @@ def measure(version: ModelVersion, seen: Photographs, *, most: int, say: Callabl
     if most:
         step = max(1, len(seen.paths) // most)
         seen = Photographs(seen.paths[::step], seen.truths[::step])
-    ways: list[Arithmetic] = [way for way in ("f32", "bf16", "int8") if way in machine().has]
+    ways: list[Precision] = [way for way in ("f32", "bf16", "int8") if way in machine().has]
     found = {
         way: answers(version, way, seen, say=say) for way in ways if way != "int8" or "int8" in version.card.precisions
     }

@@ -29,7 +29,7 @@ from spica.demo.field import render_field
 from spica.detectors.card import read_card
 from spica.detectors.contract import Detector
 from spica.detectors.openvino import OpenVINODetector
-from spica.detectors.tiling import seen_by, tiled, windows
+from spica.detectors.tiling import tiled, windows
 from spica.evaluation.matching import match
 from spica.evaluation.truth import Truth
 from spica.training.footprint import peak_memory_bytes
@@ -90,15 +90,15 @@ def without_seams(detector: Detector, image: NDArray[np.uint8], cells: Sequence[
     return Detections(boxes[order], scores[order], np.zeros(len(order), np.int64))
 
 
-def demonstration() -> tuple[OpenVINODetector, int]:
-    """The demonstration's detector, and the longer side in pixels to which it shrinks an image."""
+def demonstration() -> OpenVINODetector:
+    """The demonstration's detector."""
     card = read_card(model_folder())
-    return OpenVINODetector(model_folder() / card.graph, card.classes), seen_by(card.architecture)
+    return OpenVINODetector(model_folder() / card.graph, card.classes)
 
 
-def ways(detector: Detector, sees: int) -> dict[str, Way]:
+def ways(detector: Detector) -> dict[str, Way]:
     """By name; those of supervision only where it is installed."""
-    ours = tiled(detector, tile=TILE, overlap=OVERLAP, sees=sees)
+    ours = tiled(detector, tile=TILE, overlap=OVERLAP)
     found: dict[str, Way] = {"Spica": lambda image: ours.detect([image])[0]}
     if importlib.util.find_spec("supervision") is not None:
         found["supervision, as it comes"] = _sliced(detector)
@@ -173,8 +173,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    detector, sees = demonstration()
-    known = ways(detector, sees)
+    detector = demonstration()
+    known = ways(detector)
     if given.memory_of:
         image, _, _ = scene(large=True)
         detector.detect([image[:TILE, :TILE]])  # what the network itself takes is not the tiles'

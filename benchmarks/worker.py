@@ -68,6 +68,7 @@ class FreeDetector:
     """Three boxes on every image, for nothing."""
 
     classes = ("spike",)
+    input_size = 1333
 
     def __init__(self) -> None:
         boxes = [(10, 10, 60, 50), (100, 40, 140, 90), (60, 60, 90, 95)]
@@ -97,6 +98,11 @@ class TimedDetector:
     def classes(self) -> tuple[str, ...]:
         """Of the network."""
         return self._detector.classes
+
+    @property
+    def input_size(self) -> int:
+        """Of the network."""
+        return self._detector.input_size
 
     def detect(self, images: Sequence[RGBImage]) -> list[Detections]:
         """The network's answers."""

@@ -105,6 +105,7 @@ class OneBox:
     """A detector that finds the same box in every image."""
 
     classes = ("spike",)
+    input_size = 1333
 
     def detect(self, images: Sequence[RGBImage]) -> list[Detections]:
         """One box in the upper left of each image."""

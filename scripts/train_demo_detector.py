@@ -238,7 +238,7 @@ def export(detector: network.DemoDetector, path: Path, example: NDArray[np.uint8
 
 def served(path: Path, threads: int) -> Detect:
     """The exported graph as it is served: by OpenVINO, in float32."""
-    from spica.detectors.runtime import openvino_core
+    from spica.detectors.openvino import openvino_core
 
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
     compiled = openvino_core().compile_model(path, "CPU", settings)

@@ -26,8 +26,9 @@ def detections(*boxes: tuple[float, float, float, float, float], class_id: int =
 class ScriptedDetector:
     """The same answer for every image; a wholly black image makes it fail; ``go`` can hold it."""
 
-    def __init__(self, answer: Detections, classes: tuple[str, ...] = ("spike",)) -> None:
+    def __init__(self, answer: Detections, classes: tuple[str, ...] = ("spike",), input_size: int = 1333) -> None:
         self.classes = classes
+        self.input_size = input_size
         self.answer = answer
         self.calls = 0
         self.begun = threading.Event()

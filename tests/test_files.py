@@ -19,7 +19,7 @@ AS_ANYBODY = """
 import os, stat, sys
 from pathlib import Path
 from spica import files
-from spica.detectors import compile_cache
+from spica.detectors import openvino
 from spica.models import space
 if hasattr(os, "geteuid") and os.geteuid() == 0:  # nothing is read-only to root
     os.setgid(int(sys.argv[2]))
@@ -45,7 +45,7 @@ files.remove(read_only(parent / "removed"))
 files.discard(read_only(parent / "discarded"))
 with files.scratch(parent) as aside:
     read_only(aside / "left")
-assert compile_cache.compiled(compile_with, parent / "1.0") == "model"
+assert openvino.cached(compile_with, parent / "1.0") == "model"
 version = parent / "data" / "models" / "a-1"
 version.mkdir(parents=True)
 read_only(parent / "data" / "cache" / "a-1-00000000")

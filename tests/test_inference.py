@@ -32,6 +32,7 @@ class ScriptedDetector:
     """Answers with a score made of the image's first pixel; remembers what it was asked; waits when told to."""
 
     classes = ("spike",)
+    input_size = 1333
 
     def __init__(self) -> None:
         self.asked: list[int] = []

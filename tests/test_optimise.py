@@ -22,7 +22,7 @@ from spica.demo import model_folder
 from spica.demo.field import Field, render_field
 from spica.detectors.card import CARD, check_files, read_card
 from spica.detectors.load import load_detector
-from spica.detectors.precision import machine
+from spica.detectors.openvino import machine
 from spica.detectors.quantisation import quantise
 from spica.detectors.ultralytics import YOLO
 from spica.errors import DataSetError, ModelUnavailableError, StorageError, UsageError, WeightsError
@@ -130,7 +130,7 @@ def spoiled(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An int8 form that rounds far too coarsely is made."""
 
     def spoil(graph: Path, target: Path, images: Sequence[Path], **_: object) -> dict[str, Any]:
-        from spica.detectors.runtime import openvino_core
+        from spica.detectors.openvino import openvino_core
 
         model = openvino_core().read_model(good)
         import openvino

@@ -57,6 +57,7 @@ class PatientDetector:
     """One box, as wide as the colour of the image says; begins once so many bytes of images are alive."""
 
     classes = ("spike",)
+    input_size = 1333
 
     def __init__(self, reached: threading.Event) -> None:
         self._reached = reached

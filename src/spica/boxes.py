@@ -8,6 +8,7 @@ stores it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +17,9 @@ Float32Array = NDArray[np.float32]
 Int64Array = NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Detections:
-    """What a detector saw in one image. Zero boxes is a normal answer.
+    """A detector's boxes in one image. Zero boxes is a normal answer.
 
     Attributes:
         boxes_xyxy: float32 (N, 4), pixels of the oriented image.
@@ -42,9 +43,13 @@ class Detections:
             class_ids=np.zeros((0,), np.int64),
         )
 
-    def where(self, keep: NDArray[np.bool_]) -> Detections:
-        """The detections at which ``keep``, bool (N,), is true, in the same order."""
+    def where(self, keep: NDArray[np.bool_] | NDArray[np.integer[Any]]) -> Detections:
+        """The detections at which ``keep``, bool (N,), is true, or at the positions ``keep``, int (M,)."""
         return Detections(self.boxes_xyxy[keep], self.scores[keep], self.class_ids[keep])
+
+    def best(self, limit: int) -> Detections:
+        """By descending score, at most ``limit``; equal scores keep their order."""
+        return self.where(np.argsort(-self.scores, kind="stable")[:limit])
 
     @property
     def nbytes(self) -> int:

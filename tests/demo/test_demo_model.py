@@ -19,7 +19,7 @@ from spica.boxes import Detections, iou_xyxy
 from spica.demo import model_folder
 from spica.demo.field import DEMO_FIRST_SEED, Field, render_field
 from spica.detectors.contract import checked
-from spica.detectors.runtime import openvino_core
+from spica.detectors.openvino import openvino_core
 
 REPOSITORY = Path(__file__).parents[2]
 FRESH_SEED = 400_000

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from spica.detectors.cleaning import cleaned, widened
 from spica.detectors.contract import checked
+from spica.detectors.postprocess import pad_extreme_aspect, postprocess
 
 ANY_FLOAT = st.floats(width=32) | st.floats(-50, 150, width=32)
 
@@ -19,7 +19,7 @@ def test_any_output_is_brought_within_the_contract(count: int, data: st.DataObje
     boxes = data.draw(arrays(np.float32, (count, 4), elements=ANY_FLOAT))
     scores = data.draw(arrays(np.float32, (count,), elements=ANY_FLOAT))
     labels = data.draw(arrays(np.int64, (count,), elements=st.integers(0, 3)))
-    answer = cleaned(boxes, labels, scores, width=100, height=50)
+    answer = postprocess(boxes, labels, scores, width=100, height=50)
     checked(answer, classes=3, width=100, height=50, detector="any")
 
 
@@ -39,14 +39,14 @@ def test_any_output_is_brought_within_the_contract(count: int, data: st.DataObje
 )
 def test_what_is_kept(box: tuple[float, ...], label: int, score: float, kept: tuple[float, ...] | None) -> None:
     """A box is clipped to the image; one without area, sense or class is dropped."""
-    answer = cleaned(np.array([box], np.float32), np.array([label]), np.array([score]), width=100, height=50)
+    answer = postprocess(np.array([box], np.float32), np.array([label]), np.array([score]), width=100, height=50)
     assert [tuple(found) for found in answer.boxes_xyxy.tolist()] == ([kept] if kept else [])
 
 
 def test_the_best_comes_first_and_classes_count_from_zero() -> None:
     """Boxes come by descending score, equal scores in their order, labels one lower."""
     boxes = np.array([[0, 0, n, n] for n in (1, 2, 3, 4)], np.float32)
-    answer = cleaned(boxes, np.array([1, 2, 3, 1]), np.array([0.2, 0.9, 0.2, 0.9]), width=10, height=10)
+    answer = postprocess(boxes, np.array([1, 2, 3, 1]), np.array([0.2, 0.9, 0.2, 0.9]), width=10, height=10)
     assert answer.boxes_xyxy[:, 2].tolist() == [2, 4, 1, 3]
     assert answer.class_ids.tolist() == [1, 0, 0, 2]
 
@@ -64,7 +64,7 @@ def test_the_best_comes_first_and_classes_count_from_zero() -> None:
 def test_strips_are_widened(size: tuple[int, int], wider: tuple[int, int]) -> None:
     """Only what is more than a thousand times as long as wide is made wider, by repeating its last line."""
     image = np.arange(size[0] * size[1] * 3, dtype=np.uint32).astype(np.uint8).reshape(*size, 3)
-    got = widened(image)
+    got = pad_extreme_aspect(image)
     assert got.shape == (*wider, 3)
     assert np.array_equal(got[: size[0], : size[1]], image)
     assert np.array_equal(got[-1, -1], image[-1, -1])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from spica.detectors.compile_cache import compiled
+from spica.detectors.openvino import cached
 
 
 class Runtime:
@@ -32,7 +32,7 @@ class Runtime:
 def test_the_second_time_comes_from_the_cache(tmp_path: Path) -> None:
     """What was compiled once is taken from the folder, and nothing else lies beside it."""
     runtime = Runtime()
-    assert [compiled(runtime, tmp_path / "m" / "1.0") for _ in range(2)] == ["model", "model"]
+    assert [cached(runtime, tmp_path / "m" / "1.0") for _ in range(2)] == ["model", "model"]
     assert runtime.calls == ["compiled", "from cache"]
     assert [path.name for path in (tmp_path / "m").iterdir()] == ["1.0"]
 
@@ -50,11 +50,11 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 def test_a_damaged_cache_is_made_again(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     """A cache that is not what was written is never given to the runtime."""
     runtime, folder = Runtime(), tmp_path / "1.0"
-    compiled(runtime, folder)
+    cached(runtime, folder)
     DAMAGES[damage](folder)
     with caplog.at_level(logging.WARNING):
-        compiled(runtime, folder)
-    compiled(runtime, folder)
+        cached(runtime, folder)
+    cached(runtime, folder)
     assert runtime.calls == ["compiled", "compiled", "from cache"]
     assert "damaged" in caplog.text
 
@@ -62,7 +62,7 @@ def test_a_damaged_cache_is_made_again(tmp_path: Path, damage: str, caplog: pyte
 def test_a_cache_that_the_runtime_refuses_is_done_without(tmp_path: Path) -> None:
     """A runtime that fails on its cache works without it."""
     runtime = Runtime(refuses_cache=True)
-    assert compiled(runtime, tmp_path / "1.0") == "model"
+    assert cached(runtime, tmp_path / "1.0") == "model"
     assert runtime.calls == ["without cache"]
 
 
@@ -70,19 +70,19 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
     """A file where the folder should be is no failure."""
     (tmp_path / "file").write_bytes(b"")
     runtime = Runtime()
-    assert compiled(runtime, tmp_path / "file" / "1.0") == "model"
+    assert cached(runtime, tmp_path / "file" / "1.0") == "model"
     assert runtime.calls == ["without cache"]
 
 
 def test_other_runtimes_caches_are_removed(tmp_path: Path) -> None:
     """The cache that an earlier version of the runtime wrote does not stay."""
     for version in ("1.0", "2.0"):
-        compiled(Runtime(), tmp_path / version)
+        cached(Runtime(), tmp_path / version)
     assert [path.name for path in tmp_path.iterdir()] == ["2.0"]
 
 
 def test_other_arithmetics_of_the_same_runtime_stay(tmp_path: Path) -> None:
     """Several forms of a model are kept at once; those of another version of the runtime all go."""
     for name in ("1.0_f32", "1.0_bf16", "2.0_f32", "2.0_int8"):
-        compiled(Runtime(), tmp_path / name)
+        cached(Runtime(), tmp_path / name)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2.0_f32", "2.0_int8"]

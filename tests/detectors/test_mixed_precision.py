@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from spica.bench.untrained import spread_state_dict
-from spica.detectors.torchvision import TorchvisionDetector
+from spica.detectors.torch_gpu import TorchDetector
 from spica.detectors.verification import rendered_images
 
 torch = pytest.importorskip("torch", reason="needs the extra spica[train]")
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.torch
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator  # noqa: E402 - only where it is installed
 from torchvision.models.detection.ssd import SSD  # noqa: E402
 
-from spica.detectors.mixed_precision import compute_in_bf16  # noqa: E402
+from spica.detectors.torch_gpu import compute_in_bf16  # noqa: E402
 
 SIDES = np.array([3203, 2401])
 
@@ -74,8 +74,8 @@ def test_boxes_of_16_bits_lie_between_its_numbers(family: str) -> None:
 def test_the_detector_computes_no_boxes_in_16_bits(tmp_path: Path) -> None:
     """The same through what the server asks, told to compute in 16 bits."""
     torch.save(spread_state_dict("ssdlite320_mobilenet_v3_large"), tmp_path / "w.pth")
-    detector = TorchvisionDetector(
-        tmp_path / "w.pth", ("a",), norm_eps=None, score_floor=0.05, max_detections=100, device="cpu", half=True
+    detector = TorchDetector(
+        tmp_path / "w.pth", ("a",), norm_eps=None, score_floor=0.05, max_detections=100, device="cpu", bf16=True
     )
     far = beyond_1024(detector.detect([photograph()])[0].boxes_xyxy)
     assert len(far) > 20

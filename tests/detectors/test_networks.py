@@ -23,7 +23,7 @@ from spica.detectors.contract import RGBImage
 from spica.detectors.convert import _save, _set_floor, _torch_answer
 from spica.detectors.openvino import OpenVINODetector
 from spica.detectors.scaled_size import ScaledSize
-from spica.detectors.torchvision import TorchvisionDetector
+from spica.detectors.torch_gpu import TorchDetector
 from spica.detectors.verification import Comparison, compare, rendered_images
 from spica.errors import WeightsError
 from weights_builder import MAX_DETECTIONS
@@ -156,10 +156,10 @@ def test_strips_are_not_shrunk_to_nothing(image: RGBImage, exported: Any, tmp_pa
         assert (found.boxes_xyxy <= [image.shape[1], image.shape[0]] * 2).all()
 
 
-def detector(network: Exported, architecture: str, folder: Path, **options: Any) -> TorchvisionDetector:
+def detector(network: Exported, architecture: str, folder: Path, **options: Any) -> TorchDetector:
     """The detector for CUDA, here on the CPU."""
     torch.save(network.state_dict, folder / "w.pth")
-    return TorchvisionDetector(
+    return TorchDetector(
         folder / "w.pth",
         CLASSES,
         architecture=architecture,
@@ -301,7 +301,7 @@ def test_batches_answer_as_single_images(
     alone = detector(network, SMALL, tmp_path).detect(images)
     together = detector(network, SMALL, tmp_path, batch=3)
     given: list[int] = []
-    answers = together._answers
+    answers = together._forward
 
     def counted(images: Any) -> Any:
         given.append(len(images))
@@ -309,7 +309,7 @@ def test_batches_answer_as_single_images(
             raise torch.OutOfMemoryError
         return answers(images)
 
-    monkeypatch.setattr(together, "_answers", counted)
+    monkeypatch.setattr(together, "_forward", counted)
     for got, expected in zip(together.detect(images), alone, strict=True):
         assert len(expected) > 0
         np.testing.assert_allclose(got.boxes_xyxy, expected.boxes_xyxy, atol=0.05)
@@ -320,7 +320,7 @@ def test_batches_answer_as_single_images(
 def test_half_precision_keeps_the_contract(exported: Any, tmp_path: Path) -> None:
     """In 16 bits the detector for CUDA, here on the CPU, finds most of the boxes of 32 bits."""
     network = exported(SMALL)
-    half = detector(network, SMALL, tmp_path, half=True)
+    half = detector(network, SMALL, tmp_path, bf16=True)
     (got,), expected = half.detect([photograph()]), _torch_answer(network.model, photograph())
     assert got.scores.dtype == got.boxes_xyxy.dtype == np.float32
     assert abs(len(got) - len(expected)) <= 0.3 * len(expected)

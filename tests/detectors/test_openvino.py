@@ -18,7 +18,7 @@ from spica.detectors.contract import Detector, RGBImage
 from spica.detectors.convert import _set_floor
 from spica.detectors.load import load_detector
 from spica.detectors.openvino import OpenVINODetector
-from spica.detectors.torchvision import TorchvisionDetector
+from spica.detectors.torch_gpu import TorchDetector
 from spica.detectors.verification import MAX_BOX_PX, MAX_SCORE, compare
 from spica.errors import WeightsError
 from weights_builder import MAX_DETECTIONS, NORM_EPS, Prepared
@@ -35,9 +35,9 @@ def served(tutorial: Prepared) -> Detector:
 
 
 @pytest.fixture(scope="module")
-def torch_detector(tutorial: Prepared) -> TorchvisionDetector:
+def torch_detector(tutorial: Prepared) -> TorchDetector:
     """The network in torch."""
-    return TorchvisionDetector(
+    return TorchDetector(
         tutorial.weights,
         ("",),
         norm_eps=NORM_EPS,
@@ -107,7 +107,7 @@ def test_the_scores_of_the_test_weights_are_spread(served: Detector) -> None:
     assert found.scores.max() > 0.8
 
 
-def test_torch_itself_answers_the_same(served: Detector, torch_detector: TorchvisionDetector) -> None:
+def test_torch_itself_answers_the_same(served: Detector, torch_detector: TorchDetector) -> None:
     """The detector for CUDA, here on the CPU, gives the answers of the one for the CPU."""
     images = [noise(60, 700), noise(3, 4000)]
     for expected, got in zip(torch_detector.detect(images), served.detect(images), strict=True):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import platform
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,14 +19,13 @@ from PIL import Image
 from spica.boxes import Detections
 from spica.demo import model_folder
 from spica.demo.field import render_field, write_images
-from spica.detectors import precision
+from spica.detectors import openvino
 from spica.detectors.card import CARD, FileEntry, Form, check_files, read_card, record_form
-from spica.detectors.openvino import OpenVINODetector, runnable
-from spica.detectors.precision import REST, Arithmetic, machine
+from spica.detectors.contract import Precision
+from spica.detectors.openvino import REST, OpenVINODetector, compile_graph, load_openvino, machine, openvino_core
 from spica.detectors.quantisation import quantise
 from spica.detectors.quantisation_scope import float_nodes, quantisable_nodes, quantised_consumers
 from spica.detectors.quantise import _Photographs, faster
-from spica.detectors.runtime import load_openvino, openvino_core
 from spica.errors import ImageError, StorageError, WeightsError
 from spica.evaluation.matching import match
 from spica.evaluation.truth import Truth
@@ -36,59 +37,46 @@ GRAPH = model_folder() / "model.onnx"
 
 
 class Core:
-    """OpenVINO's core, of a processor with these capabilities."""
+    """OpenVINO's core, of a processor that offers this and computes in this by default."""
 
-    def __init__(self, *offered: str) -> None:
-        self.offered = list(offered)
+    def __init__(self, offered: list[str], default: str) -> None:
+        self.offered, self.default = offered, default
 
     def get_property(self, device: str, name: str) -> Any:
         assert device == "CPU"
         return {"OPTIMIZATION_CAPABILITIES": self.offered, "FULL_DEVICE_NAME": "a processor "}[name]
 
+    def compile_model(self, _model: Any, device: str, config: dict[str, str]) -> Any:
+        assert (device, config) == ("CPU", {"EXECUTION_MODE_HINT": "PERFORMANCE"})
+        return SimpleNamespace(get_property=lambda _: getattr(load_openvino().Type, self.default))
+
 
 @pytest.mark.parametrize(
-    ("offered", "flags", "faster", "expected"),
+    ("offered", "default", "expected"),
     [
-        pytest.param(["FP32"], "", True, {"f32"}, id="nothing but floats"),
-        pytest.param(["FP32", "FP16", "INT8"], "", True, {"f32", "int8"}, id="ARM: float16 is none of ours"),
-        pytest.param(["FP32", "BF16", "INT8"], "avx512f avx512_bf16", False, {"f32", "bf16", "int8"}, id="Zen 4"),
-        pytest.param(["FP32", "BF16", "INT8"], "avx512f amx_bf16", False, {"f32", "bf16", "int8"}, id="AMX"),
-        pytest.param(["FP32", "BF16", "INT8"], "avx512f avx512_vnni", True, {"f32", "int8"}, id="only imitated"),
-        pytest.param(["FP32", "BF16", "INT8"], None, True, {"f32", "bf16", "int8"}, id="no flags, measured faster"),
-        pytest.param(["FP32", "BF16", "INT8"], None, False, {"f32", "int8"}, id="no flags, measured no faster"),
+        pytest.param(["FP32"], "f32", {"f32"}, id="nothing but floats"),
+        pytest.param(["FP32", "FP16", "INT8"], "f16", {"f32", "int8"}, id="ARM: float16 is none of ours"),
+        pytest.param(["FP32", "BF16", "INT8"], "bf16", {"f32", "bf16", "int8"}, id="bfloat16 in hardware"),
+        pytest.param(["FP32", "BF16", "INT8"], "f32", {"f32", "int8"}, id="bfloat16 only imitated"),
     ],
 )
 def test_what_a_machine_has(
-    offered: list[str], flags: str | None, faster: bool, expected: set[str], monkeypatch: pytest.MonkeyPatch
+    offered: list[str], default: str, expected: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """bfloat16 counts only where OpenVINO offers it and the processor, or a measurement, confirms that it is real."""
-    told = frozenset(flags.split()) if flags is not None else None
-    monkeypatch.setattr(precision, "openvino_core", lambda: Core(*offered))
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(precision, "_is_x86", lambda: True)
-    monkeypatch.setattr(precision, "_linux_flags", lambda _: told)
-    monkeypatch.setattr(precision, "_bf16_is_faster", lambda _: faster)
-    found = machine.__wrapped__()
-    assert set(found.has) == expected
-    assert found.processor == "a processor"
+    """bfloat16 counts only where OpenVINO computes in it by default, not where it merely offers it."""
+    monkeypatch.setattr(openvino, "openvino_core", lambda: Core(offered, default))
+    here = machine.__wrapped__()
+    assert set(here.has) == expected
+    assert here.processor == "a processor"
 
 
-def test_flags_are_read_from_the_first_processor(tmp_path: Path) -> None:
-    """Linux tells the flags a processor a paragraph; a file without any, or none at all, tells nothing."""
-    info = tmp_path / "cpuinfo"
-    info.write_text("processor\t: 0\nflags\t\t: fpu avx512_bf16\n\nprocessor\t: 1\nflags\t\t: fpu\n", "utf-8")
-    assert precision._linux_flags(info) == frozenset({"fpu", "avx512_bf16"})
-    info.write_text("processor\t: 0\nFeatures\t: fp asimd\n", "utf-8")
-    assert precision._linux_flags(info) is None
-    assert precision._linux_flags(tmp_path / "missing") is None
-
-
-def test_the_measurement_agrees_with_the_flags() -> None:
-    """Where the flags say that bfloat16 is real, a product of matrices is faster in it; elsewhere it is not taken."""
-    real = "bf16" in machine().has
-    if not real:
-        pytest.skip("this processor has no bfloat16")
-    assert precision._bf16_is_faster(openvino_core())
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64", reason="the processor's flags are Linux' on x86"
+)
+def test_openvinos_default_is_what_the_processor_has() -> None:
+    """Where Linux lists no instructions for bfloat16, it is not among the precisions; where it does, it is."""
+    flags = set(Path("/proc/cpuinfo").read_text("utf-8").partition("flags")[2].partition("\n")[0].split())
+    assert ("bf16" in machine().has) == bool(flags & {"avx512_bf16", "amx_bf16"})
 
 
 # --- what may be quantised
@@ -290,12 +278,12 @@ def share(a: Detections, b: Detections) -> float:
     return float(2 * hits / (len(a) + len(b)))
 
 
-def graph_of(arithmetic: Arithmetic, int8: Path) -> Path:
+def graph_of(arithmetic: Precision, int8: Path) -> Path:
     return int8 if arithmetic == "int8" else GRAPH
 
 
 @pytest.mark.parametrize("arithmetic", ["bf16", "int8"])
-def test_other_arithmetics_find_nearly_the_same(arithmetic: Arithmetic, int8: Path) -> None:
+def test_other_arithmetics_find_nearly_the_same(arithmetic: Precision, int8: Path) -> None:
     """bf16 and int8 show the boxes of f32, and yet not the very same numbers: they are really used."""
     if arithmetic not in machine().has:
         pytest.skip(f"this processor has no {arithmetic}")
@@ -313,11 +301,11 @@ def test_every_arithmetic_has_a_compiled_model_of_its_own(
     """Several are kept at once; each damaged one is noticed and made again, and the answers stay the same."""
     image = render_field(420_101).pixels
 
-    def answer(arithmetic: Arithmetic) -> Detections:
+    def answer(arithmetic: Precision) -> Detections:
         graph = graph_of(arithmetic, int8)
         return OpenVINODetector(graph, ("spike",), cache_dir=tmp_path, precision=arithmetic).detect([image])[0]
 
-    arithmetics: tuple[Arithmetic, ...] = ("f32", "bf16", "int8")
+    arithmetics: tuple[Precision, ...] = ("f32", "bf16", "int8")
     first = {arithmetic: answer(arithmetic) for arithmetic in arithmetics}
     assert len(list(tmp_path.iterdir())) == 3
     with caplog.at_level(logging.WARNING):
@@ -470,7 +458,7 @@ def test_the_rest_is_computed_in_bf16_only_where_that_is_clearly_faster(f32: flo
     ],
 )
 def test_the_graph_says_in_which_arithmetic_its_rest_is_computed(
-    told: str | None, arithmetic: Arithmetic, expected: str
+    told: str | None, arithmetic: Precision, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So it is computed as it was checked, and f32 stays f32 whatever a graph says."""
     model = openvino_core().read_model(GRAPH)
@@ -484,5 +472,6 @@ def test_the_graph_says_in_which_arithmetic_its_rest_is_computed(
         def compile_model(self, _model: Any, _device: str, config: dict[str, str]) -> None:
             asked.append(config)
 
-    runnable(Compiler(), model, GRAPH, threads=0, cache_dir=None, precision=arithmetic)
+    monkeypatch.setattr(openvino, "openvino_core", Compiler)
+    compile_graph(model, GRAPH, threads=0, cache_dir=None, precision=arithmetic)
     assert [config["INFERENCE_PRECISION_HINT"] for config in asked] == [expected]

@@ -19,7 +19,7 @@ def test_loading_openvino_reports_to_nobody() -> None:
         "import multiprocessing.process, sys\n"
         "started = []\n"
         "multiprocessing.process.BaseProcess.start = lambda self: started.append(self)\n"
-        "from spica.detectors.runtime import openvino_core\n"
+        "from spica.detectors.openvino import openvino_core\n"
         "assert openvino_core().available_devices\n"
         "import openvino.tools.ovc.telemetry_utils as used\n"
         "assert used.tm.__name__ == 'openvino.tools.ovc.telemetry_stub', used.tm\n"
@@ -62,7 +62,7 @@ def test_threads_share_one_core() -> None:
     """Also where many ask for it at once and first."""
     _run(
         "import threading\n"
-        "from spica.detectors.runtime import openvino_core\n"
+        "from spica.detectors.openvino import openvino_core\n"
         "cores, all_here = [], threading.Barrier(8)\n"
         "def ask():\n"
         "    all_here.wait()\n"

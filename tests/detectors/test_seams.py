@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from spica.boxes import Detections
-from spica.detectors.seams import View, Window, inside, merged
+from spica.detectors.tiling import View, Window, inside, merge_tiles
 
 WIDTH, HEIGHT = 180, 100
 LEFT: Window = (0, 0, 100, 100)
@@ -143,7 +143,7 @@ def rows(found: Detections) -> list[Row]:
 )
 def test_each_once(views: list[View], expected: list[Row]) -> None:
     """What several windows show of one object becomes one box, the best; different objects stay."""
-    assert rows(merged(views, width=WIDTH, height=HEIGHT, margin=1)) == expected
+    assert rows(merge_tiles(views, width=WIDTH, height=HEIGHT, margin=1)) == expected
 
 
 def test_edges_of_the_image_cut_nothing() -> None:

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from scripted_detector import ScriptedDetector, detections
 from spica.boxes import Detections, Float32Array, clip_xyxy, iou_xyxy
-from spica.detectors.contract import RGBImage
-from spica.detectors.seams import View, merged
-from spica.detectors.tiling import TiledDetector, seen_by, shrunk, tiled, windows
+from spica.detectors.contract import RGBImage, input_size_of
+from spica.detectors.postprocess import shrink
+from spica.detectors.tiling import TiledDetector, View, merge_tiles, tiled, windows
 
 Scene = tuple[Float32Array, NDArray[np.int64]]
 
@@ -31,7 +31,17 @@ class PerfectDetector:
 
     classes = ("a", "b", "c")
 
-    def __init__(self, photo: RGBImage, scene: Scene, *, noise: float = 0, least_px: float = 0, seed: int = 0) -> None:
+    def __init__(
+        self,
+        photo: RGBImage,
+        scene: Scene,
+        *,
+        noise: float = 0,
+        least_px: float = 0,
+        seed: int = 0,
+        input_size: int = 1333,
+    ) -> None:
+        self.input_size = input_size
         self.photo = photo
         self.boxes, self.class_ids = scene
         self.scores = np.linspace(0.9, 0.5, len(self.boxes)).astype(np.float32)
@@ -105,8 +115,8 @@ def test_each_object_once(
     """With a detector that sees what shows, each object of any size is answered once, whole, and none is lost."""
     photo = np.zeros((height, width, 3), np.uint8)
     truth = scene(seed, width, height, count, largest)
-    detector = PerfectDetector(photo, truth)
-    (found,) = TiledDetector(detector, tile=tile, overlap=overlap, sees=1000).detect([photo])
+    detector = PerfectDetector(photo, truth, input_size=1000)
+    (found,) = TiledDetector(detector, tile=tile, overlap=overlap).detect([photo])
     assert same_objects(found, truth, 0.01)
 
 
@@ -120,8 +130,8 @@ def test_objects_that_only_tiles_show(seed: int, overlap: float) -> None:
     boxes = np.column_stack([lefts, tops, lefts + lengths, tops + 8]).astype(np.float32)
     truth = (boxes, np.zeros(17, np.int64))
     photo = np.zeros((620, 620, 3), np.uint8)
-    detector = PerfectDetector(photo, truth, least_px=3)
-    (found,) = TiledDetector(detector, tile=100, overlap=overlap, sees=90).detect([photo])
+    detector = PerfectDetector(photo, truth, least_px=3, input_size=90)
+    (found,) = TiledDetector(detector, tile=100, overlap=overlap).detect([photo])
     assert detector.shapes[0] == (180, 180, 3)
     assert same_objects(found, truth, 0.01)
 
@@ -131,8 +141,8 @@ def test_a_detector_that_errs_by_pixels(seed: int) -> None:
     """With boxes that are off by a pixel or two, and slivers that are not seen, doubles and losses stay rare."""
     photo = np.zeros((1000, 1400, 3), np.uint8)
     boxes, class_ids = apart(scene(seed, 1400, 1000, 400, 300))
-    detector = PerfectDetector(photo, (boxes, class_ids), noise=1.0, least_px=6, seed=seed)
-    (found,) = TiledDetector(detector, tile=256, overlap=0.25, sees=1000).detect([photo])
+    detector = PerfectDetector(photo, (boxes, class_ids), noise=1.0, least_px=6, seed=seed, input_size=1000)
+    (found,) = TiledDetector(detector, tile=256, overlap=0.25).detect([photo])
     large = ((boxes[:, 2:] - boxes[:, :2]) >= 12).all(axis=1)
     overlaps = iou_xyxy(boxes[large], found.boxes_xyxy)
     overlaps[class_ids[large][:, None] != found.class_ids[None, :]] = 0
@@ -168,30 +178,19 @@ def test_an_image_that_fits_into_a_tile(tile: int, height: int, width: int) -> N
 
 
 @pytest.mark.parametrize(
-    ("side", "sees", "looks"),
+    ("side", "input_size", "looks"),
     [
-        pytest.param(1280, 640, 1, id="twice what it sees"),
+        pytest.param(1280, 640, 1, id="twice its input"),
         pytest.param(1281, 640, 1 + 3 * 1, id="a pixel more"),
         pytest.param(2666, 1333, 1, id="twice what torchvision's networks see"),
         pytest.param(2667, 1333, 1 + 4, id="a pixel more than that"),
     ],
 )
-def test_auto(side: int, sees: int, looks: int) -> None:
+def test_auto(side: int, input_size: int, looks: int) -> None:
     """Left to itself it takes tiles where the network would see less than half of the photograph's pixels across."""
-    plain = ScriptedDetector(Detections.empty())
-    tiled(plain, tile="auto", overlap=0.2, sees=sees).detect([np.ones((100, side, 3), np.uint8)])
+    plain = ScriptedDetector(Detections.empty(), input_size=input_size)
+    tiled(plain, tile="auto", overlap=0.2).detect([np.ones((100, side, 3), np.uint8)])
     assert plain.calls == looks
-
-
-def test_a_detector_tells_what_it_sees() -> None:
-    """A detector's own ``sees`` decides where ``auto`` begins."""
-
-    class Near(ScriptedDetector):
-        sees = 100
-
-    plain = Near(Detections.empty())
-    tiled(plain, tile="auto", overlap=0.2).detect([np.ones((100, 201, 3), np.uint8)])
-    assert plain.calls == 1 + 3
 
 
 @pytest.mark.parametrize(
@@ -211,7 +210,7 @@ def test_what_networks_see(architecture: str, longer_side: int) -> None:
 
     transform: Any = build(architecture, 2).transform
     fixed = transform.fixed_size
-    assert seen_by(architecture) == (max(fixed) if fixed is not None else transform.max_size) == longer_side
+    assert input_size_of(architecture) == (max(fixed) if fixed is not None else transform.max_size) == longer_side
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(10, 1000), st.floats(0, 0.5))
@@ -232,8 +231,8 @@ def test_windows_cover_the_image(width: int, height: int, tile: int, overlap: fl
 def test_memory_is_bounded_by_the_tile() -> None:
     """A large photograph is not copied: its tiles are views, its whole is shrunk before it is looked at."""
     photo = np.zeros((6000, 8000, 3), np.uint8)  # 144 MB
-    detector = PerfectDetector(photo, scene(0, 8000, 6000, 50, 500))
-    slow = TiledDetector(detector, tile=1024, overlap=0.2, sees=640)
+    detector = PerfectDetector(photo, scene(0, 8000, 6000, 50, 500), input_size=640)
+    slow = TiledDetector(detector, tile=1024, overlap=0.2)
     tracemalloc.start()
     (found,) = slow.detect([photo])
     _, peak = tracemalloc.get_traced_memory()
@@ -276,7 +275,7 @@ def test_small_boxes_of_the_whole_do_not_count() -> None:
 
     photo = np.zeros((200, 200, 3), np.uint8)
     truth = np.array([[20, 20, 30, 32], [88, 120, 100, 131]], np.float32), np.array([0, 1])
-    (found,) = TiledDetector(Blurred(photo, truth), tile=100, overlap=0.2, sees=90).detect([photo])
+    (found,) = TiledDetector(Blurred(photo, truth, input_size=90), tile=100, overlap=0.2).detect([photo])
     assert same_objects(found, truth, 0.01)
 
 
@@ -284,6 +283,7 @@ class BusyDetector:
     """A thousand boxes anywhere in whatever it is given, the surest before."""
 
     classes = ("a",)
+    input_size = 1333
 
     def __init__(self) -> None:
         self.random = np.random.default_rng(0)
@@ -305,7 +305,7 @@ def test_the_limit_is_the_photographs_and_not_each_tiles(limit: int) -> None:
     photo = np.zeros((600, 800, 3), np.uint8)
     truth = scene(1, 800, 600, 700, 60)
     (found,) = TiledDetector(
-        PerfectDetector(photo, truth), tile=100, overlap=0.2, max_detections=limit, sees=1000
+        PerfectDetector(photo, truth, input_size=1000), tile=100, overlap=0.2, max_detections=limit
     ).detect([photo])
     assert len(found) == min(limit, 700)
     assert same_objects(found, (truth[0][:limit], truth[1][:limit]), 0.01)  # the scene's scores descend
@@ -316,10 +316,10 @@ def test_what_goes_into_merging_is_bounded(monkeypatch: pytest.MonkeyPatch) -> N
     compared: list[int] = []
 
     def counted(views: Sequence[View], **more: Any) -> Detections:
-        compared.append(sum(len(view.found) for view in views))
-        return merged(views, **more)
+        compared.append(sum(len(view.detections) for view in views))
+        return merge_tiles(views, **more)
 
-    monkeypatch.setattr("spica.detectors.tiling.merged", counted)
+    monkeypatch.setattr("spica.detectors.tiling.merge_tiles", counted)
     TiledDetector(BusyDetector(), tile=256, overlap=0.2, max_detections=100).detect(
         [np.zeros((1500, 2000, 3), np.uint8)]
     )
@@ -338,7 +338,7 @@ def test_shrinking_averages() -> None:
     """All pixels count when the whole is shrunk, and nothing is made larger."""
     image = np.zeros((40, 80, 3), np.uint8)
     image[::2] = 200
-    assert (shrunk(image, 20) == 100).all()
-    assert shrunk(image, 20).shape == (10, 20, 3)
-    assert shrunk(image, 80) is image
-    assert shrunk(np.zeros((1, 500, 3), np.uint8), 10).shape == (1, 10, 3)
+    assert (shrink(image, 20) == 100).all()
+    assert shrink(image, 20).shape == (10, 20, 3)
+    assert shrink(image, 80) is image
+    assert shrink(np.zeros((1, 500, 3), np.uint8), 10).shape == (1, 10, 3)

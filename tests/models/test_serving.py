@@ -11,7 +11,7 @@ import pytest
 
 from spica.demo import model_folder
 from spica.detectors.card import Card, FileEntry, Form, record_form
-from spica.detectors.precision import Machine
+from spica.detectors.openvino import Machine
 from spica.errors import UsageError
 from spica.models import serving, store
 from spica.models.serving import Serving, choose, known_card, served_id, wants_check

@@ -14,7 +14,7 @@ from project_keys import ONE
 from simulated_detectors import detect, scenes
 from spica.boxes import Detections
 from spica.detectors.card import read_card
-from spica.detectors.precision import Machine
+from spica.detectors.openvino import Machine
 from spica.errors import WeightsError
 from spica.models import checks, versions
 from spica.models.locks import is_held, writing

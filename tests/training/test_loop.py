@@ -18,7 +18,7 @@ from safetensors.torch import load_file  # noqa: E402 - after the check for torc
 
 from spica.boxes import iou_xyxy  # noqa: E402 - after the check for torch
 from spica.demo.field import render_field  # noqa: E402
-from spica.detectors.torchvision import TorchvisionDetector  # noqa: E402
+from spica.detectors.torch_gpu import TorchDetector  # noqa: E402
 from spica.detectors.weights import inspect  # noqa: E402
 from spica.errors import DataSetError, TrainingError, UsageError  # noqa: E402
 from spica.evaluation.truth import Truth  # noqa: E402
@@ -348,8 +348,8 @@ def test_what_has_learned_answers_in_16_bits_as_in_32(learned: Trained) -> None:
     """On a photograph of 2560 x 1920 pixels the boxes in bfloat16 are those in float32, to a few pixels of that."""
     pixels = render_field(2000, width=320, height=240).pixels.repeat(8, axis=0).repeat(8, axis=1)
     exact, half = (
-        TorchvisionDetector(
-            learned.weights, ("spike",), norm_eps=None, score_floor=0.3, max_detections=100, device="cpu", half=half
+        TorchDetector(
+            learned.weights, ("spike",), norm_eps=None, score_floor=0.3, max_detections=100, device="cpu", bf16=half
         ).detect([pixels])[0]
         for half in (False, True)
     )

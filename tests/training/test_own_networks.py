@@ -7,9 +7,9 @@ torch = pytest.importorskip("torch", reason="needs the extra spica[train]")
 
 from spica.detectors import networks  # noqa: E402 - after the check for torch
 from spica.detectors.architecture import Recognised, recognise  # noqa: E402
-from spica.detectors.cleaning import cleaned  # noqa: E402
+from spica.detectors.openvino import openvino_core  # noqa: E402
 from spica.detectors.own_networks import BUILDERS, FASTER_RCNN_LITE, load_backbone  # noqa: E402
-from spica.detectors.runtime import openvino_core  # noqa: E402
+from spica.detectors.postprocess import postprocess  # noqa: E402
 from spica.detectors.verification import compare, rendered_images  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -72,8 +72,8 @@ def test_the_exported_graph_gives_its_answers() -> None:
         (answer,) = model([pixels])
     got = served(pixels.numpy())
     names = ("boxes", "labels", "scores")
-    expected = cleaned(*(answer[name].numpy() for name in names), width=width, height=height)
-    converted = cleaned(*(np.array(got[name]) for name in names), width=width, height=height)
+    expected = postprocess(*(answer[name].numpy() for name in names), width=width, height=height)
+    converted = postprocess(*(np.array(got[name]) for name in names), width=width, height=height)
     assert len(expected) > 20
     assert compare(expected, converted, floor=0.05, limit=1000).same
 

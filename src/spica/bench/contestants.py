@@ -9,8 +9,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from spica.boxes import Detections
-from spica.detectors.cleaning import cleaned
 from spica.detectors.load import load_detector
+from spica.detectors.postprocess import postprocess
 from spica.detectors.weights import inspect
 from spica.errors import WeightsError
 from spica.images import decode
@@ -160,4 +160,4 @@ class _Tutorial:
         with Image.open(path) as opened:
             width, height = opened.convert("RGB").size
         boxes, labels, scores = (np.array(answer[name].detach()) for name in ("boxes", "labels", "scores"))
-        return cleaned(boxes, labels, scores, width=width, height=height)
+        return postprocess(boxes, labels, scores, width=width, height=height)

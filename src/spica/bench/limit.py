@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from spica.detectors.contract import Precision
 from spica.detectors.networks import build_from
-from spica.detectors.precision import Arithmetic, machine
-from spica.detectors.runtime import load_openvino, openvino_core
+from spica.detectors.openvino import load_openvino, machine, openvino_core
 from spica.detectors.torchvision_export import load_state_dict
 from spica.images import decode
 
@@ -72,7 +72,7 @@ def gflop_per_image(weights: Path, photographs: Sequence[Path]) -> float:
     return float(np.mean(counted))
 
 
-def _request(precision: Arithmetic) -> Any:
+def _request(precision: Precision) -> Any:
     """The chain, compiled as a network is."""
     openvino = load_openvino()
     from openvino import opset13

@@ -102,7 +102,7 @@ def run(
 
 def possible_ways(version: ModelVersion) -> tuple[list[Way], list[str]]:
     """The ways in which a version can be computed here, in the order of the table; and why others can't."""
-    from spica.detectors.precision import machine as arithmetics
+    from spica.detectors.openvino import machine as arithmetics
 
     ways: list[Way] = []
     notes = []

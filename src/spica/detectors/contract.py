@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,28 @@ from spica.errors import DetectorContractError
 
 RGBImage = NDArray[np.uint8]
 """uint8 (H, W, 3), RGB, already oriented."""
+
+Precision = Literal["f32", "bf16", "int8"]
+"""``f32`` gives torch's own boxes. ``bf16`` keeps 8 of its 24 significant bits. ``int8`` computes the layers that have
+weights in 8-bit integers, in a graph of its own, and the rest in f32, or in bf16 where that was clearly faster when
+the graph was made. Box arithmetic is float32 throughout."""
+
+USUAL_INPUT_SIZE: Final = 1333
+"""Longer side in pixels to which torchvision's larger networks shrink an image (``max_size`` of
+torchvision.models.detection.transform.GeneralizedRCNNTransform)."""
+
+_INPUT_SIZES: Final = {
+    "fasterrcnn_efficientnet_lite0_fpn": 853,
+    "fasterrcnn_mobilenet_v3_large_320_fpn": 640,  # torchvision/models/detection/faster_rcnn.py, max_size
+    "ssdlite320_mobilenet_v3_large": 320,  # torchvision/models/detection/ssdlite.py, size
+    "ssdlite320_mobilenet_v3_large_full_tail": 320,
+    "ssd300_vgg16": 300,  # torchvision/models/detection/ssd.py, size
+}
+
+
+def input_size_of(architecture: str) -> int:
+    """Longer side in pixels to which a network of torchvision's, or of ours, shrinks an image."""
+    return _INPUT_SIZES.get(architecture, USUAL_INPUT_SIZE)
 
 
 class Detector(Protocol):
@@ -24,6 +46,11 @@ class Detector(Protocol):
     @property
     def classes(self) -> tuple[str, ...]:
         """Names by class id; empty strings where the weights carry no names."""
+        ...
+
+    @property
+    def input_size(self) -> int:
+        """Longer side in pixels to which the network shrinks an image: what is smaller there is not seen."""
         ...
 
     def detect(self, images: Sequence[RGBImage]) -> list[Detections]:

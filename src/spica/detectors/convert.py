@@ -22,10 +22,9 @@ import numpy as np
 from spica.boxes import Detections
 from spica.detectors.card import WEIGHTS
 from spica.detectors.child import answer
-from spica.detectors.cleaning import cleaned
 from spica.detectors.contract import RGBImage
-from spica.detectors.openvino import OpenVINODetector
-from spica.detectors.runtime import load_openvino, openvino_core
+from spica.detectors.openvino import OpenVINODetector, load_openvino, openvino_core
+from spica.detectors.postprocess import postprocess
 from spica.detectors.verification import Comparison, compare, rendered_images
 from spica.detectors.weights import GRAPH_FORMAT
 from spica.errors import WeightsError
@@ -180,7 +179,7 @@ def _torch_answer(model: torch.nn.Module, image: RGBImage) -> Detections:
     with torch.inference_mode():
         (answer,) = model([pixels])
     boxes, labels, scores = (answer[name].numpy() for name in ("boxes", "labels", "scores"))
-    return cleaned(boxes, labels, scores, width=image.shape[1], height=image.shape[0])
+    return postprocess(boxes, labels, scores, width=image.shape[1], height=image.shape[0])
 
 
 def _same(

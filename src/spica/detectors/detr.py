@@ -22,10 +22,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from spica.boxes import Float32Array
-from spica.detectors.candidates import Candidates, xyxy_from_cxcywh
+from spica.boxes import Detections, Float32Array
 from spica.detectors.layouts import Foreign, Layout, class_names, picture, sides, too_many_names
 from spica.detectors.onnx_metadata import OnnxSummary, Port
+from spica.detectors.postprocess import xyxy_from_cxcywh
 
 DEPLOYED: Final = "RT-DETR or D-FINE"
 HUGGING_FACE: Final = "RT-DETR or D-FINE (Hugging Face)"
@@ -143,7 +143,7 @@ def _slot_names(metadata: Mapping[str, str]) -> dict[int, str] | None:
 # --- from numbers to boxes
 
 
-def by_logits(boxes_cxcywh: NDArray[Any], logits: NDArray[Any], slots: tuple[int, ...], *, floor: float) -> Candidates:
+def by_logits(boxes_cxcywh: NDArray[Any], logits: NDArray[Any], slots: tuple[int, ...], *, floor: float) -> Detections:
     """``logits`` and ``dets``: every pair of a query and a class whose score is at least ``floor``.
 
     The scores are sigmoids, each class by itself (transformers, RTDetrImageProcessor.post_process_object_detection;
@@ -157,13 +157,13 @@ def by_logits(boxes_cxcywh: NDArray[Any], logits: NDArray[Any], slots: tuple[int
     """
     scores = _sigmoid(logits[0][:, list(slots)])  # (Q, number of classes)
     queries, class_ids = np.nonzero(scores >= floor)
-    return Candidates(xyxy_from_cxcywh(boxes_cxcywh[0][queries]), scores[queries, class_ids], class_ids)
+    return Detections(xyxy_from_cxcywh(boxes_cxcywh[0][queries]), scores[queries, class_ids], class_ids)
 
 
-def deployed(labels: NDArray[Any], boxes: NDArray[Any], scores: NDArray[Any], *, floor: float) -> Candidates:
+def deployed(labels: NDArray[Any], boxes: NDArray[Any], scores: NDArray[Any], *, floor: float) -> Detections:
     """``deployed``: those with a score of at least ``floor``, in pixels of the photograph."""
     likely = scores[0] >= floor
-    return Candidates(
+    return Detections(
         boxes[0][likely].astype(np.float32), scores[0][likely].astype(np.float32), labels[0][likely].astype(np.int64)
     )
 

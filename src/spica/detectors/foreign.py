@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Final
 
 from spica.detectors import detr, ultralytics
 from spica.detectors.card import CARD, GRAPHS, Card
+from spica.detectors.contract import Precision
 from spica.detectors.layouts import Foreign
 from spica.detectors.onnx_metadata import OnnxSummary, Port, read_summary
-from spica.detectors.precision import Arithmetic
 from spica.detectors.refusals import few, shown
 from spica.errors import WeightsError
 
@@ -107,7 +107,7 @@ def open_foreign(
     *,
     threads: int = 0,
     cache_dir: Path | None = None,
-    precision: Arithmetic = "f32",
+    precision: Precision = "f32",
 ) -> ForeignDetector:
     """The detector for a network of others.
 

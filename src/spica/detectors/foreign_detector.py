@@ -12,17 +12,13 @@ from numpy.typing import NDArray
 
 from spica.boxes import Detections
 from spica.detectors import detr, ultralytics
-from spica.detectors.candidates import Candidates, suppressed
-from spica.detectors.cleaning import cleaned
-from spica.detectors.contract import RGBImage, checked
+from spica.detectors.contract import Precision, RGBImage, checked
 from spica.detectors.foreign import recognised
 from spica.detectors.layouts import Foreign, Layout
-from spica.detectors.letterbox import Fit, letterboxed, stretched
 from spica.detectors.onnx_metadata import Port, read_summary
-from spica.detectors.openvino import runnable
-from spica.detectors.precision import Arithmetic
+from spica.detectors.openvino import compile_graph, load_openvino, openvino_core
+from spica.detectors.postprocess import Fit, batched_nms, letterbox, postprocess, stretch
 from spica.detectors.refusals import shown
-from spica.detectors.runtime import load_openvino, openvino_core
 from spica.errors import DetectorContractError, WeightsError
 
 
@@ -51,7 +47,7 @@ class ForeignDetector:
         max_detections: int | None = None,
         threads: int = 0,
         cache_dir: Path | None = None,
-        precision: Arithmetic = "f32",
+        precision: Precision = "f32",
     ) -> None:
         self._classes = classes
         self._floor, self._limit = score_floor, max_detections
@@ -62,7 +58,7 @@ class ForeignDetector:
             model = _of_one_size(core.read_model(graph), network)
             network = recognised(graph, replace(summary, output_ports=_ports(model)))  # whose sizes are known now
             model = _with_photo_input(model, network)
-            made = runnable(core, model, graph, threads=threads, cache_dir=cache_dir, precision=precision)
+            made = compile_graph(model, graph, threads=threads, cache_dir=cache_dir, precision=precision)
             self._request = made.create_infer_request()
             self._threads = int(made.get_property("INFERENCE_NUM_THREADS"))
         except RuntimeError as error:  # the one kind that OpenVINO raises
@@ -94,7 +90,7 @@ class ForeignDetector:
         return self._threads
 
     @property
-    def sees(self) -> int:
+    def input_size(self) -> int:
         """Longer side in pixels to which a photograph is shrunk."""
         return max(self._network.height, self._network.width)
 
@@ -111,10 +107,10 @@ class ForeignDetector:
             feed[network.sizes] = np.array([[width, height]], np.int64)
         self._request.infer(feed)
         found = self._found(fit, width, height)
-        answer = cleaned(found.boxes_xyxy, found.class_ids + 1, found.scores, width=width, height=height)
+        answer = postprocess(found.boxes_xyxy, found.class_ids + 1, found.scores, width=width, height=height)
         return checked(answer, classes=len(self._classes), width=width, height=height, detector=self._name)
 
-    def _found(self, fit: Fit, width: int, height: int) -> Candidates:
+    def _found(self, fit: Fit, width: int, height: int) -> Detections:
         """Boxes in pixels of the photograph, the best ones."""
         layout, floor = self._network.layout, self._floor
         if layout == "deployed":
@@ -126,9 +122,9 @@ class ForeignDetector:
         else:
             found = _DECODERS[layout](self._boxes(), floor=floor)
         limit = self._limit if self._limit is not None else len(found.scores)
-        found = found.take(np.isfinite(found.boxes_xyxy).all(axis=1) & np.isfinite(found.scores))
+        found = found.where(np.isfinite(found.boxes_xyxy).all(axis=1) & np.isfinite(found.scores))
         iou = ultralytics.IOU.get(layout)
-        found = suppressed(found, iou=iou, limit=limit) if iou is not None else found.best(limit)
+        found = batched_nms(found, iou=iou, limit=limit) if iou is not None else found.best(limit)
         return replace(found, boxes_xyxy=_in_photograph(found, layout, fit, width, height))
 
     def _output(self, which: Any) -> NDArray[Any]:
@@ -151,7 +147,7 @@ class ForeignDetector:
         return output
 
 
-Decoder = Callable[..., Candidates]
+Decoder = Callable[..., Detections]
 
 _DECODERS: Final[dict[Layout, Decoder]] = {
     "anchors": ultralytics.by_anchor,
@@ -171,15 +167,15 @@ _SHARES: Final = frozenset[Layout]({"queries", "query rows", "logits", "dets"})
 
 
 def _letterbox(image: RGBImage, height: int, width: int) -> tuple[RGBImage, Fit]:
-    return letterboxed(image, height=height, width=width)
+    return letterbox(image, height=height, width=width)
 
 
 def _stretch(image: RGBImage, height: int, width: int) -> tuple[RGBImage, Fit]:
-    return stretched(image, height=height, width=width, antialias=False)
+    return stretch(image, height=height, width=width, antialias=False)
 
 
 def _shrink(image: RGBImage, height: int, width: int) -> tuple[RGBImage, Fit]:
-    return stretched(image, height=height, width=width, antialias=True)
+    return stretch(image, height=height, width=width, antialias=True)
 
 
 _FITS: Final[dict[Layout, Callable[[RGBImage, int, int], tuple[RGBImage, Fit]]]] = {
@@ -194,12 +190,12 @@ _FITS: Final[dict[Layout, Callable[[RGBImage, int, int], tuple[RGBImage, Fit]]]]
 }
 
 
-def _in_photograph(found: Candidates, layout: Layout, fit: Fit, width: int, height: int) -> NDArray[np.float32]:
+def _in_photograph(found: Detections, layout: Layout, fit: Fit, width: int, height: int) -> NDArray[np.float32]:
     if layout == "deployed":
         return found.boxes_xyxy
     if layout in _SHARES:
         return found.boxes_xyxy * np.array([width, height, width, height], np.float32)
-    return fit.back(found.boxes_xyxy)
+    return fit.undo(found.boxes_xyxy)
 
 
 def _of_one_size(model: Any, network: Foreign) -> Any:

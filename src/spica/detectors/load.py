@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from spica.detectors.card import Card
-from spica.detectors.contract import Detector
-from spica.detectors.openvino import OpenVINODetector
-from spica.detectors.precision import Arithmetic, Machine, machine
+from spica.detectors.contract import Detector, Precision
+from spica.detectors.openvino import Machine, OpenVINODetector, machine
+from spica.detectors.weights import inspect
 from spica.errors import WeightsError
 
 logger = logging.getLogger(__name__)
@@ -49,13 +49,13 @@ class Manner(Protocol):
     """How a version is to be computed (:class:`spica.models.serving.Serving` is one)."""
 
     @property
-    def precision(self) -> Arithmetic:
+    def precision(self) -> Precision:
         """The arithmetic."""
         ...
 
     @property
     def text(self) -> str:
-        """Arithmetic and tiles, and why, for the log."""
+        """Precision and tiles, and why, for the log."""
         ...
 
     @property
@@ -91,32 +91,33 @@ def load_detector(
     detector = _load(version, threads=threads, device=device, precision=precision)
     if serving is None or serving.tile is None:
         return detector
-    from spica.detectors.tiling import seen_by, tiled
+    from spica.detectors.tiling import tiled
 
     return tiled(
         detector,
         tile=serving.tile,
         overlap=serving.overlap,
         max_detections=version.card.max_detections or 1000,
-        sees=seen_by(version.card.architecture),
     )
 
 
-def _load(version: Servable, *, threads: int, device: Device, precision: Arithmetic) -> Detector:
+def _load(version: Servable, *, threads: int, device: Device, precision: Precision) -> Detector:
     card = version.card
     wanted = device == "cuda" or (device == "auto" and precision != "int8" and cuda_available())
     if wanted and version.source is not None and card.norm is not None:
-        from spica.detectors.torchvision import TorchvisionDetector
+        from spica.detectors.torch_gpu import TorchDetector
 
         logger.info("model %s runs on CUDA in %s", card.id, precision)
-        return TorchvisionDetector(
+        info = inspect(version.source, card.architecture)
+        return TorchDetector(
             version.source,
             card.classes,
-            architecture=card.architecture,
+            architecture=info.architecture,
             norm_eps=card.norm_eps,
             score_floor=card.score_floor,
             max_detections=card.max_detections or 1000,
-            half=precision == "bf16",
+            input_size=info.input_size,
+            bf16=precision == "bf16",
         )
     graph = version.folder / _graph(version, precision)
     if card.graph.endswith(".onnx"):
@@ -133,7 +134,7 @@ def _load(version: Servable, *, threads: int, device: Device, precision: Arithme
     )
 
 
-def _graph(version: Servable, precision: Arithmetic) -> str:
+def _graph(version: Servable, precision: Precision) -> str:
     """The file that is run in an arithmetic."""
     if precision != "int8":
         return version.card.graph
@@ -159,7 +160,7 @@ def gpu() -> Machine | None:
         return None
     import torch
 
-    has: set[Arithmetic] = {"f32"}
+    has: set[Precision] = {"f32"}
     if torch.cuda.is_bf16_supported(including_emulation=False):
         has.add("bf16")
     return Machine(torch.cuda.get_device_name(), frozenset(has), "cuda")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from spica.detectors.architecture import FULL_TAIL, Norm, Recognised, eps_is_a_setting, recognise
-from spica.detectors.cleaning import MAX_ASPECT
+from spica.detectors.postprocess import MAX_ASPECT
 from spica.errors import WeightsError
 
 if TYPE_CHECKING:

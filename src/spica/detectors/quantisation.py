@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from spica.detectors.child import ask
-from spica.detectors.tiling import USUALLY_SEEN
+from spica.detectors.contract import USUAL_INPUT_SIZE
 
 MAX_CALIBRATION_IMAGES = 16
 """More tell NNCF hardly anything new about the range of a layer's values, and each costs seconds with a large
@@ -20,7 +20,7 @@ def quantise(
     images: Sequence[Path],
     *,
     max_pixels: int,
-    sees: int = USUALLY_SEEN,
+    sees: int = USUAL_INPUT_SIZE,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Write the int8 form of a graph, calibrated with these photographs; what NNCF did, for the card.

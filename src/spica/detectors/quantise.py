@@ -18,11 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spica.detectors.child import answer
-from spica.detectors.cleaning import widened
-from spica.detectors.openvino import hints
-from spica.detectors.precision import REST, Arithmetic, machine
+from spica.detectors.contract import Precision
+from spica.detectors.openvino import REST, hints, load_openvino, machine, openvino_core
+from spica.detectors.postprocess import pad_extreme_aspect, shrink
 from spica.detectors.quantisation_scope import float_nodes, quantised_consumers
-from spica.detectors.runtime import load_openvino, openvino_core
 from spica.errors import ImageError, WeightsError
 from spica.files import storage_error
 from spica.images import decode
@@ -84,15 +83,15 @@ def quantise(request: dict[str, Any], progress: Callable[[str], None]) -> dict[s
     }
 
 
-def _faster_rest(model: Any, photographs: _Photographs) -> Arithmetic:
+def _faster_rest(model: Any, photographs: _Photographs) -> Precision:
     """The arithmetic for what is not quantised: bf16 where this machine has it and is clearly faster with it."""
     if "bf16" not in machine().has:
         return "f32"
     core = openvino_core()
     given = next(iter(photographs))
-    rests: tuple[Arithmetic, ...] = ("f32", "bf16")
+    rests: tuple[Precision, ...] = ("f32", "bf16")
     requests = {rest: core.compile_model(model, "CPU", hints("int8", rest)).create_infer_request() for rest in rests}
-    times: dict[Arithmetic, float] = dict.fromkeys(rests, float("inf"))
+    times: dict[Precision, float] = dict.fromkeys(rests, float("inf"))
     for _ in range(_LOOKS):  # in turn, so that a busy moment slows both; the first prepares
         for rest, request in requests.items():
             started = time.perf_counter()
@@ -101,7 +100,7 @@ def _faster_rest(model: Any, photographs: _Photographs) -> Arithmetic:
     return faster(times)
 
 
-def faster(times: Mapping[Arithmetic, float]) -> Arithmetic:
+def faster(times: Mapping[Precision, float]) -> Precision:
     """bf16 if its seconds are clearly fewer than those of f32, whose answers are nearer to the network's own."""
     return "bf16" if times["bf16"] * _LEAST_GAIN < times["f32"] else "f32"
 
@@ -129,7 +128,7 @@ class _Photographs:
                 self.left_out.add(path)
                 last = error
                 continue
-            yield {"image": _as_input(_shrunk(pixels, self._most_px))}
+            yield {"image": _as_input(shrink(pixels, self._most_px))}
         if last is not None and len(self.left_out) == len(self._paths):
             raise last
 
@@ -141,21 +140,9 @@ def _content(path: Path) -> bytes:
         raise ImageError("an image file can't be read", where=str(path), got=error.strerror) from error
 
 
-def _shrunk(pixels: NDArray[np.uint8], most_px: int) -> NDArray[np.uint8]:
-    """The image, uint8 (H, W, 3), with its longer side at most so long; the network would shrink it anyway."""
-    import cv2
-
-    height, width = pixels.shape[:2]
-    scale = most_px / max(height, width)
-    if scale >= 1:
-        return pixels
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
-
-
 def _as_input(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """What the graph takes: float32 (3, H, W) in [0, 1]."""
-    return widened(pixels).transpose(2, 0, 1).astype(np.float32) / np.float32(255)
+    return pad_extreme_aspect(pixels).transpose(2, 0, 1).astype(np.float32) / np.float32(255)
 
 
 def _require_nncf() -> Any:

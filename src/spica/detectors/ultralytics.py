@@ -22,9 +22,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from spica.detectors.candidates import Candidates, xyxy_from_cxcywh
+from spica.boxes import Detections
 from spica.detectors.layouts import Foreign, Layout, Names, class_names, literal, picture, sides, too_many_names
 from spica.detectors.onnx_metadata import OnnxSummary
+from spica.detectors.postprocess import xyxy_from_cxcywh
 
 YOLO: Final = "YOLO (Ultralytics)"
 YOLOV5: Final = "YOLOv5"
@@ -118,42 +119,42 @@ def _places(height: int, width: int) -> set[int]:
 # --- from numbers to boxes; each output is float (1, …)
 
 
-def by_anchor(output: NDArray[Any], *, floor: float) -> Candidates:
+def by_anchor(output: NDArray[Any], *, floor: float) -> Detections:
     """``anchors``: the best class of each place whose score is at least ``floor``, in pixels of the input."""
     scores = output[0, 4:]  # (C, N)
     best = scores.max(axis=0)  # (N,)
     likely = np.flatnonzero(best >= floor)
-    return Candidates(
+    return Detections(
         xyxy_from_cxcywh(output[0, :4, likely]),  # (M, 4): the picked axis comes first
         best[likely].astype(np.float32),
         scores[:, likely].argmax(axis=0),
     )
 
 
-def by_objectness(output: NDArray[Any], *, floor: float) -> Candidates:
+def by_objectness(output: NDArray[Any], *, floor: float) -> Detections:
     """``objectness``: as :func:`by_anchor`, the scores being products (yolov5/utils/general.py, the suppression)."""
     likely = output[0][output[0, :, 4] >= floor].astype(np.float32)  # (M, 5 + C); no product is larger
     scores = likely[:, 5:] * likely[:, 4:5]  # (M, C)
-    found = Candidates(xyxy_from_cxcywh(likely[:, :4]), scores.max(axis=1), scores.argmax(axis=1))
-    return found.take(found.scores >= floor)
+    found = Detections(xyxy_from_cxcywh(likely[:, :4]), scores.max(axis=1), scores.argmax(axis=1))
+    return found.where(found.scores >= floor)
 
 
-def by_row(output: NDArray[Any], *, floor: float) -> Candidates:
+def by_row(output: NDArray[Any], *, floor: float) -> Detections:
     """``rows``: those with a score of at least ``floor``; the others are padding too. In pixels of the input."""
     rows = output[0][output[0, :, 4] >= max(floor, np.finfo(np.float32).tiny)].astype(np.float32)  # (M, 6)
-    return Candidates(rows[:, :4], rows[:, 4], np.rint(rows[:, 5]).astype(np.int64))
+    return Detections(rows[:, :4], rows[:, 4], np.rint(rows[:, 5]).astype(np.int64))
 
 
-def by_query(output: NDArray[Any], *, floor: float) -> Candidates:
+def by_query(output: NDArray[Any], *, floor: float) -> Detections:
     """``queries``: the best class of each query whose score is at least ``floor``, in shares of the photograph."""
     best = output[0, :, 4:].max(axis=1)  # (N,)
     likely = output[0][best >= floor]  # (M, 4 + C)
-    return Candidates(
+    return Detections(
         xyxy_from_cxcywh(likely[:, :4]), best[best >= floor].astype(np.float32), likely[:, 4:].argmax(axis=1)
     )
 
 
-def by_query_row(output: NDArray[Any], *, floor: float) -> Candidates:
+def by_query_row(output: NDArray[Any], *, floor: float) -> Detections:
     """``query rows``: those with a score of at least ``floor``, in shares of the photograph."""
     rows = by_row(output, floor=floor)
-    return Candidates(xyxy_from_cxcywh(rows.boxes_xyxy), rows.scores, rows.class_ids)
+    return Detections(xyxy_from_cxcywh(rows.boxes_xyxy), rows.scores, rows.class_ids)

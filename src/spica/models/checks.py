@@ -15,9 +15,9 @@ import numpy as np
 
 from spica.boxes import Detections
 from spica.detectors.card import Form, record_form
-from spica.detectors.contract import Detector
+from spica.detectors.contract import Detector, Precision
 from spica.detectors.load import computed_by, load_detector
-from spica.detectors.precision import Arithmetic, Machine, machine
+from spica.detectors.openvino import Machine, machine
 from spica.errors import ImageError, ModelUnavailableError
 from spica.evaluation.bootstrap import Interval, difference, draws
 from spica.evaluation.coco import Metrics, evaluate
@@ -65,7 +65,7 @@ class Check:
         exact: the run in f32.
     """
 
-    precision: Arithmetic
+    precision: Precision
     run: Run
     agreement: Agreement
     metrics: Metrics | None
@@ -127,13 +127,13 @@ def points(change: float) -> str:
 
 
 def run_all(
-    detectors: Mapping[Arithmetic, Detector],
+    detectors: Mapping[Precision, Detector],
     photographs: Sequence[Path],
     *,
     max_pixels: int,
     progress: Callable[[int], None] | None = None,
     stop: threading.Event | None = None,
-) -> dict[Arithmetic, Run]:
+) -> dict[Precision, Run]:
     """Every detector's answers to every photograph, in turn, so that a busy moment slows all of them.
 
     Args:
@@ -147,7 +147,7 @@ def run_all(
         ImageError: a photograph can't be read.
         ModelUnavailableError: ``stop`` was set.
     """
-    runs: dict[Arithmetic, Run] = {name: Run() for name in detectors}
+    runs: dict[Precision, Run] = {name: Run() for name in detectors}
     for detector in detectors.values():  # the first image pays for preparations
         detector.detect([np.zeros((64, 64, 3), np.uint8)])
     for position, path in enumerate(photographs):
@@ -165,12 +165,12 @@ def run_all(
 
 
 def judge(
-    runs: Mapping[Arithmetic, Run],
+    runs: Mapping[Precision, Run],
     *,
     threshold: float,
     truths: Sequence[Truth] | None = None,
     classes: Sequence[str] = (),
-) -> dict[Arithmetic, Check]:
+) -> dict[Precision, Check]:
     """A check for every arithmetic but f32.
 
     Args:
@@ -183,7 +183,7 @@ def judge(
         UsageError: there is a truth, and the package that computes COCO's metrics is missing.
     """
     exact = runs["f32"]
-    checks: dict[Arithmetic, Check] = {}
+    checks: dict[Precision, Check] = {}
     for name, run in runs.items():
         if name == "f32":
             continue
@@ -237,10 +237,10 @@ def check_bf16(
     return check
 
 
-_UP_ARITHMETICS: Final[tuple[Arithmetic, ...]] = ("f32", "bf16")
+_UP_ARITHMETICS: Final[tuple[Precision, ...]] = ("f32", "bf16")
 
 
-def detector_in(version: ModelVersion, precision: Arithmetic, *, threads: int) -> Detector:
+def detector_in(version: ModelVersion, precision: Precision, *, threads: int) -> Detector:
     """The version's detector in an arithmetic, whole images, on what will serve it."""
     return load_detector(version, threads=threads, device="auto", serving=Serving(precision=precision, why="checked"))
 

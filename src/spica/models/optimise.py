@@ -12,13 +12,11 @@ from typing import Any, Final
 
 from spica.boxes import Detections
 from spica.detectors.card import Card, Form, describe_files, read_card, record_form
-from spica.detectors.contract import Detector
+from spica.detectors.contract import Detector, Precision, input_size_of
 from spica.detectors.foreign import ARCHITECTURES as FOREIGN
 from spica.detectors.load import computed_by, gpu
-from spica.detectors.openvino import OpenVINODetector
-from spica.detectors.precision import Arithmetic, Machine
+from spica.detectors.openvino import Machine, OpenVINODetector
 from spica.detectors.quantisation import MAX_CALIBRATION_IMAGES, quantise
-from spica.detectors.tiling import seen_by
 from spica.detectors.weights import inspect
 from spica.errors import DataSetError, UsageError, WeightsError
 from spica.evaluation.coco import Metrics, evaluate
@@ -59,7 +57,7 @@ class Row:
         check: against f32, None for f32 itself.
     """
 
-    precision: Arithmetic
+    precision: Precision
     run: Run
     metrics: Metrics | None
     check: Check | None
@@ -85,8 +83,8 @@ class Report:
     calibrated: int
     checked: int
     unseen: int
-    installed: tuple[Arithmetic, ...]
-    refused: tuple[Arithmetic, ...]
+    installed: tuple[Precision, ...]
+    refused: tuple[Precision, ...]
     notes: tuple[str, ...]
 
 
@@ -193,7 +191,7 @@ def optimise(
         checked = [path for path in checked if truth is not None or path.exists()]
         runs = _run(version, int8, checked, settings, say)
         rows = _rows(runs, version, truth, settings)
-        passed: list[Arithmetic] = []
+        passed: list[Precision] = []
         for row in rows:
             if row.check is None:
                 continue
@@ -228,7 +226,7 @@ def _why_no_int8(version: ModelVersion, here: Machine) -> str | None:
 def _seen(version: ModelVersion) -> int:
     """Longer side in pixels to which the network shrinks an image, also where it was trained at another size."""
     own = inspect(version.source, version.card.architecture).input_size if version.source is not None else None
-    return max(seen_by(version.card.architecture), *(own or (0,)))
+    return max(input_size_of(version.card.architecture), *(own or (0,)))
 
 
 def _to_check(
@@ -253,9 +251,9 @@ def _run(
     checked: Sequence[Path],
     settings: Settings,
     say: Callable[[str], None],
-) -> dict[Arithmetic, Run]:
+) -> dict[Precision, Run]:
     say("loading the forms")
-    detectors: dict[Arithmetic, Detector] = {"f32": detector_in(version, "f32", threads=settings.threads)}
+    detectors: dict[Precision, Detector] = {"f32": detector_in(version, "f32", threads=settings.threads)}
     if "bf16" in computed_by(version).has:
         detectors["bf16"] = detector_in(version, "bf16", threads=settings.threads)
     if int8 is not None:
@@ -270,7 +268,7 @@ def _run(
 
 
 def _rows(
-    runs: dict[Arithmetic, Run], version: ModelVersion, truth: Sequence[KnownImage] | None, settings: Settings
+    runs: dict[Precision, Run], version: ModelVersion, truth: Sequence[KnownImage] | None, settings: Settings
 ) -> tuple[Row, ...]:
     truths = [known.truth for known in truth] if truth is not None else None
     checks = judge(runs, threshold=settings.threshold, truths=truths, classes=version.classes)

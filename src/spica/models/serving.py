@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Final, Literal
 
 from spica.detectors.card import WEIGHTS, Card, Form, read_card
+from spica.detectors.contract import Precision
 from spica.detectors.load import gpu
-from spica.detectors.precision import Arithmetic, Machine, machine
+from spica.detectors.openvino import Machine, machine
 from spica.errors import UsageError, WeightsError
 from spica.models.version import ModelIdentity
 from spica.settings import Settings
 
 Tile = int | Literal["auto"] | None
 
-_OTHERS: Final[tuple[Arithmetic, ...]] = ("int8", "bf16")
+_OTHERS: Final[tuple[Precision, ...]] = ("int8", "bf16")
 
-_USUAL_GAIN: Final[dict[Arithmetic, float]] = {"int8": 3.0, "bf16": 2.0, "f32": 1.0}
+_USUAL_GAIN: Final[dict[Precision, float]] = {"int8": 3.0, "bf16": 2.0, "f32": 1.0}
 """How many times as fast as f32, roughly, where nothing was measured on this processor: the order is what matters."""
 
 
@@ -34,7 +35,7 @@ class Serving:
         digits: four hex digits that name the int8 graph, else empty.
     """
 
-    precision: Arithmetic = "f32"
+    precision: Precision = "f32"
     why: str = field(default="asked for", compare=False)
     tile: Tile = None
     overlap: float = 0.2
@@ -75,7 +76,7 @@ def choose(identity: ModelIdentity, settings: Settings) -> Serving:
     """
     card = known_card(identity, settings.data_dir)
     forms = dict(card.precisions) if card is not None else {}
-    precision: Arithmetic
+    precision: Precision
     if settings.precision == "f32":  # here and below, what is known without OpenVINO is: each start waits for this
         precision, why = "f32", "asked for"
     elif settings.precision == "auto" and not forms:
@@ -147,14 +148,14 @@ def known_card(identity: ModelIdentity, data_dir: Path) -> Card | None:
         return None
 
 
-def _fastest(recorded: Mapping[str, Form], here: Machine) -> tuple[Arithmetic, str]:
+def _fastest(recorded: Mapping[str, Form], here: Machine) -> tuple[Precision, str]:
     forms = _of(here, recorded)
-    usable: dict[Arithmetic, Form] = {
+    usable: dict[Precision, Form] = {
         precision: forms[precision] for precision in _OTHERS if precision in forms and forms[precision].usable
     }
     if not usable:
         return "f32", _without_forms(forms, on_gpu=here.device == "cuda")
-    gains: dict[Arithmetic, float] = {"f32": 1.0}
+    gains: dict[Precision, float] = {"f32": 1.0}
     gains |= {precision: _gain(precision, form, here) for precision, form in usable.items() if precision in here.has}
     best = max(gains, key=lambda precision: gains[precision])
     if best != "f32":
@@ -165,7 +166,7 @@ def _fastest(recorded: Mapping[str, Form], here: Machine) -> tuple[Arithmetic, s
     return "f32", f"on this machine the check found {' and '.join(usable)} no faster"
 
 
-def _gain(precision: Arithmetic, form: Form, here: Machine) -> float:
+def _gain(precision: Precision, form: Form, here: Machine) -> float:
     """How many times as fast as f32."""
     seconds, exact = form.check.get("seconds"), form.check.get("f32_seconds")
     if form.check.get("processor") == here.processor and _positive(seconds) and _positive(exact):
@@ -191,8 +192,8 @@ def _without_forms(forms: Mapping[str, Form], *, on_gpu: bool) -> str:
 
 
 def _asked(
-    precision: Arithmetic, forms: Mapping[str, Form], identity: ModelIdentity, here: Machine
-) -> tuple[Arithmetic, str]:
+    precision: Precision, forms: Mapping[str, Form], identity: ModelIdentity, here: Machine
+) -> tuple[Precision, str]:
     if precision == "int8":
         if "int8" not in forms:
             raise UsageError(

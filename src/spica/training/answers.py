@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from spica.boxes import Detections
-from spica.detectors.cleaning import cleaned
+from spica.detectors.postprocess import postprocess
 from spica.training.dataset import DataSet
 from spica.training.photographs import Photographs, for_network, whole
 
@@ -40,7 +40,7 @@ def answers(
             size = example.truth.width, example.truth.height
             boxes = answer["boxes"].cpu() / scale
             labels, scores = answer["labels"].cpu(), answer["scores"].cpu()
-            found.append(cleaned(boxes.numpy(), labels.numpy(), scores.numpy(), width=size[0], height=size[1]))
+            found.append(postprocess(boxes.numpy(), labels.numpy(), scores.numpy(), width=size[0], height=size[1]))
     finally:
         network.train(training)
     return found

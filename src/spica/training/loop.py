@@ -114,7 +114,7 @@ def train(
             got=", ".join(valid.classes),
             hint="give both the same classes in the same order",
         )
-    from spica.detectors.mixed_precision import compute_in_bf16
+    from spica.detectors.torch_gpu import compute_in_bf16
     from spica.training import checkpoints, initialise
 
     try:

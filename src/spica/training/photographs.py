@@ -16,8 +16,8 @@ import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from spica.detectors.cleaning import MAX_ASPECT, widened, widened_size
 from spica.detectors.networks import max_aspect
+from spica.detectors.postprocess import MAX_ASPECT, pad_extreme_aspect, padded_size
 from spica.errors import DataSetError
 from spica.images import decode
 from spica.settings import Settings
@@ -31,7 +31,7 @@ Sample = tuple[Tensor, dict[str, Tensor]]
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
 
 _ROOM = 4
-"""Strips are widened to so many times what a network takes: :mod:`spica.training.augmentation` makes some narrower."""
+"""Strips are padded to so many times what a network takes: :mod:`spica.training.augmentation` makes some narrower."""
 
 _MEMORY_BYTES = 2**30
 """Scaled images are remembered up to so many bytes; the others are read again each time."""
@@ -45,7 +45,7 @@ class Photographs:
         min_size: side in pixels to which the network scales the shorter side.
         max_size: side in pixels that the longer side does not exceed.
         max_pixels: larger images are refused.
-        aspect: longer strips are :func:`widened`, as they are when the network answers.
+        aspect: longer strips are padded, as they are when the network answers.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Photographs:
         """Pixels of :meth:`image` for one of the file's, float32 (4,) for x, y, x, y."""
         truth = self.examples[index].truth
         height, width = self.image(index).shape[-2:]
-        wide, high = widened_size(truth.width, truth.height, self._aspect)
+        wide, high = padded_size(truth.width, truth.height, self._aspect)
         return torch.tensor([width / wide, height / high] * 2, dtype=torch.float32)
 
     def _read(self, example: Example) -> Tensor:
@@ -108,7 +108,7 @@ class Photographs:
                 got=f"{image.width} x {image.height}",
                 hint="the file was replaced, or turned: label it again, or leave it out",
             )
-        pixels = widened(image.pixels, self._aspect)
+        pixels = pad_extreme_aspect(image.pixels, self._aspect)
         return _shrunk(torch.from_numpy(pixels).permute(2, 0, 1), *self._sizes)
 
 
