@@ -13,8 +13,8 @@ from spica.detectors.openvino import machine
 from spica.evaluation.bootstrap import difference, draws
 from spica.evaluation.coco import evaluate
 from spica.evaluation.matching import match_all
+from spica.evaluation.predict import image_file, predict
 from spica.evaluation.truth import Truth
-from spica.images import Image, decode
 from spica.models.agreement import agreement
 from spica.models.serving import Serving
 from spica.models.version import ModelVersion
@@ -50,12 +50,12 @@ def answers(
 ) -> list[Detections]:
     """What a version finds in the photographs, computed in one arithmetic."""
     detector = load_detector(version, device="cpu", serving=Serving(precision=precision, why="measured"))
-    found = []
-    for number, path in enumerate(seen.paths):
-        if number % 20 == 0:
-            say(f"{precision}: photograph {number} of {len(seen.paths)}")
-        found.extend(detector.detect([_image(path).pixels]))
-    return found
+    (predictions,) = predict(
+        [detector],
+        [image_file(path, max_pixels=10**9) for path in seen.paths],
+        between=lambda done: None if done % 20 else say(f"{precision}: photograph {done} of {len(seen.paths)}"),
+    )
+    return predictions.of_all()
 
 
 def measure(version: ModelVersion, seen: Photographs, *, most: int, say: Callable[[str], None]) -> dict[str, object]:
@@ -99,7 +99,3 @@ def measure(version: ModelVersion, seen: Photographs, *, most: int, say: Callabl
 def _group(path: Path) -> str:
     """The photograph that a tile was cut from: tiles of one are no independent witnesses."""
     return path.stem.rpartition("_")[0] if path.parts[-3] == "pear" else path.stem
-
-
-def _image(path: Path) -> Image:
-    return decode(path.read_bytes(), where=str(path), max_pixels=10**9)

@@ -27,7 +27,7 @@ from spica.boxes import Detections
 from spica.detectors.contract import Detector
 from spica.detectors.load import load_detector
 from spica.evaluation.coco import evaluate
-from spica.images import decode
+from spica.evaluation.predict import image_file, predict
 from spica.models import versions
 from spica.models.serving import Serving
 from spica.models.version import ModelVersion
@@ -233,11 +233,8 @@ def _ap50(state: _State, detector: Detector | None) -> float | None:
 def _answers(detector: Detector | None, examples: Sequence[Example]) -> list[Detections]:
     if detector is None:
         return [Detections.empty()] * len(examples)
-    found = []
-    for example in examples:
-        image = decode(example.path.read_bytes(), where=example.name, max_pixels=10**9)
-        found += detector.detect([image.pixels])
-    return found
+    (predictions,) = predict([detector], [image_file(example.path, max_pixels=10**9) for example in examples])
+    return predictions.of_all()
 
 
 if __name__ == "__main__":

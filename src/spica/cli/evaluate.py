@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,10 +34,11 @@ from spica.cli.options import (
 from spica.errors import DataSetError, UsageError
 
 if TYPE_CHECKING:
+    from spica.boxes import Detections
     from spica.detectors.contract import Detector
-    from spica.evaluation.answering import Answered
-    from spica.evaluation.naming import Naming
+    from spica.evaluation.predict import Predictions
     from spica.evaluation.report import Effort, Model, Report
+    from spica.evaluation.truth import Truth
     from spica.project import ProjectKey
     from spica.settings import Settings
     from spica.training.dataset import DataSet
@@ -201,65 +203,67 @@ def _load(path: Path, settings: Settings, labels: str | None) -> tuple[Detector,
 def _judge(
     detector: Detector, model: Model, dataset: DataSet, source: str, settings: Settings, notes: list[str]
 ) -> Report:
+    from spica.classes import map_classes
     from spica.evaluation.coco import evaluate as coco
     from spica.evaluation.counting import count
     from spica.evaluation.matching import match_all
-    from spica.evaluation.naming import align
+    from spica.evaluation.predict import reason
     from spica.evaluation.report import Data, Report, ap50_interval
 
-    naming = align(model.classes, dataset.classes, where=f"{model.id} and {source}")
-    asked = _ask(detector, dataset, naming, settings)
-    if not asked.photographs:
+    classes = map_classes(model.classes, dataset.classes, where=f"{model.id} and {source}")
+    predictions = _predict(detector, dataset, settings)
+    failures = tuple((dataset.examples[at].name, reason(error)) for at, error in predictions.errors.items())
+    if not predictions.detections:
         raise DataSetError(
             "no image could be judged",
             where=source,
-            got="; ".join(f"{name}: {reason}" for name, reason in asked.failures[:3]) or "no images",
+            got="; ".join(f"{name}: {why}" for name, why in failures[:3]) or "no images",
         )
+    examples = [dataset.examples[at] for at in predictions.detections]
+    truths = [example.truth for example in examples]
+    detections = [classes.translate(each) for each in predictions.detections.values()]
     most = settings.max_detections
-    matches = match_all(asked.truths, asked.answers, len(dataset.classes), max_detections=most)
+    matches = match_all(truths, detections, len(dataset.classes), max_detections=most)
     return Report(
         model=model,
         data=Data(source, dataset.classes, dataset.fingerprint),
-        metrics=coco(asked.truths, asked.answers, dataset.classes, max_detections=most),
-        ap50=ap50_interval(matches, [photograph.group for photograph in asked.photographs]),
+        metrics=coco(truths, detections, dataset.classes, max_detections=most),
+        ap50=ap50_interval(matches, [example.group for example in examples]),
         matches=matches,
-        counting=count(asked.truths, asked.answers, settings.threshold),
-        effort=_effort(asked, settings.threshold),
-        failures=asked.failures,
-        notes=(*notes, *naming.notes, *dataset.problems),
-        seconds_per_image=statistics.median(asked.seconds),
+        counting=count(truths, detections, settings.threshold),
+        effort=_effort(detections, truths, settings.threshold),
+        failures=failures,
+        notes=(*notes, *classes.notes, *dataset.problems),
+        seconds_per_image=statistics.median(predictions.seconds.values()),
     )
 
 
-def _ask(detector: Detector, dataset: DataSet, naming: Naming, settings: Settings) -> Answered:
+def _predict(detector: Detector, dataset: DataSet, settings: Settings) -> Predictions:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from spica.evaluation.answering import Photograph, answer
+    from spica.evaluation.predict import image_file, predict
 
-    photographs = [Photograph(example.name, example.path, example.truth, example.group) for example in dataset.examples]
+    images = [
+        image_file(each.path, max_pixels=settings.max_pixels, size=(each.truth.width, each.truth.height))
+        for each in dataset.examples
+    ]
     columns = (TextColumn("Looking at images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True) as bar:
-        row = bar.add_task("", total=len(photographs))
-        return answer(
-            detector,
-            photographs,
-            naming,
-            max_pixels=settings.max_pixels,
-            progress=lambda: bar.advance(row),
-        )
+        row = bar.add_task("", total=len(images))
+        (predictions,) = predict([detector], images, between=lambda done: bar.update(row, completed=done))
+    return predictions
 
 
-def _effort(asked: Answered, threshold: float) -> Effort:
+def _effort(detections: Sequence[Detections], truths: Sequence[Truth], threshold: float) -> Effort:
     from spica.assistance.edits import Edits, cost_s, edits
     from spica.boxes import Detections
     from spica.evaluation.report import Effort
 
     total = by_hand = Edits()
-    for found, truth in zip(asked.answers, asked.truths, strict=True):
-        total += edits(found.where(found.scores >= threshold), truth)
+    for predicted, truth in zip(detections, truths, strict=True):
+        total += edits(predicted.where(predicted.scores >= threshold), truth)
         by_hand += edits(Detections.empty(), truth)
-    images = len(asked.answers)
-    return Effort(cost_s(total) / images, cost_s(by_hand) / images, total.as_json())
+    return Effort(cost_s(total) / len(truths), cost_s(by_hand) / len(truths), total.as_json())
 
 
 def _write(report: Report, json_file: str | None, html_file: Path | None) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from spica.classes import class_names
 from spica.cli.console import out
 from spica.detectors.card import Card
 from spica.errors import StorageError
@@ -151,7 +152,7 @@ def _difference(a: Any, b: Any) -> str:
 
 
 def _classes(card: Card) -> str:
-    return ", ".join(name or f"class {number}" for number, name in enumerate(card.classes))
+    return ", ".join(class_names(card.classes))
 
 
 def _flat(name: str, told: Mapping[str, Any]) -> dict[str, Any]:

@@ -99,16 +99,18 @@ def read_truth(path: Path, folder: Path, classes: Sequence[str]) -> tuple[KnownI
     """
     import numpy as np
 
+    from spica.classes import map_classes
     from spica.models.optimise import KnownImage
     from spica.training.sources import load
 
     dataset = load(path, images=folder, allow_partial=True)
     tell_problems(dataset)
     used = sorted({int(each) for example in dataset.examples for each in example.truth.class_ids})
-    own = {number: classes.index(name) for number, name in enumerate(dataset.classes) if name in classes}
-    if not any(classes):  # some tools add a category without boxes above the others
-        in_order = next((each for each in ([*range(len(dataset.classes))], used) if len(each) == len(classes)), [])
-        own = {number: class_id for class_id, number in enumerate(in_order)}
+    known = list(range(len(dataset.classes)))
+    if not any(classes) and len(known) != len(classes):
+        known = used  # some tools add a category without boxes above the others
+    mapped = map_classes(classes, [dataset.classes[number] for number in known]).class_ids
+    own = {known[place]: class_id for class_id, place in reversed(list(enumerate(mapped))) if place >= 0}
     strange = [dataset.classes[number] for number in used if number not in own]
     if strange:
         raise DataSetError(
@@ -119,11 +121,11 @@ def read_truth(path: Path, folder: Path, classes: Sequence[str]) -> tuple[KnownI
             hint="rename the classes in the file to the model's" if any(classes) else None,
         )
 
-    def known(example: Example) -> KnownImage:
+    def known_image(example: Example) -> KnownImage:
         class_ids = np.array([own[int(number)] for number in example.truth.class_ids], np.int64)
         return KnownImage(example.path, dataclasses.replace(example.truth, class_ids=class_ids))
 
-    return tuple(map(known, dataset.examples))
+    return tuple(map(known_image, dataset.examples))
 
 
 def _refused(report: Report) -> list[Row]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import ParseError, fromstring
 
+from spica.classes import ClassLabel
 from spica.errors import LabelConfigError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _WHOLE_VARIABLE = re.compile(r"\$[^, ]+")  # as label_studio_sdk's ObjectTag.val
 
 
 @dataclass(frozen=True, slots=True)
-class LabelTag:
+class LabelTag(ClassLabel):
     """One ``<Label>``.
 
     Attributes:
@@ -40,9 +41,6 @@ class LabelTag:
         category: the attribute of that name, which Label Studio's exports take as the label's number; None without.
     """
 
-    value: str
-    shown: str
-    predicted_values: tuple[str, ...] = ()
     category: int | None = None
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from spica.classes import Rule, class_names, match_classes
 from spica.labelstudio.control_tags import (
     LabelConfig,
     LabelTag,
@@ -32,8 +32,6 @@ __all__ = [
     "recipe_digest",
     "serving_version",
 ]
-
-Rule = Literal["predicted_values", "exact name", "name ignoring case and spaces", "position"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +60,7 @@ class LabelMatch:
     @property
     def unmatched_classes(self) -> tuple[str, ...]:
         """Classes whose boxes can't be shown; a class without a name is called by its number, from 1."""
-        names = _class_names(self.classes)
+        names = class_names(self.classes)
         return tuple(name for name, label in zip(names, self.labels, strict=True) if label is None)
 
     @property
@@ -74,7 +72,7 @@ class LabelMatch:
         """One line that tells what met and what did not, with both lists of names."""
         met = len(self.classes) - len(self.unmatched_classes)
         text = f'control tag "{self.control}": {met} of {len(self.classes)} model classes have a label'
-        lists = f"the model's classes: {quoted(_class_names(self.classes))}; labels: {quoted(self.label_names)}"
+        lists = f"the model's classes: {quoted(class_names(self.classes))}; labels: {quoted(self.label_names)}"
         if not self.unmatched_classes and not self.unmatched_labels:
             return f"{text} ({lists})"
         parts = [f"{text} ({lists})"]
@@ -90,64 +88,25 @@ class LabelMatch:
 
 
 def match_labels(classes: Sequence[str], control: RectangleControl) -> LabelMatch:
-    """Let a model's classes meet a control's labels.
-
-    For each class the first rule that finds a label wins: ``predicted_values`` on ``<Label>`` (names; or for weights
-    without names the class's number, counted from 1 as torchvision counts, where 0 is the background), the exact name,
-    the name ignoring case and spaces, and at last, only if no class has a name and there are as many classes as labels,
-    the position. A label may be met by several classes. An alias and the text on the button are both its name.
+    """Match a model's classes with a control's labels, by :func:`spica.classes.match_classes`.
 
     Args:
         classes: names by class id; empty strings where the weights carry no names.
-        control: the control with the labels.
+        control: the control with the labels. An alias and the text on the button are both a label's name.
     """
-    found: list[tuple[str, Rule] | None] = [
-        _match_one(name, number, control.labels) for number, name in enumerate(classes, start=1)
-    ]
-    if len(classes) == len(control.labels) and not any(classes):
-        taken = {hit[0] for hit in found if hit is not None}
-        free = [label.value for label in control.labels if label.value not in taken]
-        open_ids = [class_id for class_id, hit in enumerate(found) if hit is None]
-        if len(free) == len(open_ids):
-            for class_id, label in zip(open_ids, free, strict=True):
-                found[class_id] = (label, "position")
+    matches = match_classes(classes, control.labels)
     return LabelMatch(
         control=control.labels_from_name or control.from_name,
         classes=tuple(classes),
         label_names=tuple(label.value for label in control.labels),
-        labels=tuple(hit[0] if hit is not None else None for hit in found),
-        rules=tuple(hit[1] if hit is not None else None for hit in found),
+        labels=tuple(match and control.labels[match[0]].value for match in matches),
+        rules=tuple(match and match[1] for match in matches),
     )
 
 
 def match_controls(classes: Sequence[str], config: LabelConfig) -> tuple[LabelMatch, ...]:
     """:func:`match_labels` for every control of a configuration, in their order. Each is filled on its own."""
     return tuple(match_labels(classes, control) for control in config.controls)
-
-
-def _match_one(name: str, number: int, labels: Sequence[LabelTag]) -> tuple[str, Rule] | None:
-    """The first label, rule by rule, that means the class called ``name``, or counted ``number`` if it has no name."""
-    rules: list[tuple[Rule, Callable[[LabelTag], bool]]]
-    if not name:
-        rules = [("predicted_values", lambda tag: str(number) in tag.predicted_values)]
-    else:
-        alike = _loose(name)
-        rules = [
-            ("predicted_values", lambda tag: name in tag.predicted_values),
-            ("predicted_values", lambda tag: alike in map(_loose, tag.predicted_values)),
-            ("exact name", lambda tag: name in {tag.value, tag.shown}),
-            ("name ignoring case and spaces", lambda tag: alike in {_loose(tag.value), _loose(tag.shown)}),
-        ]
-    return next(((tag.value, rule) for rule, means in rules for tag in labels if means(tag)), None)
-
-
-def _loose(name: str) -> str:
-    """A name without case and spaces; composed, since macOS and Windows write the same kana in two ways."""
-    return "".join(unicodedata.normalize("NFC", name).casefold().split())
-
-
-def _class_names(classes: Iterable[str]) -> tuple[str, ...]:
-    return tuple(name or f"class {number}" for number, name in enumerate(classes, start=1))
 
 
 # Thresholds and the version that Label Studio sees

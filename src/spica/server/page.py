@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from spica import __version__
+from spica.classes import class_names
 from spica.server.jobs import Jobs
 from spica.server.learning import Learning
 from spica.server.service import Failure, Service
@@ -47,7 +48,7 @@ def _view(service: Service, jobs: Jobs, learning: Learning) -> dict[str, Any]:
         "version": __version__,
         "weights": service.weights,
         "model_id": service.predictor.model_id,
-        "classes": [name or f"class {number}" for number, name in enumerate(service.predictor.classes, start=1)],
+        "classes": class_names(service.predictor.classes),
         "engine": engine,
         "seconds_per_image": engine.seconds / engine.images if engine.images else None,
         "precision": service.precision,

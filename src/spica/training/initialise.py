@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spica.classes import map_classes
 from spica.detectors.architecture import FULL_TAIL, Norm, expected_shapes, names
 from spica.detectors.card import WEIGHTS
 from spica.detectors.own_networks import BUILDERS, load_backbone
@@ -139,8 +140,11 @@ def grown(
     """
     few, more = (expected_shapes(architecture, 2 + extra, norm) for extra in (0, 1))
     by_class = {key for key, shape in few.items() if more[key] != shape}
-    rows = [(0, 0)] + [(known.index(name) + 1, place) for place, name in enumerate(classes, 1) if name in known]
-    old, new = ([pair[side] for pair in rows] for side in (0, 1))
+    source_of = {0: 0}  # row by row; 0 is the background
+    for source, class_id in enumerate(map_classes(known, classes).class_ids, start=1):
+        if class_id >= 0:
+            source_of.setdefault(class_id + 1, source)
+    new, old = list(source_of), list(source_of.values())
     found = {}
     for key, value in fresh.items():
         if key not in by_class:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spica.boxes import Detections
+from spica.classes import ClassMap, map_classes
 from spica.detectors.card import record_form
 from spica.detectors.contract import Detector
 from spica.detectors.load import computed_by, load_detector
@@ -63,24 +64,21 @@ class _Asked:
     """A detector, and what it has answered so far with the class ids of the hold-out."""
 
     detector: Detector | None
-    table: NDArray[np.int64]
+    classes: ClassMap
     run: Run = field(default_factory=Run)
     problem: str | None = None
 
     @classmethod
     def with_names(cls, detector: Detector | None, names: Sequence[str], classes: Sequence[str]) -> _Asked:
         """Classes that the hold-out does not have are left out of the answers."""
-        ids = {name: number for number, name in enumerate(classes)}
-        return cls(detector, np.array([ids.get(name, -1) for name in names], np.int64))
+        return cls(detector, map_classes(names, classes))
 
     def ask(self, pixels: NDArray[np.uint8]) -> tuple[Detections, float]:
         """The answer to one image, and its seconds; no boxes without a detector."""
         started = time.perf_counter()
         (found,) = self.detector.detect([pixels]) if self.detector is not None else (Detections.empty(),)
         seconds = time.perf_counter() - started
-        class_ids = self.table[found.class_ids] if len(found) else found.class_ids
-        kept = class_ids >= 0
-        return Detections(found.boxes_xyxy[kept], found.scores[kept], class_ids[kept]), seconds
+        return self.classes.translate(found), seconds
 
     def take(self, answer: tuple[Detections, float]) -> None:
         """Remember an answer."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from spica.classes import class_names
 from spica.detectors.card import read_card
 from spica.detectors.contract import Detector
 from spica.detectors.load import load_detector
@@ -90,7 +91,4 @@ def _names(classes: Sequence[str], controls: Sequence[RectangleControl]) -> tupl
     for control in controls:
         labels = match_labels(classes, control).labels
         found = [before or label for before, label in zip(found, labels, strict=True)]
-    return tuple(
-        label or own or f"class {number}"
-        for number, (label, own) in enumerate(zip(found, classes, strict=True), start=1)
-    )
+    return tuple(label or own for label, own in zip(found, class_names(classes), strict=True))
