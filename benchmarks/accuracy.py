@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spica.boxes import Detections
+from spica.detectors.comparison import LEAST_BOXES, agreement
 from spica.detectors.contract import Precision
 from spica.detectors.load import load_detector
 from spica.detectors.openvino import machine
@@ -15,7 +16,6 @@ from spica.evaluation.coco import evaluate
 from spica.evaluation.matching import match_all
 from spica.evaluation.predict import image_file, predict
 from spica.evaluation.truth import Truth
-from spica.models.agreement import agreement
 from spica.models.serving import Serving
 from spica.models.version import ModelVersion
 from spica.training.sources import load
@@ -90,7 +90,7 @@ def measure(version: ModelVersion, seen: Photographs, *, most: int, say: Callabl
                 "low": lost.low,
                 "high": lost.high,
                 "shown": sum(int((answer.scores >= 0.6).sum()) for answer in each),
-                "same": agreement(found["f32"], each, threshold=0.6).share,
+                "same": agreement(found["f32"], each, threshold=0.6, least=LEAST_BOXES).share,
             }
         )
     return {"rows": rows, "images": len(seen.paths), "boxes": seen.boxes, "id": version.id}

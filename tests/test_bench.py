@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 
 from spica.bench import contestants, startup
 from spica.bench import run as running
-from spica.bench.compare import agreement
 from spica.bench.contestants import Start
 from spica.bench.material import photographs
 from spica.bench.race import Measured, race
@@ -242,28 +241,6 @@ def test_the_table_of_fixed_figures() -> None:
     unknown = dataclasses.replace(told[1], startup=Startup(0.8, 2.5, None))
     assert dict(zip(HEAD, unknown.cells(), strict=True))["memory, MiB"] == "not measured"
     assert markdown(("a", "b"), [("1|2", "3")]) == "| a | b |\n| --- | --- |\n| 1\\|2 | 3 |\n"
-
-
-@pytest.mark.parametrize(
-    ("mine", "yours", "share", "worst"),
-    [
-        pytest.param((), (), 1.0, None, id="no boxes"),
-        pytest.param(((0, 0, 9, 9, 0.9),), (), 0.0, None, id="one side"),
-        pytest.param(((0, 0, 9, 9, 0.9),), ((0, 0, 9, 9, 0.5),), 0.0, None, id="below the threshold"),
-        pytest.param(((0, 0, 9, 9, 0.9),), ((0, 0, 9, 9, 0.6),), 1.0, 0.0, id="at the threshold"),
-    ],
-)
-def test_agreement(
-    mine: Sequence[tuple[float, float, float, float, float]],
-    yours: Sequence[tuple[float, float, float, float, float]],
-    share: float,
-    worst: float | None,
-) -> None:
-    """Boxes at or above the threshold that are in a pair, of both ways' boxes."""
-    photo = Path("a.png")
-    same = agreement({photo: found(*mine)}, {photo: found(*yours)}, threshold=0.6, limit=100)
-    assert same.share == share
-    assert same.worst_px == worst
 
 
 # --- the server

@@ -21,6 +21,7 @@ from spica.cli.optimise import optimise as command
 from spica.demo import model_folder
 from spica.demo.field import Field, render_field
 from spica.detectors.card import CARD, check_files, read_card
+from spica.detectors.comparison import LEAST_BOXES, agreement
 from spica.detectors.load import load_detector
 from spica.detectors.openvino import machine
 from spica.detectors.quantisation import quantise
@@ -28,7 +29,6 @@ from spica.detectors.ultralytics import YOLO
 from spica.errors import DataSetError, ModelUnavailableError, StorageError, UsageError, WeightsError
 from spica.models import checks, store
 from spica.models import optimise as optimising
-from spica.models.agreement import agreement
 from spica.models.first_check import FirstCheck
 from spica.models.locks import writing
 from spica.models.optimise import KnownImage, find_photographs, optimise
@@ -310,7 +310,7 @@ def test_a_folder_that_cannot_be_written_is_a_storage_error(
 )
 def test_agreement(first: list[Any], second: list[Any], share: float, median: float | None, passed: bool) -> None:
     """The share of boxes in pairs counts both directions, and passes only with like scores and something to compare."""
-    found = agreement([detections(*first)], [detections(*second)], threshold=0.6)
+    found = agreement([detections(*first)], [detections(*second)], threshold=0.6, least=LEAST_BOXES)
     assert found.share == pytest.approx(share)
     assert found.score_median == (None if median is None else pytest.approx(median, abs=1e-6))
     assert found.passed is passed
@@ -320,9 +320,9 @@ def test_agreement_looks_at_what_is_shown() -> None:
     """Boxes under the threshold are left out, unless hardly any is above it."""
     rows = [(20.0 * n, 0.0, 20.0 * n + 9, 9.0, 0.9) for n in range(25)]
     faint = (0.0, 100.0, 9.0, 109.0, 0.3)
-    found = agreement([detections(*rows, faint)], [detections(*rows)], threshold=0.6)
+    found = agreement([detections(*rows, faint)], [detections(*rows)], threshold=0.6, least=LEAST_BOXES)
     assert (found.threshold, found.boxes, found.share) == (0.6, 25, 1.0)
-    few = agreement([detections(*rows[:5], faint)], [detections(*rows[:5])], threshold=0.6)
+    few = agreement([detections(*rows[:5], faint)], [detections(*rows[:5])], threshold=0.6, least=LEAST_BOXES)
     assert (few.threshold, few.boxes) == (0.0, 6)
     assert few.share < 1
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from spica.bench.untrained import spread_state_dict
+from spica.detectors.comparison import rendered_images
 from spica.detectors.torch_gpu import TorchDetector
-from spica.detectors.verification import rendered_images
 
 torch = pytest.importorskip("torch", reason="needs the extra spica[train]")
 torchvision = pytest.importorskip("torchvision", reason="needs the extra spica[train]")

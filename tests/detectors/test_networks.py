@@ -19,12 +19,12 @@ from spica.bench.untrained import few_proposals, spread_state_dict
 from spica.boxes import Detections
 from spica.detectors import networks
 from spica.detectors.architecture import FULL_TAIL, names, recognise
+from spica.detectors.comparison import Comparison, compare, rendered_images
 from spica.detectors.contract import RGBImage
 from spica.detectors.convert import _save, _set_floor, _torch_answer
 from spica.detectors.openvino import OpenVINODetector
 from spica.detectors.scaled_size import ScaledSize
 from spica.detectors.torch_gpu import TorchDetector
-from spica.detectors.verification import Comparison, compare, rendered_images
 from spica.errors import WeightsError
 from weights_builder import MAX_DETECTIONS
 

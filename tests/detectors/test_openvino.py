@@ -14,12 +14,12 @@ import pytest
 from PIL import Image
 
 from spica.boxes import Detections
+from spica.detectors.comparison import MAX_BOX_PX, MAX_SCORE, compare
 from spica.detectors.contract import Detector, RGBImage
 from spica.detectors.convert import _set_floor
 from spica.detectors.load import load_detector
 from spica.detectors.openvino import OpenVINODetector
 from spica.detectors.torch_gpu import TorchDetector
-from spica.detectors.verification import MAX_BOX_PX, MAX_SCORE, compare
 from spica.errors import WeightsError
 from weights_builder import MAX_DETECTIONS, NORM_EPS, Prepared
 

@@ -7,10 +7,10 @@ torch = pytest.importorskip("torch", reason="needs the extra spica[train]")
 
 from spica.detectors import networks  # noqa: E402 - after the check for torch
 from spica.detectors.architecture import Recognised, recognise  # noqa: E402
+from spica.detectors.comparison import compare, rendered_images  # noqa: E402
 from spica.detectors.openvino import openvino_core  # noqa: E402
 from spica.detectors.own_networks import BUILDERS, FASTER_RCNN_LITE, load_backbone  # noqa: E402
 from spica.detectors.postprocess import postprocess  # noqa: E402
-from spica.detectors.verification import compare, rendered_images  # noqa: E402
 
 pytestmark = pytest.mark.torch
 

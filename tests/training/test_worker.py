@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from project_keys import ONE
-from spica.detectors.child import until_ended
 from spica.errors import DataSetError, SpicaError, TrainingError
 from spica.training.footprint import lacks_memory, peak_memory_bytes, watch_memory
 from spica.training.process import CancelledError, Request, WorkerProcess, environment, threads_of
@@ -176,14 +175,6 @@ def test_it_ends_with_its_parent(tmp_path: Path) -> None:
     process.stdin.close()
     assert process.wait(WAIT_S) == 1
     process.stdout.close()
-
-
-def test_a_pipe_is_watched_without_reading_it() -> None:
-    """The end of a pipe is noticed; it is read only when something is in it, and never waited for."""
-    told = iter([0, 5, 0, 0, None])
-    done: list[object] = []
-    until_ended(lambda: next(told), done.append, lambda: done.append("pause"))
-    assert done == ["pause", 5, "pause", "pause"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spica.bench.compare import Agreement, agreement
 from spica.bench.contestants import TUTORIAL_LIMIT, Way
 from spica.bench.race import Measured
 from spica.bench.startup import Startup
+from spica.detectors.comparison import Agreement, agreement
 
 HEAD = (
     "way",
@@ -60,7 +60,7 @@ class Row:
             _pair(self.plain_ratios),
             str(shown),
             f"{100 * same.share:.1f} %" if same is not None else "–",
-            f"{same.score:.4f}" if same is not None and same.score is not None else "–",
+            f"{same.score_median:.4f}" if same is not None and same.score_median is not None else "–",
             f"{memory / 2**20:.0f}" if memory is not None else "not measured",
             f"{healthy:.2f}",
             f"{first:.2f}",
@@ -78,8 +78,8 @@ class Row:
             "times_inference_mode": self.plain_ratios,
             "boxes": same.others if same is not None else None,
             "same_boxes": same.share if same is not None else None,
-            "score_difference_median": same.score if same is not None else None,
-            "worst_side_px": same.worst_px if same is not None else None,
+            "score_difference_median": same.score_median if same is not None else None,
+            "worst_side_px": same.box_px_max if same is not None else None,
             "threads": found.threads,
             "memory_bytes": self.startup.memory_bytes if self.startup is not None else found.memory_bytes,
             "start_to_healthy_s": self.startup.healthy_s if self.startup is not None else None,
@@ -98,10 +98,16 @@ def rows(found: Sequence[Measured], startups: Mapping[Way, Startup], *, threshol
             startups.get(each.way),
             _ratios(by_way.get("tutorial"), each),
             _ratios(by_way.get("inference_mode"), each),
-            agreement(torch.answers, each.answers, threshold=threshold, limit=TUTORIAL_LIMIT) if torch else None,
+            _agreement(torch, each, threshold) if torch else None,
         )
         for each in found
     ]
+
+
+def _agreement(first: Measured, second: Measured, threshold: float) -> Agreement:
+    paths = list(first.answers)
+    answers = ([measured.answers[path] for path in paths] for measured in (first, second))
+    return agreement(*answers, threshold=threshold, limit=TUTORIAL_LIMIT)
 
 
 def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

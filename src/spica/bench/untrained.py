@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spica.detectors.architecture import FASTER_RCNN, Norm
-from spica.detectors.verification import rendered_images
+from spica.detectors.comparison import rendered_images
 
 if TYPE_CHECKING:
     import torch

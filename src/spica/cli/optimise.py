@@ -133,7 +133,7 @@ def _refused(report: Report) -> list[Row]:
 
 
 def _agreement_wanted() -> str:
-    from spica.models.agreement import MAX_MEDIAN_SCORE, MIN_MEDIAN_IOU, MIN_SHARE
+    from spica.detectors.comparison import MAX_MEDIAN_SCORE, MIN_MEDIAN_IOU, MIN_SHARE
 
     alike = f"an IoU of {MIN_MEDIAN_IOU} and scores within {MAX_MEDIAN_SCORE} in the middle"
     return f"{MIN_SHARE:.0%} of the boxes in common with f32, with {alike}"

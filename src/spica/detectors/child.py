@@ -1,11 +1,12 @@
-"""Heavy work in a process of its own: one line of JSON goes in, lines of JSON come out.
+"""Heavy work in a process of its own: lines of JSON go in, lines of JSON come out.
 
-The parent calls :func:`ask`, the child's module :func:`answer`. Lines are ``{"progress": …}``, and at the end
-``{"done": …}`` or ``{"error": …}``. When its input ends, its parent has gone, and the child ends too.
+The parent has a :class:`Child`, the child's module calls :func:`answer`. To each request the child answers with any
+number of ``{"progress": …}``, then ``{"done": …}`` or ``{"error": …}``. A child whose parent has gone ends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -13,24 +14,142 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Mapping
-from typing import IO, Any, TextIO, cast
+from types import TracebackType
+from typing import IO, Any, Self, TextIO, cast
 
-from spica.errors import ImageError, ModelUnavailableError, SpicaError, StorageError, WeightsError
+from spica import errors
+from spica.errors import ModelUnavailableError, SpicaError, WeightsError
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[str], None]
+Json = dict[str, Any]
+Progress = Callable[[Any], None]
 
 _POLL_S = 0.2
-_LOOK_S = 0.5
-_BROKEN_PIPE = 109
-"""ERROR_BROKEN_PIPE of Windows: the other end is closed."""
-_KINDS: tuple[type[SpicaError], ...] = (WeightsError, StorageError, ImageError)
+_TAIL_BYTES = 4000
+_SYNCHRONIZE, _INFINITE = 0x00100000, 0xFFFFFFFF  # of Windows' OpenProcess and WaitForSingleObject
 
 
-def ask(
+class Child:
+    """A process of this interpreter. Leaving the context ends it.
+
+    Args:
+        arguments: of the interpreter: ``-m`` and a module that calls :func:`answer`.
+        what: it does, for messages: ``conversion``.
+        where: the file or project that it does it to, for messages.
+        hint: what to do when it was killed.
+        failure: kind of the error when it ends without an answer, or with an error of an unknown kind.
+        environment: of the process; None for ours.
+        background: of low priority, and Ctrl-C in the terminal is for the parent alone.
+
+    Raises:
+        SpicaError: of the kind ``failure``, if it can't be started.
+    """
+
+    def __init__(
+        self,
+        *arguments: str,
+        what: str,
+        where: str,
+        hint: str,
+        failure: type[SpicaError] = WeightsError,
+        environment: Mapping[str, str] | None = None,
+        background: bool = False,
+    ) -> None:
+        self._what, self._where, self._hint, self._failure = what, where, hint, failure
+        self._stopped = False
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__; a pipe that nobody reads would fill
+        flags = ("CREATE_NEW_PROCESS_GROUP", "BELOW_NORMAL_PRIORITY_CLASS") if background else ("CREATE_NO_WINDOW",)
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - this interpreter, with arguments of our own
+                # -P: a file named torch.py in the working folder is not torch
+                [sys.executable, "-P", *arguments, str(os.getpid())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._stderr,
+                env={**(environment or os.environ), "PYTHONUTF8": "1", "PYTHONWARNINGS": "ignore"},
+                encoding="utf-8",
+                errors="replace",
+                start_new_session=background and sys.platform != "win32",
+                creationflags=sum(getattr(subprocess, flag, 0) for flag in flags),
+            )
+        except OSError as error:
+            self._stderr.close()
+            raise failure(f"the process of the {what} can't be started", where=where, got=str(error)) from error
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        with contextlib.suppress(OSError):  # what was not written yet, to a process that is dead
+            self._process.__exit__(kind, error, traceback)
+        self._stderr.close()
+
+    def stop(self) -> None:
+        """End the process now, from any thread; :meth:`ask` raises."""
+        self._stopped = True
+        self._process.kill()
+
+    def ask(self, request: Mapping[str, Any], progress: Progress | None = None) -> Json:
+        """Have a request answered; blocks until it is.
+
+        Args:
+            request: JSON values.
+            progress: called with what the child says meanwhile.
+
+        Raises:
+            SpicaError: the child's own; of the kind ``failure`` if it ended without an answer.
+            ModelUnavailableError: :meth:`stop` was called.
+        """
+        stdin, stdout = cast("IO[str]", self._process.stdin), cast("IO[str]", self._process.stdout)  # both are pipes
+        with contextlib.suppress(OSError):  # it is dead already; what it said tells why
+            stdin.write(json.dumps(request) + "\n")
+            stdin.flush()
+        for line in stdout:
+            message = _message(line)
+            if "progress" in message and progress is not None:
+                progress(message["progress"])
+            if "error" in message:
+                raise self._rebuilt(message["error"])
+            if "done" in message:
+                return dict(message["done"])
+        self._process.wait()
+        if self._stopped:
+            raise ModelUnavailableError(f"the {self._what} was stopped", where=self._where)
+        raise self._death()
+
+    def _rebuilt(self, told: Mapping[str, Any]) -> SpicaError:
+        kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, SpicaError)]
+        kind = next((kind for kind in kinds if kind.code == told.get("code")), self._failure)
+        facts = {name: told.get(name) for name in ("expected", "got", "hint")}
+        return kind(str(told.get("message")), where=told.get("where") or self._where, **facts)
+
+    def _death(self) -> SpicaError:
+        status = self._process.returncode
+        killed = status in (-9, 137)
+        self._stderr.seek(max(0, self._stderr.seek(0, os.SEEK_END) - _TAIL_BYTES))
+        last_words = self._stderr.read().decode("utf-8", errors="replace").strip()
+        if last_words:
+            logger.error("the %s of %s ended with status %d:\n%s", self._what, self._where, status, last_words)
+        return self._failure(
+            f"the {self._what} ended without a result"
+            + (": the system killed it, probably for want of memory" if killed else ""),
+            where=self._where,
+            got=f"exit status {status}" + (f": {last_words.splitlines()[-1][:300]}" if last_words else ""),
+            hint=self._hint if killed else "see the log",
+        )
+
+
+def run(
     module: str,
     request: Mapping[str, Any],
     *,
@@ -39,183 +158,114 @@ def ask(
     needs: str,
     progress: Progress | None = None,
     stop: threading.Event | None = None,
-) -> dict[str, Any]:
-    """Have a module do its work in a child process, and return what it made of the request.
+) -> Json:
+    """Have a module answer one request in a child.
 
     Args:
         module: that calls :func:`answer` when it is run.
         request: JSON values.
-        what: is done, for messages: ``conversion``.
-        where: the file that it is done to, for messages.
+        what: it does, for messages: ``conversion``.
+        where: the file that it does it to, for messages.
         needs: how much memory it takes, for messages.
-        progress: told what is being done, in a few words.
+        progress: called with what is being done, in a few words.
         stop: when set, the child is ended.
 
     Raises:
-        WeightsError: the child said so, or ended without a result.
-        StorageError: the child said so.
-        ImageError: the child said so.
+        SpicaError: the child's own; WeightsError if it ended without an answer.
         ModelUnavailableError: ``stop`` was set.
     """
-    command = [sys.executable, "-P", "-m", module]  # -P: a file named torch.py in the working folder is not torch
-    environment = {**os.environ, "PYTHONUTF8": "1", "PYTHONWARNINGS": "ignore"}
-    with (
-        tempfile.TemporaryFile() as errors,
-        subprocess.Popen(  # noqa: S603 - this interpreter, with arguments of our own
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            env=environment,
-            text=True,
-            encoding="utf-8",
-            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-        ) as process,
-    ):
+    hint = f"close other programs and try again; it needs about {needs}"
+    with Child("-m", module, what=what, where=where, hint=hint) as child:
+        answered = threading.Event()
+
+        def watch(stop: threading.Event) -> None:
+            while not answered.is_set():
+                if stop.wait(_POLL_S):
+                    child.stop()
+                    return
+
+        if stop is not None:
+            threading.Thread(target=watch, args=(stop,), name="spica-stop", daemon=True).start()
         try:
-            if stop is not None:
-                threading.Thread(target=_end_when, args=(process, stop), daemon=True).start()
-            report = _converse(process, request, progress or (lambda _: None))
+            return child.ask(request, progress)
         finally:
-            process.kill()
-            process.wait()
-        if stop is not None and stop.is_set():
-            raise ModelUnavailableError(f"the {what} was stopped", where=where)
-        if report is None:
-            raise _silent_death(what, where, needs, process.returncode, _tail(errors))
-    if "error" in report:
-        raise _rebuilt(report["error"], where)
-    return dict(report["done"])
+            answered.set()
 
 
-def answer(work: Callable[[dict[str, Any], Progress], dict[str, Any]]) -> int:
-    """The child's side: read the request, work, report.
+class Answers:
+    """The child's way of speaking: whole lines, from any thread. Called, it reports progress."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._lock = threading.Lock()
+
+    def __call__(self, progress: object) -> None:
+        """Say how far the work is."""
+        self._write({"progress": progress})
+
+    def done(self, result: Mapping[str, Any]) -> None:
+        """Answer the request."""
+        self._write({"done": result})
+
+    def fail(self, error: SpicaError) -> None:
+        """Answer the request with an error."""
+        self._write(error.as_json())
+
+    def _write(self, message: Mapping[str, Any]) -> None:
+        with self._lock:
+            self._out.write(json.dumps(message) + "\n")
+            self._out.flush()
+
+
+def answer(work: Callable[[Json, Answers], Mapping[str, Any]], *, repeatedly: bool = False) -> int:
+    """The child's side: read a request, work, answer; ends with its parent.
+
+    Args:
+        work: makes the answer of a request; a SpicaError is an answer too.
+        repeatedly: answer requests until the input ends, which is noticed between two of them; else one.
 
     Returns:
-        The exit status: 0 if the report was given, even of a failure.
+        The exit status: 0 if every request was answered.
     """
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # libraries that print must not get between our lines
-    request = json.loads(sys.stdin.readline())
-    threading.Thread(target=end_with_parent, name="spica-parent", daemon=True).start()
     with out:
-        try:
-            _report(out, done=work(request, lambda text: _report(out, progress=text)))
-        except SpicaError as error:
-            _report(out, **error.as_json())
-    return 0
+        answers = Answers(out)
+        while line := sys.stdin.readline():
+            if not repeatedly:
+                threading.Thread(target=end_with_parent, name="spica-parent", daemon=True).start()
+            try:
+                answers.done(work(json.loads(line), answers))
+            except SpicaError as error:
+                answers.fail(error)
+            if not repeatedly:
+                return 0
+    return 0 if repeatedly else 1
 
 
 def end_with_parent() -> None:
-    """Wait for the end of the standard input, and end the process.
+    """Wait for the end of the parent, and end the process.
 
-    Windows lets one at a time have a pipe, and libraries look at the standard input when they are loaded: beside a
-    thread that is blocked in reading it, the import of numpy hangs (https://github.com/numpy/numpy/issues/24290). So
-    there the pipe is looked at now and then, and read only when something is in it. This is written by the
-    documentation of PeekNamedPipe and was not run on Windows.
+    On Windows its process is waited for, whose id is the last argument: beside a thread that is blocked in reading the
+    standard input, the import of numpy hangs there (https://github.com/numpy/numpy/issues/24290). This was not run.
     """
     if sys.platform == "win32":
-        until_ended(_waiting, lambda count: os.read(0, count), lambda: time.sleep(_LOOK_S))
+        import ctypes
+        from ctypes import wintypes
+
+        kernel = ctypes.WinDLL("kernel32")
+        kernel.OpenProcess.restype = wintypes.HANDLE
+        kernel.WaitForSingleObject.argtypes = [wintypes.HANDLE, wintypes.DWORD]
+        kernel.WaitForSingleObject(kernel.OpenProcess(_SYNCHRONIZE, False, int(sys.argv[-1])), _INFINITE)
     else:
         sys.stdin.read()
     os._exit(1)
 
 
-def until_ended(waiting: Callable[[], int | None], read: Callable[[int], object], pause: Callable[[], None]) -> None:
-    """Return when a pipe has ended, without ever being blocked in it.
-
-    Args:
-        waiting: how many bytes can be read from it now; None when it has ended.
-        read: takes so many bytes out of it: an end is told only behind them.
-        pause: called while there is nothing.
-    """
-    while (count := waiting()) is not None:
-        if count:
-            read(count)
-        else:
-            pause()
-
-
-if sys.platform == "win32":
-
-    def _waiting() -> int | None:
-        """Bytes in the standard input's pipe; None when nobody can write into it any more."""
-        import ctypes
-        import msvcrt
-        from ctypes import wintypes
-
-        kernel = ctypes.WinDLL("kernel32", use_last_error=True)
-        kernel.PeekNamedPipe.argtypes = [
-            wintypes.HANDLE,
-            wintypes.LPVOID,
-            wintypes.DWORD,
-            wintypes.LPDWORD,
-            wintypes.LPDWORD,
-            wintypes.LPDWORD,
-        ]
-        count = wintypes.DWORD()
-        if kernel.PeekNamedPipe(msvcrt.get_osfhandle(0), None, 0, None, ctypes.byref(count), None):
-            return int(count.value)
-        return None if ctypes.get_last_error() == _BROKEN_PIPE else 0
-
-
-def _converse(process: subprocess.Popen[str], request: Mapping[str, Any], progress: Progress) -> dict[str, Any] | None:
-    """Send the request, listen to the end; the report, None if there was none."""
-    stdin, stdout = cast("IO[str]", process.stdin), cast("IO[str]", process.stdout)  # both are pipes
+def _message(line: str) -> Json:
+    """A line of the protocol; empty for anything else."""
     try:
-        stdin.write(json.dumps(request) + "\n")
-        stdin.flush()
-    except OSError:  # it is dead already; what it said tells why
-        pass
-    for line in stdout:
-        try:
-            told = json.loads(line)
-        except ValueError:
-            continue
-        if "progress" in told:
-            progress(str(told["progress"]))
-        else:
-            return dict(told)
-    process.wait()
-    return None
-
-
-def _end_when(process: subprocess.Popen[str], stop: threading.Event) -> None:
-    while process.poll() is None:
-        if stop.wait(_POLL_S):
-            process.kill()
-            return
-
-
-def _rebuilt(told: Mapping[str, Any], where: str) -> SpicaError:
-    kind = next((kind for kind in _KINDS if kind.code == told.get("code")), WeightsError)
-    return kind(
-        str(told["message"]),
-        where=told.get("where") or where,
-        expected=told.get("expected"),
-        got=told.get("got"),
-        hint=told.get("hint"),
-    )
-
-
-def _silent_death(what: str, where: str, needs: str, status: int, said: str) -> WeightsError:
-    killed = status in (-9, 137)
-    if said:
-        logger.error("the %s of %s ended with status %d:\n%s", what, where, status, said)
-    return WeightsError(
-        f"the {what} ended without a result"
-        + (": the system killed it, probably for want of memory" if killed else ""),
-        where=where,
-        got=f"exit status {status}" + (f": {said.splitlines()[-1]}" if said else ""),
-        hint=f"close other programs and try again; it needs about {needs}" if killed else "see the log",
-    )
-
-
-def _tail(errors: IO[bytes]) -> str:
-    errors.seek(max(0, errors.seek(0, os.SEEK_END) - 4000))
-    return errors.read().decode("utf-8", errors="replace").strip()
-
-
-def _report(out: TextIO, **line: Any) -> None:
-    out.write(json.dumps(line) + "\n")
-    out.flush()
+        message = json.loads(line)
+    except ValueError:
+        return {}
+    return message if isinstance(message, dict) else {}

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from spica.detectors.architecture import Norm
-from spica.detectors.child import ask
+from spica.detectors.child import run
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def convert(
         if progress is not None:
             progress(text)
 
-    return ask(
+    return run(
         "spica.detectors.convert",
         asdict(request),
         what="conversion",

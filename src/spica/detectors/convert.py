@@ -22,10 +22,10 @@ import numpy as np
 from spica.boxes import Detections
 from spica.detectors.card import WEIGHTS
 from spica.detectors.child import answer
+from spica.detectors.comparison import Comparison, compare, rendered_images
 from spica.detectors.contract import RGBImage
 from spica.detectors.openvino import OpenVINODetector, load_openvino, openvino_core
 from spica.detectors.postprocess import postprocess
-from spica.detectors.verification import Comparison, compare, rendered_images
 from spica.detectors.weights import GRAPH_FORMAT
 from spica.errors import WeightsError
 from spica.files import sha256_file, storage_error

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from spica.detectors.child import ask
+from spica.detectors.child import run
 from spica.detectors.contract import USUAL_INPUT_SIZE
 
 MAX_CALIBRATION_IMAGES = 16
@@ -47,6 +47,6 @@ def quantise(
         "max_pixels": max_pixels,
         "most_px": 2 * sees,
     }
-    return ask(
+    return run(
         "spica.detectors.quantise", request, what="quantisation", where=str(graph), needs="4 GB", progress=progress
     )

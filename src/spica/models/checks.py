@@ -15,6 +15,7 @@ import numpy as np
 
 from spica.boxes import Detections
 from spica.detectors.card import Form, record_form
+from spica.detectors.comparison import LEAST_BOXES, Agreement, agreement
 from spica.detectors.contract import Detector, Precision
 from spica.detectors.load import computed_by, load_detector
 from spica.detectors.openvino import Machine, machine
@@ -24,7 +25,6 @@ from spica.evaluation.coco import Metrics, evaluate
 from spica.evaluation.matching import match_all
 from spica.evaluation.truth import Truth
 from spica.images import Image, decode
-from spica.models.agreement import Agreement, agreement
 from spica.models.locks import writing
 from spica.models.serving import Serving
 from spica.models.version import ModelVersion
@@ -191,9 +191,8 @@ def judge(
         if truths is not None:
             metrics = evaluate(truths, run.answers, classes)
             loss = ap50_loss(truths, exact.answers, run.answers, len(classes))
-        checks[name] = Check(
-            name, run, agreement(exact.answers, run.answers, threshold=threshold), metrics, loss, exact
-        )
+        agreed = agreement(exact.answers, run.answers, threshold=threshold, least=LEAST_BOXES)
+        checks[name] = Check(name, run, agreed, metrics, loss, exact)
     return checks
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from spica.boxes import Detections
+from spica.detectors.comparison import compare, rendered_images
 from spica.detectors.convert import _same
-from spica.detectors.verification import compare, rendered_images
 from spica.errors import WeightsError
 
 
