@@ -1,8 +1,8 @@
 """Record what a real Label Studio sends to a model server, one file a request, into tests/payloads.
 
-Starts Label Studio in a temporary folder (or takes the one in ``--data-dir``), connects a model server that writes down
-what it is asked, and does through Label Studio's interface what a person does with clicks. Run it after an update of
-Label Studio and look at what git shows as changed:
+Starts Label Studio in a temporary folder and `spica serve` with the demonstration's detector, puts a server that
+writes down what it is asked between the two, and does through Label Studio's interface what a person does with clicks.
+Run it after an update of Label Studio and look at what git shows as changed:
 
     python scripts/record_payloads.py
 """
@@ -11,146 +11,58 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
+import subprocess
+import sys
 import tempfile
-import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import uvicorn
+import httpx
 from PIL import Image
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from spica.boxes import Detections
-from spica.detectors.contract import RGBImage
-from spica.inference import Engine
+from spica.demo import model_folder
+from spica.demo.field import render_field
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.launch import LabelStudioProcess
-from spica.labelstudio.media import MediaReader
-from spica.predictor import Predictor
-from spica.server.run import bind, build_app
-from spica.server.service import Service
-from spica.settings import Settings
 
-OUT = Path(__file__).resolve().parent.parent / "tests" / "payloads"
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from recording_server import Answer, Asked, RecordingServer  # noqa: E402  # needs the line above
+
 CONFIG = (
     '<View><Image name="image" value="$image"/>'
     '<RectangleLabels name="label" toName="image" smart="true"><Label value="spike"/></RectangleLabels></View>'
 )
 NAMES = ("field.png", "畑 1/穂 #1 50%+.png", "畑 1/b.png")
+SIZE = (200, 120)
+"""Width and height of the photographs in pixels: room for a few ears."""
+
 _HEADERS = ("content-type", "user-agent", "authorization")
 _SECRETS = frozenset({"access_token", "token", "password", "task_data_password", "authorization"})
 _TIMEOUT_S = 120.0
-Json = dict[str, Any]
-
-
-@dataclass
-class Asked:
-    """One request that arrived."""
-
-    method: str
-    path: str
-    headers: dict[str, str]
-    body: Any
-
-
-@dataclass
-class Recorder:
-    """Remembers the requests that pass through it."""
-
-    asked: list[Asked] = field(default_factory=list)
-
-    def around(self, app: ASGIApp) -> ASGIApp:
-        """The application, listened to."""
-
-        async def listening(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] != "http":
-                await app(scope, receive, send)
-                return
-            chunks: list[bytes] = []
-
-            async def heard() -> Message:
-                message = await receive()
-                chunks.append(message.get("body", b""))
-                return message
-
-            await app(scope, heard, send)
-            named = {name.decode(): value.decode() for name, value in scope["headers"]}
-            headers = {name: named[name] for name in _HEADERS if name in named}
-            text = b"".join(chunks)
-            self.asked.append(Asked(scope["method"], scope["path"], headers, json.loads(text) if text else None))
-
-        return listening
-
-    def take(self, path: str, action: str | None = None) -> Asked:
-        """The last request to a route (with this action), and forget them all."""
-        found = [each for each in self.asked if each.path == path]
-        if action is not None:
-            found = [each for each in found if each.body.get("action") == action]
-        if not found:
-            seen = sorted({f"{each.path} {(each.body or {}).get('action', '')}".strip() for each in self.asked})
-            raise SystemExit(
-                f"Label Studio did not send {path} {action or ''}; it sent: {', '.join(seen) or 'nothing'}"
-            )
-        self.asked.clear()
-        return found[-1]
-
-
-class OneBox:
-    """A detector that finds the same box in every image."""
-
-    classes = ("spike",)
-    input_size = 1333
-
-    def detect(self, images: Sequence[RGBImage]) -> list[Detections]:
-        """One box in the upper left of each image."""
-        found = Detections(np.array([[10, 10, 50, 30]], np.float32), np.array([0.9], np.float32), np.zeros(1, np.int64))
-        return [found for _ in images]
 
 
 @contextmanager
-def recording_server(recorder: Recorder, label_studio: LabelStudioProcess, folder: Path) -> Iterator[str]:
-    """A model server that is listened to; its address."""
-    with ExitStack() as stack:
-        engine = stack.enter_context(Engine("recorded", OneBox, queue_size=100, memory_bytes=1_000_000))
-        media = stack.enter_context(
-            MediaReader(
-                label_studio_url=label_studio.url,
-                auth=None,
-                document_root=label_studio.document_root,
-                media_dir=None,
-                max_bytes=10_000_000,
-                timeout_s=30,
-            )
-        )
-        predictor = Predictor(
-            model_id="recorded",
-            classes=OneBox.classes,
-            engine=engine,
-            media=media,
-            threshold=0.6,
-            max_pixels=1_000_000,
-        )
-        settings = Settings(label_studio_url=label_studio.url, data_dir=folder)
-        app = recorder.around(build_app(Service(predictor, weights="recorded"), settings, host="127.0.0.1"))
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
-        sock = stack.enter_context(bind("127.0.0.1", 0, option="--port"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
-        thread.start()
+def model_server(label_studio: LabelStudioProcess, folder: Path) -> Iterator[str]:
+    """`spica serve` with the demonstration's detector, ready; its address."""
+    command = [sys.executable, "-m", "spica", "serve", "--weights", str(model_folder()), "--port", "0"]
+    command += ["--label-studio-url", label_studio.url, "--data-dir", str(folder)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, encoding="utf-8") as child:
         try:
-            yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+            yield next(word for line in child.stderr or () for word in line.split() if word.startswith("http://127."))
         finally:
-            server.should_exit = True
-            thread.join()
+            child.terminate()
+            child.communicate()
 
 
 class Session:
-    """A project with photographs, and the recording server at ``url``; most methods are a person's clicks."""
+    """A project with photographs, connected by nobody yet; ``url`` is the recording server's."""
 
     def __init__(self, client: LabelStudioClient, url: str, images: Path) -> None:
         self.client = client
@@ -159,7 +71,7 @@ class Session:
         for number, name in enumerate(NAMES):
             path = images / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (200, 100), (80, 120 + number, 60)).save(path)
+            Image.fromarray(render_field(number, width=SIZE[0], height=SIZE[1]).pixels).save(path)
         client.sync_storage(client.ensure_local_storage(self.project, images).id)
         self.tasks = [task.id for task in client.iter_tasks(self.project)]
         self.backend = 0
@@ -191,85 +103,40 @@ class Session:
         body = {"project": str(self.project), "url": self.url, "extra_params": '{"score_threshold": 0.4}'}
         self.call("PATCH", f"/api/ml/{self.backend}", body)
 
-    def open_model_page(self) -> None:
-        """Label Studio asks every model for its state."""
-        self.call("GET", "/api/ml", project=self.project)
-
-    def ask_for_versions(self) -> None:
-        """Through the interface only."""
-        self.call("GET", f"/api/ml/{self.backend}/versions")
-
-    def send_test_request(self) -> None:
-        """A random task; nothing is stored."""
-        self.call("POST", f"/api/ml/{self.backend}/predict/test", random="true")
-
-    def open_task(self) -> None:
-        """The quick view of the Data Manager."""
-        self.call("GET", f"/api/tasks/{self.tasks[0]}/")
-
-    def retrieve(self) -> None:
-        """All tasks that have no prediction of the version."""
-        self.action("retrieve_tasks_predictions", self.tasks)
-
     def draw(self) -> None:
-        """What Chromium sends when a rectangle drawn with the magic wand is finished, beside a predicted one."""
-        (prediction,) = self.client.predictions_of_task(self.tasks[0])
+        """What Chromium sends when a rectangle drawn with the magic wand is finished, beside predicted ones."""
         drawn = {
-            "original_width": 200,
-            "original_height": 100,
+            "original_width": SIZE[0],
+            "original_height": SIZE[1],
             "image_rotation": 0,
-            "value": {
-                "x": 25.332922318125778,
-                "y": 53.53267570900123,
-                "width": 19.864364981504313,
-                "height": 39.864364981504323,
-                "rotation": 0,
-                "rectanglelabels": ["spike"],
-            },
+            "value": {"x": 25.3, "y": 53.5, "width": 19.8, "height": 39.8, "rotation": 0, "rectanglelabels": ["spike"]},
             "id": "roWOjZ1H7t",
             "from_name": "label",
             "to_name": "image",
             "type": "rectanglelabels",
             "origin": "manual",
         }
-        body = {"task": self.tasks[0], "context": {"result": [*prediction.result, drawn]}}
+        result = [*self.client.predictions_of_task(self.tasks[0])[0].result, drawn]
+        body = {"task": self.tasks[0], "context": {"result": result}}
         self.call("POST", f"/api/ml/{self.backend}/interactive-annotating", body)
 
     def submit(self) -> None:
         """The predicted boxes, accepted."""
-        (prediction,) = self.client.predictions_of_task(self.tasks[0])
+        prediction = self.client.predictions_of_task(self.tasks[0])[0]
         body = {"result": prediction.result, "lead_time": 4.2, "parent_prediction": prediction.id}
         path = f"/api/tasks/{self.tasks[0]}/annotations/"
         self.annotation = self.call("POST", path, body, project=self.project)["id"]
-
-    def update(self) -> None:
-        """The boxes of an annotation deleted."""
-        self.call("PATCH", f"/api/annotations/{self.annotation}/", {"result": [], "lead_time": 6.0})
 
     def accept_predictions(self) -> None:
         """Annotations made of predictions, several at once."""
         version = self.client.predictions_of_task(self.tasks[1])[0].model_version
         self.action("predictions_to_annotations", self.tasks[1:], model_version=version)
 
-    def delete_annotations(self) -> None:
-        """Several at once."""
-        self.action("delete_tasks_annotations", self.tasks[1:])
-
-    def start_training(self) -> None:
-        """The model's own menu."""
-        self.call("POST", f"/api/ml/{self.backend}/train", {})
-
     def add_photograph(self) -> None:
         """A task that is imported."""
-        self.tasks += self.client.import_tasks(self.project, [{"data": {"image": "/data/local-files/?d=none.png"}}])
-
-    def delete_task(self) -> None:
-        """The imported one."""
-        self.action("delete_tasks", [self.tasks.pop()])
-
-    def change_project(self) -> None:
-        """Any of the project's settings."""
-        self.client.update_project(self.project, description="wheat")
+        body = [{"data": {"image": "/data/local-files/?d=none.png"}}]
+        path = f"/api/projects/{self.project}/import"
+        self.tasks += self.call("POST", path, body, return_task_ids="true")["task_ids"]
 
 
 @dataclass(frozen=True)
@@ -278,26 +145,58 @@ class Step:
 
     name: str
     click: str
-    do: Callable[[Session], None]
+    do: Callable[[Session], object]
     path: str
     action: str | None = None
 
 
 _MODEL = "Settings > Model > "
 _DM = "Data Manager > select tasks > "
+_RETRIEVE = _DM + "Retrieve Predictions"
+
+
+def _look(session: Session) -> None:
+    session.call("GET", "/api/ml", project=session.project)
+
+
+def _retrieve(session: Session) -> None:
+    session.action("retrieve_tasks_predictions", session.tasks)
+
+
 STEPS = (
     Step("setup-form", _MODEL + "Connect Model > Validate and Save, extra params empty", Session.connect, "/setup"),
-    Step("health", "opening Settings > Model", Session.open_model_page, "/health"),
-    Step("setup-page", "opening Settings > Model or the Data Manager", Session.open_model_page, "/setup"),
-    Step("versions", "GET /api/ml/<id>/versions (no click of 1.23 does it)", Session.ask_for_versions, "/versions"),
-    Step("predict-test-request", _MODEL + "Send Test Request", Session.send_test_request, "/predict"),
-    Step("predict-open-task", "opening a task in the Data Manager", Session.open_task, "/predict"),
-    Step("predict-retrieve", _DM + "Retrieve Predictions", Session.retrieve, "/predict"),
+    Step("health", "opening Settings > Model", _look, "/health"),
+    Step("setup-page", "opening Settings > Model or the Data Manager", _look, "/setup"),
+    Step(
+        "versions",
+        "GET /api/ml/<id>/versions (no click of 1.23 does it)",
+        lambda s: s.call("GET", f"/api/ml/{s.backend}/versions"),
+        "/versions",
+    ),
+    Step(
+        "predict-test-request",
+        _MODEL + "Send Test Request",
+        lambda s: s.call("POST", f"/api/ml/{s.backend}/predict/test", random="true"),
+        "/predict",
+    ),
+    Step(
+        "predict-open-task",
+        "opening a task in the Data Manager",
+        lambda s: s.call("GET", f"/api/tasks/{s.tasks[0]}/"),
+        "/predict",
+    ),
+    Step("predict-retrieve", _RETRIEVE, _retrieve, "/predict"),
     Step("predict-interactive", "drawing with Auto-Annotation and the magic wand", Session.draw, "/predict"),
     Step("webhook-annotation-created", "Submit", Session.submit, "/webhook", "ANNOTATION_CREATED"),
     Step("setup-extra-params", _MODEL + "Edit > extra params, Save", Session.change_extra_params, "/setup"),
-    Step("predict-retrieve-anew", _DM + "Retrieve Predictions, of a new version", Session.retrieve, "/predict"),
-    Step("webhook-annotation-updated", "Update", Session.update, "/webhook", "ANNOTATION_UPDATED"),
+    Step("predict-retrieve-anew", _RETRIEVE + ", of a new version", _retrieve, "/predict"),
+    Step(
+        "webhook-annotation-updated",
+        "Update",
+        lambda s: s.call("PATCH", f"/api/annotations/{s.annotation}/", {"result": [], "lead_time": 6.0}),
+        "/webhook",
+        "ANNOTATION_UPDATED",
+    ),
     Step(
         "webhook-annotations-created",
         _DM + "Create Annotations From Predictions",
@@ -308,71 +207,108 @@ STEPS = (
     Step(
         "webhook-annotations-deleted",
         _DM + "Delete Annotations",
-        Session.delete_annotations,
+        lambda s: s.action("delete_tasks_annotations", s.tasks[1:]),
         "/webhook",
         "ANNOTATIONS_DELETED",
     ),
-    Step("webhook-start-training", _MODEL + "Start Training", Session.start_training, "/webhook", "START_TRAINING"),
+    Step(
+        "webhook-start-training",
+        _MODEL + "Start Training",
+        lambda s: s.call("POST", f"/api/ml/{s.backend}/train", {}),
+        "/webhook",
+        "START_TRAINING",
+    ),
     Step("webhook-tasks-created", "Import", Session.add_photograph, "/webhook", "TASKS_CREATED"),
-    Step("webhook-tasks-deleted", _DM + "Delete Tasks", Session.delete_task, "/webhook", "TASKS_DELETED"),
-    Step("webhook-project-updated", "Settings > General > Save", Session.change_project, "/webhook", "PROJECT_UPDATED"),
+    Step(
+        "webhook-tasks-deleted",
+        _DM + "Delete Tasks",
+        lambda s: s.action("delete_tasks", [s.tasks.pop()]),
+        "/webhook",
+        "TASKS_DELETED",
+    ),
+    Step(
+        "webhook-project-updated",
+        "Settings > General > Save",
+        lambda s: s.call("PATCH", f"/api/projects/{s.project}/", {"description": "wheat"}),
+        "/webhook",
+        "PROJECT_UPDATED",
+    ),
 )
 
 
 def redacted(value: Any) -> Any:
     """The same without tokens and passwords."""
     if isinstance(value, list):
-        return [redacted(each) for each in value]
+        return [redacted(item) for item in value]
     if not isinstance(value, dict):
         return value
     return {
-        key: "REDACTED" if key in _SECRETS and isinstance(each, str) and each else redacted(each)
-        for key, each in value.items()
+        key: "REDACTED" if key in _SECRETS and isinstance(item, str) and item else redacted(item)
+        for key, item in value.items()
     }
 
 
-def payload(step: Step, asked: Asked, version: str) -> Json:
-    """The content of one file."""
-    origin = {
-        "label_studio": version,
-        "recorded": datetime.now(UTC).date().isoformat(),
-        "caused_by": step.click,
+def payload(step: Step, asked: Sequence[Asked], version: str) -> dict[str, Any]:
+    """The content of one file: the last request to the step's route, and with its action."""
+    requests = [(request, json.loads(request.body) if request.body else None) for request in asked]
+    fitting = [
+        (request, body)
+        for request, body in requests
+        if request.path.partition("?")[0] == step.path and (step.action is None or body["action"] == step.action)
+    ]
+    if not fitting:
+        seen = sorted({f"{request.path} {(body or {}).get('action', '')}".strip() for request, body in requests})
+        raise SystemExit(
+            f"Label Studio did not send {step.path} {step.action or ''}; it sent: {', '.join(seen) or 'nothing'}"
+        )
+    request, body = fitting[-1]
+    headers = {name: request.headers[name] for name in _HEADERS if name in request.headers}
+    return {
+        "origin": {"label_studio": version, "recorded": f"{datetime.now(UTC):%Y-%m-%d}", "caused_by": step.click},
+        "request": {
+            "method": request.method,
+            "path": step.path,
+            "headers": redacted(headers),
+            "body": redacted(body),
+        },
     }
-    request = {"method": asked.method, "path": asked.path, "headers": redacted(asked.headers)}
-    return {"origin": origin, "request": {**request, "body": redacted(asked.body)}}
 
 
 def record(label_studio: LabelStudioProcess, folder: Path, out: Path) -> None:
     """Do all steps and write one file for each."""
     out.mkdir(parents=True, exist_ok=True)
-    recorder = Recorder()
-    images = label_studio.document_root / "recorded"
-    with label_studio.client() as client, recording_server(recorder, label_studio, folder) as url:
-        version = client.version()
-        session = Session(client, url, images)
-        try:
+    with (
+        label_studio.client() as client,
+        model_server(label_studio, folder) as model,
+        httpx.Client(base_url=model, timeout=_TIMEOUT_S, trust_env=False) as http,
+    ):
+
+        def forward(request: Asked) -> Answer:
+            headers = {name: value for name, value in request.headers.items() if name not in ("host", "content-length")}
+            response = http.request(request.method, request.path, content=request.body, headers=headers)
+            return Answer(response.content, response.status_code, {"Content-Type": response.headers["content-type"]})
+
+        while http.get("/state").json()["model"]["state"] != "ready":
+            time.sleep(0.2)
+        with RecordingServer(forward) as recorder:
+            session = Session(client, recorder.url, label_studio.document_root / "recorded")
             for step in STEPS:
                 recorder.asked.clear()
                 step.do(session)
-                content = payload(step, recorder.take(step.path, step.action), version)
-                text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+                text = json.dumps(payload(step, recorder.asked, client.version()), ensure_ascii=False, indent=2) + "\n"
                 (out / f"{step.name}.json").write_text(text, encoding="utf-8", newline="\n")
                 print(f"{step.name}.json")
-        finally:
-            client.delete_project(session.project)
-            shutil.rmtree(images)
 
 
 def main() -> None:
     """Record into ``--out``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--data-dir", type=Path, help="of a Label Studio to use instead of a new one")
+    parser.add_argument("--out", type=Path, default=ROOT / "tests" / "payloads")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder = Path(name)
         (folder / "documents").mkdir()
-        data_dir = options.data_dir or folder / "label-studio"
+        data_dir = folder / "label-studio"
         with LabelStudioProcess.start(data_dir, port=0, document_root=folder / "documents") as label_studio:
             record(label_studio, folder, options.out)
 

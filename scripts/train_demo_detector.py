@@ -9,13 +9,11 @@ kind of machine and with one number of threads the result is the same each time.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from multiprocessing import get_context
@@ -26,8 +24,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spica.boxes import Detections, iou_xyxy
+from spica.boxes import Detections
 from spica.demo import field, model_folder, network
+from spica.evaluation.coco import evaluate
+from spica.evaluation.matching import match
+from spica.evaluation.truth import Truth
+from spica.files import sha256_file, write_text
 
 TRAIN_SEED, VALIDATION_SEED, TEST_SEED = 100_000, 200_000, 300_000
 """First seeds of the three sets, far from each other and from the demo's."""
@@ -35,55 +37,6 @@ SHOWN_THRESHOLD = 0.6
 LIMITS = "Knows rendered wheat only, in pictures where an ear is about 20 to 110 pixels long; not for real fields."
 
 Detect = Callable[[NDArray[np.uint8]], Detections]
-
-
-@dataclass(frozen=True, slots=True)
-class Matches:
-    """Detections of many images against the truth, at one IoU.
-
-    Attributes:
-        scores: (N,), descending.
-        correct: bool (N,), whether a detection found a true box that none with a higher score had found.
-        truths: number of true boxes.
-    """
-
-    scores: NDArray[np.float32]
-    correct: NDArray[np.bool_]
-    truths: int
-
-    def average_precision(self) -> float:
-        """COCO's: precision made monotone, averaged at 101 recalls (pycocotools ``COCOeval.accumulate``)."""
-        hits = np.cumsum(self.correct)
-        recall = hits / max(1, self.truths)
-        precision = np.maximum.accumulate((hits / np.arange(1, len(hits) + 1))[::-1])[::-1]
-        at = np.searchsorted(recall, np.linspace(0, 1, 101), side="left")
-        return float(np.append(precision, 0.0)[np.minimum(at, len(precision))].mean())
-
-    def precision_recall(self, threshold: float) -> tuple[float, float]:
-        """Of the detections that score at least ``threshold``; a precision of nothing is 1."""
-        shown = self.correct[self.scores >= threshold]
-        return float(shown.mean()) if len(shown) else 1.0, float(shown.sum()) / max(1, self.truths)
-
-
-def match(found: Sequence[Detections], truths_xyxy: Sequence[NDArray[np.float32]], iou: float) -> Matches:
-    """Greedy, best score first, each true box found once."""
-    correct = [_match_one(one, truth, iou) for one, truth in zip(found, truths_xyxy, strict=True)]
-    scores = np.concatenate([one.scores for one in found])
-    order = np.argsort(-scores, kind="stable")
-    return Matches(scores[order], np.concatenate(correct)[order], sum(len(truth) for truth in truths_xyxy))
-
-
-def _match_one(found: Detections, truth_xyxy: NDArray[np.float32], iou: float) -> NDArray[np.bool_]:
-    correct = np.zeros(len(found), np.bool_)
-    if len(truth_xyxy) == 0 or len(found) == 0:
-        return correct
-    overlap = iou_xyxy(found.boxes_xyxy, truth_xyxy)  # (N, M)
-    for row in range(len(found)):
-        best = int(overlap[row].argmax())
-        if overlap[row, best] >= iou:
-            correct[row] = True
-            overlap[:, best] = -1.0
-    return correct
 
 
 def _render(seed: int, width: int, height: int) -> field.Field:
@@ -179,13 +132,15 @@ def _like_cells(images: torch.Tensor) -> torch.Tensor:
 def calibrated(model: network.EarNetwork, fields: Sequence[field.Field]) -> network.DemoDetector:
     """The detector whose score is the chance that a box is right (IoU >= 0.5): Platt's scaling on held-out fields."""
     raw = network.DemoDetector(model, floor=0.01).eval()
-    found = [_detect_with_torch(raw, one.pixels) for one in fields]
-    matches = match(found, [one.boxes_xyxy for one in fields], 0.5)
-    if matches.correct.all() or not matches.correct.any():
+    detections = [_detect_with_torch(raw, one.pixels) for one in fields]
+    pairs = zip(detections, fields, strict=True)
+    hits = np.concatenate([match(answer, truth_of(one), iou=0.5).hits for answer, one in pairs])
+    if hits.all() or not hits.any():
         print("nothing to calibrate with: the raw scores stay", flush=True)
         return network.DemoDetector(model).eval()
-    logits = torch.logit(torch.from_numpy(matches.scores).double(), eps=1e-6)
-    correct = torch.from_numpy(matches.correct).double()
+    scores = np.concatenate([answer.scores for answer in detections])
+    logits = torch.logit(torch.from_numpy(scores).double(), eps=1e-6)
+    correct = torch.from_numpy(hits).double()
     line = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
     solver = torch.optim.LBFGS([line], max_iter=100, line_search_fn="strong_wolfe")
 
@@ -261,25 +216,32 @@ def compare(detector: network.DemoDetector, detect: Detect, fields: Sequence[fie
 
 
 def measure(detect: Detect, fields: Sequence[field.Field]) -> dict[str, float | int]:
-    """The card's metrics."""
-    found = [detect(one.pixels) for one in fields]
-    truths = [one.boxes_xyxy for one in fields]
-    by_iou = [match(found, truths, iou) for iou in np.linspace(0.5, 0.95, 10)]
-    precision, recall = by_iou[0].precision_recall(SHOWN_THRESHOLD)
+    """The card's metrics: COCO's AP and AP50, and precision and recall at :data:`SHOWN_THRESHOLD`."""
+    detections = [detect(one.pixels) for one in fields]
+    truths = [truth_of(one) for one in fields]
+    metrics = evaluate(truths, detections, ["spike"])
+    shown = [one.where(one.scores >= SHOWN_THRESHOLD) for one in detections]
+    correct = sum(int(match(one, truth, iou=0.5).hits.sum()) for one, truth in zip(shown, truths, strict=True))
+    boxes = sum(map(len, truths))
     return {
-        "AP50": round(by_iou[0].average_precision(), 4),
-        "AP": round(float(np.mean([matches.average_precision() for matches in by_iou])), 4),
+        "AP50": round(metrics.ap50, 4),
+        "AP": round(metrics.ap, 4),
         "images": len(fields),
-        "boxes": by_iou[0].truths,
+        "boxes": boxes,
         "threshold": SHOWN_THRESHOLD,
-        "precision": round(precision, 4),
-        "recall": round(recall, 4),
+        "precision": round(correct / max(1, sum(map(len, shown))), 4),
+        "recall": round(correct / max(1, boxes), 4),
     }
+
+
+def truth_of(one: field.Field) -> Truth:
+    """What is in a rendered field, class 0."""
+    height, width = one.pixels.shape[:2]
+    return Truth(one.boxes_xyxy, np.zeros(len(one.boxes_xyxy), np.int64), width, height)
 
 
 def card(options: argparse.Namespace, model: Path, training: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:
     """What ``model.json`` says."""
-    content = model.read_bytes()
     return {
         "format": 1,
         "name": "spica-demo-wheat",
@@ -310,7 +272,7 @@ def card(options: argparse.Namespace, model: Path, training: dict[str, Any], met
             **training,
         },
         "metrics": metrics,
-        "files": {model.name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}},
+        "files": {model.name: {"sha256": sha256_file(model), "bytes": model.stat().st_size}},
         "limits": LIMITS,
     }
 
@@ -363,10 +325,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "calibration": {"slope": detector.slope, "intercept": detector.intercept},
         "minutes": round((time.monotonic() - started) / 60, 1),
     }
-    text = json.dumps(card(options, path, training, metrics), indent=2) + "\n"
-    written = options.out / "model.json.part"
-    written.write_text(text, encoding="utf-8")
-    written.replace(options.out / "model.json")
+    write_text(options.out / "model.json", json.dumps(card(options, path, training, metrics), indent=2) + "\n")
 
 
 if __name__ == "__main__":
