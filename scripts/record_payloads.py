@@ -250,7 +250,9 @@ def redacted(value: Any) -> Any:
 
 def payload(step: Step, asked: Sequence[Asked], version: str) -> dict[str, Any]:
     """The content of one file: the last request to the step's route, and with its action."""
-    requests = [(request, json.loads(request.body) if request.body else None) for request in asked]
+    requests: list[tuple[Asked, Any]] = [
+        (request, json.loads(request.body) if request.body else None) for request in asked
+    ]
     fitting = [
         (request, body)
         for request, body in requests

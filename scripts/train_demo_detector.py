@@ -224,8 +224,8 @@ def measure(detect: Detect, fields: Sequence[field.Field]) -> dict[str, float | 
     correct = sum(int(match(one, truth, iou=0.5).hits.sum()) for one, truth in zip(shown, truths, strict=True))
     boxes = sum(map(len, truths))
     return {
-        "AP50": round(metrics.ap50, 4),
-        "AP": round(metrics.ap, 4),
+        "AP50": round(metrics.ap50 or 0.0, 4),
+        "AP": round(metrics.ap or 0.0, 4),
         "images": len(fields),
         "boxes": boxes,
         "threshold": SHOWN_THRESHOLD,
