@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 from spica.errors import AuthenticationError, LaunchError, SpicaError
-from spica.labelstudio.api.transport import CERTIFICATE_HINT, certificate_trouble, http_client
+from spica.http import CERTIFICATE_HINT, certificate_trouble, http_client, user_and_password
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.label_config import parse_label_config
 
@@ -54,22 +54,17 @@ def connect(
     parse_label_config(row.label_config)
     answer = _ask(model_url, {"project": row.key.stem, "schema": row.label_config}, basic_auth)
     # Label Studio asks /setup itself, with the model's extra params, and the version comes from that.
-    backend = client.connect_backend(project, url=model_url, is_interactive=interactive, basic_auth=_pair(basic_auth))
+    backend = client.connect_backend(
+        project, url=model_url, is_interactive=interactive, basic_auth=user_and_password(basic_auth)
+    )
     problems = [str(problem) for problem in answer.get("problems", [])]
     return Connection(model_url, backend.model_version, (*problems, *backend.warnings))
-
-
-def _pair(basic_auth: str | None) -> tuple[str, str] | None:
-    if basic_auth is None:
-        return None
-    user, _, password = basic_auth.partition(":")
-    return user, password
 
 
 def _ask(model_url: str, setup: dict[str, Any], basic_auth: str | None) -> dict[str, Any]:
     where = f"{model_url.rstrip('/')}/setup"
     try:
-        with http_client(where, auth=_pair(basic_auth), timeout=10) as http:
+        with http_client(where, auth=user_and_password(basic_auth), timeout=10) as http:
             answer = http.post(where, json=setup)
         body = answer.json()
     except httpx.HTTPError as error:

@@ -190,6 +190,40 @@ class LabelStudioError(SpicaError):
     status = 502
 
 
+class LabelStudioRefusedError(LabelStudioError):
+    """A request that Label Studio answered with an error status.
+
+    Attributes:
+        http_status: the status that it answered.
+        retry_after_s: seconds after which it asks to try again, if it said so.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        http_status: int,
+        *,
+        where: str | None = None,
+        expected: str | None = None,
+        got: str | None = None,
+        hint: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(what, where=where, expected=expected, got=got, hint=hint or _hint_for(http_status))
+        self.http_status = http_status
+        self.retry_after_s = retry_after_s
+
+
+def _hint_for(status: int) -> str:
+    if status == 403:
+        return "the account of this token may not do that: use one that may"
+    if status == 404:
+        return "check the number of the project and the address of Label Studio"
+    if status >= 500:
+        return "look into Label Studio's log; if its database was busy, try again"
+    return "correct what Label Studio names and try again"
+
+
 class LabelStudioUnreachableError(LabelStudioError):
     """No answer from Label Studio."""
 

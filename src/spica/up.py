@@ -18,8 +18,8 @@ from typing import Any
 from pydantic import SecretStr
 
 from spica.errors import LabelConfigError, LabelStudioError, StorageError, UsageError
+from spica.http import same_url, user_and_password
 from spica.inference import Engine
-from spica.labelstudio.api.backends import same_url
 from spica.labelstudio.api.projects import MAX_TITLE, MIN_TITLE
 from spica.labelstudio.api.records import Project
 from spica.labelstudio.api.storages import IMAGE_REGEX, SHOWN
@@ -290,8 +290,7 @@ def running(
         project = _project(client, request, note)
         storage = client.ensure_local_storage(project.id, served.within(images) if is_narrow else images)
         client.sync_storage(storage.id)
-        secret = settings.basic_auth.get_secret_value().partition(":") if settings.basic_auth is not None else None
-        _connect(client, project, server.url, note, (secret[0], secret[2]) if secret is not None else None)
+        _connect(client, project, server.url, note, user_and_password(settings.basic_auth))
         spec = service.spec(project.key, project.label_config)
         for problem in spec.problems:
             note(problem)

@@ -8,11 +8,10 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from spica.errors import AuthenticationError, LabelStudioError, LabelStudioUnreachableError
-from spica.labelstudio.api import transport as module
-from spica.labelstudio.api.backends import same_url
+from spica import retry
+from spica.errors import AuthenticationError, LabelStudioError, LabelStudioRefusedError, LabelStudioUnreachableError
 from spica.labelstudio.api.storages import IMAGE_REGEX, _is_within
-from spica.labelstudio.api.transport import LabelStudioRefusedError, Transport, is_loopback
+from spica.labelstudio.api.transport import Transport
 from spica.labelstudio.client import LabelStudioClient
 
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
@@ -21,7 +20,7 @@ Answer = Callable[[httpx.Request], httpx.Response]
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_RETRY_WAITS_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(retry, "_BRIEF_FIRST_S", 0.0)
 
 
 class Script:
@@ -153,41 +152,6 @@ def test_without_a_token() -> None:
     answer = httpx.Response(401, json={"detail": "Authentication credentials were not provided."})
     with connected(Script(answer), token=None) as client, pytest.raises(AuthenticationError, match="--token"):
         client.whoami()
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "same"),
-    [
-        ("http://localhost:8010", "http://127.0.0.1:8010/", True),
-        ("http://[::1]:8010", "http://localhost:8010", True),
-        ("http://Example.com", "http://example.com:80/", True),
-        ("http://localhost:8010/a/", "http://localhost:8010/a", True),
-        ("http://localhost:8010", "http://localhost:8011", False),
-        ("http://localhost:8010", "https://localhost:8010", False),
-        ("http://localhost:8010/a", "http://localhost:8010/b", False),
-        ("http://192.168.0.1:1", "http://127.0.0.1:1", False),
-    ],
-)
-def test_same_url(a: str, b: str, *, same: bool) -> None:
-    """Two spellings of one address are one model, different addresses are two."""
-    assert same_url(a, b) is same
-    assert same_url(b, a) is same
-
-
-@pytest.mark.parametrize(
-    ("url", "loopback"),
-    [
-        ("http://localhost", True),
-        ("http://127.0.0.9:80", True),
-        ("http://[::1]", True),
-        ("http://127.0.0.1.example.com", False),
-        ("http://10.0.0.1", False),
-        ("http://exa mple", False),
-    ],
-)
-def test_is_loopback(url: str, *, loopback: bool) -> None:
-    """Only this machine's own addresses count as its own."""
-    assert is_loopback(url) is loopback
 
 
 @pytest.mark.parametrize(

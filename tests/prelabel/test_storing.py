@@ -9,8 +9,14 @@ from typing import Any, cast
 import httpx
 import pytest
 
-from spica.errors import AuthenticationError, ImageError, LabelStudioError, LabelStudioUnreachableError, SpicaError
-from spica.labelstudio.api.transport import LabelStudioRefusedError
+from spica.errors import (
+    AuthenticationError,
+    ImageError,
+    LabelStudioError,
+    LabelStudioRefusedError,
+    LabelStudioUnreachableError,
+    SpicaError,
+)
 from spica.labelstudio.client import LabelStudioClient
 from spica.predictor import Outcome
 from spica.prelabel import patience as patience_module

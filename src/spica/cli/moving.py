@@ -16,7 +16,7 @@ import httpx
 
 from spica.cli.console import label_studio
 from spica.errors import SpicaError, UsageError
-from spica.labelstudio.api.transport import http_client
+from spica.http import http_client, user_and_password
 from spica.settings import Settings
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def move(project: int, version: str | None, before: str | None, place: Place, sa
 
 def _backend(client: LabelStudioClient, project: int, model_url: str | None) -> Backend | None:
     """The connected model: the one at the address, else the one that Label Studio asks, which is the first."""
-    from spica.labelstudio.api.backends import same_url
+    from spica.http import same_url
 
     found = client.backends(project)
     return next((each for each in found if model_url is None or same_url(each.url, model_url)), None)
@@ -144,8 +144,7 @@ def _wait(url: str, setup: dict[str, Any], auth: str | None, version: str | None
 
 
 def _version_at(url: str, setup: dict[str, Any], auth: str | None) -> str | None:
-    user, _, password = (auth or "").partition(":")
-    with http_client(url, auth=(user, password) if auth is not None else None, timeout=10) as http:
+    with http_client(url, auth=user_and_password(auth), timeout=10) as http:
         answer = http.post(f"{url.rstrip('/')}/setup", json=setup)
     body = answer.json() if answer.is_success else None
     if not isinstance(body, dict) or "classes" not in body:

@@ -21,7 +21,7 @@ def project_here(number: int, data_dir: Path, settings: Settings) -> ProjectKey:
         UsageError: Label Studio can't be asked, and several are known.
         LabelStudioError: Label Studio has no such project.
     """
-    from spica.labelstudio.api.transport import LabelStudioRefusedError
+    from spica.errors import LabelStudioRefusedError
     from spica.models import active
 
     why = "there is no token for Label Studio"

@@ -11,7 +11,7 @@ import httpx
 from pydantic import SecretStr
 
 from spica.errors import AuthenticationError, LaunchError, ModelUnavailableError, SpicaError, UsageError
-from spica.labelstudio.api.transport import CERTIFICATE_HINT, certificate_trouble, http_client
+from spica.http import CERTIFICATE_HINT, certificate_trouble, http_client, user_and_password
 
 _GONE_S = 15.0
 """A server that is busy for so long is taken to be gone."""
@@ -41,8 +41,7 @@ class RemoteServer:
 
     def __init__(self, url: str, basic_auth: str | None) -> None:
         self.url = url.rstrip("/")
-        user, _, password = (basic_auth or "").partition(":")
-        self._http = http_client(self.url, auth=(user, password) if basic_auth is not None else None, timeout=150)
+        self._http = http_client(self.url, auth=user_and_password(basic_auth), timeout=150)
 
     def __enter__(self) -> Self:
         return self

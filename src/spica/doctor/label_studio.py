@@ -8,7 +8,7 @@ from spica.doctor.finding import Section
 from spica.doctor.reach import Answer, ask
 from spica.doctor.remedies import environment
 from spica.errors import AuthenticationError, SpicaError
-from spica.labelstudio.api.transport import CERTIFICATE_HINT
+from spica.http import CERTIFICATE_HINT
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.tokens import token_kind
 from spica.settings import Settings

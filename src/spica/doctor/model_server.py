@@ -8,8 +8,9 @@ from typing import Any
 from spica.doctor.finding import Section
 from spica.doctor.reach import Answer, ask
 from spica.doctor.remedies import environment, unblock_local_addresses
+from spica.errors import LabelStudioRefusedError
+from spica.http import CERTIFICATE_HINT, user_and_password
 from spica.labelstudio.api.backends import webhook_url
-from spica.labelstudio.api.transport import CERTIFICATE_HINT, LabelStudioRefusedError
 from spica.labelstudio.client import LabelStudioClient
 from spica.project import ProjectKey
 from spica.settings import Settings
@@ -46,7 +47,7 @@ def examine_model_server(
     settings: Settings, model_url: str, client: LabelStudioClient | None, section: Section
 ) -> ModelServer:
     """Look at the model server, and let Label Studio say whether it would call it."""
-    auth = _credentials(settings)
+    auth = user_and_password(settings.basic_auth)
     asks_password, answer = _health(model_url, auth)
     usable = _check_reachable(model_url, answer, asks_password, auth is not None, section)
     if usable:
@@ -64,13 +65,6 @@ def examine_model_server(
             "webhooks-allowed", lambda: _check_webhooks_allowed(allowed, model_url, section, also=bool(blocked))
         )
     return ModelServer(model_url, auth, usable, asks_password, blocked, webhooks_blocked)
-
-
-def _credentials(settings: Settings) -> tuple[str, str] | None:
-    if settings.basic_auth is None:
-        return None
-    user, _, password = settings.basic_auth.get_secret_value().partition(":")
-    return user, password
 
 
 def _health(model_url: str, auth: tuple[str, str] | None) -> tuple[bool, Answer]:

@@ -13,9 +13,9 @@ import httpx
 from spica.doctor import remedies
 from spica.doctor.finding import Section
 from spica.errors import SpicaError
+from spica.http import http_client
 from spica.images import decode
 from spica.labelstudio.api.records import LocalStorage, Project, TaskRow
-from spica.labelstudio.api.transport import http_client
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.confinement import ConfinedFolder
 from spica.labelstudio.control_tags import LabelConfig

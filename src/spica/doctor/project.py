@@ -9,7 +9,8 @@ from typing import Any
 from spica.doctor import remedies
 from spica.doctor.finding import Section
 from spica.doctor.model_server import ModelServer, address_refused
-from spica.labelstudio.api.backends import same_url, webhook_url
+from spica.http import same_url
+from spica.labelstudio.api.backends import webhook_url
 from spica.labelstudio.api.records import Backend, Project
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.control_tags import LabelConfig, parse_label_config

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import httpx
 
-from spica.labelstudio.api.transport import certificate_trouble, http_client
+from spica.http import certificate_trouble, http_client
 
 TIMEOUT_S = 10.0
 

@@ -21,8 +21,9 @@ from typing import Final, Self
 import httpx
 
 from spica.errors import AuthenticationError, LabelStudioError, MediaError
+from spica.http import origin_of
 from spica.labelstudio.confinement import printable, too_many_bytes
-from spica.labelstudio.tokens import label_studio_origin, origin_of
+from spica.labelstudio.tokens import label_studio_origin
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import platformdirs
 from pydantic import SecretStr
 
 from spica.errors import LaunchError, UsageError
-from spica.labelstudio.api.backends import same_url
+from spica.http import same_url
 from spica.labelstudio.credentials import FILE_NAME, load_or_create, write_private
 from spica.labelstudio.instance import RunningState
 

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spica.errors import LabelStudioError, StorageError, UsageError
+from spica.errors import LabelStudioError, LabelStudioRefusedError, StorageError, UsageError
 from spica.labelstudio.api.predictions import fingerprint, fingerprint_of
 from spica.labelstudio.api.records import Prediction
-from spica.labelstudio.api.transport import LabelStudioRefusedError
 from spica.labelstudio.client import LabelStudioClient
 
 _CHUNK = 500

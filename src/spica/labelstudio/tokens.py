@@ -19,23 +19,15 @@ from typing import Any, Final, Literal
 import httpx
 
 from spica.errors import AuthenticationError, LabelStudioError, UsageError
+from spica.http import Origin, origin_of
 
 TokenKind = Literal["legacy", "personal", "access"]
-Origin = tuple[str, str, int | None]
-"""Scheme, host, port: what a token belongs to."""
-
 WEBHOOK_HEADER: Final = "X-Spica-Secret"
 """In which the events that Label Studio sends carry :func:`webhook_secret`."""
 
 _EARLY_S: Final = 30.0  # an access token is renewed so long before its end
 
 _MAKE_PERSONAL: Final = "Create a personal access token in Label Studio (Account & Settings > Personal Access Token)"
-
-
-def origin_of(url: httpx.URL | str) -> Origin:
-    """Scheme, host and port of an address, default ports filled in."""
-    parsed = httpx.URL(url)
-    return parsed.scheme, parsed.host, parsed.port or {"http": 80, "https": 443}.get(parsed.scheme)
 
 
 def label_studio_origin(url: str) -> Origin:

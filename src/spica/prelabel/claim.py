@@ -22,7 +22,7 @@ import httpx
 import platformdirs
 
 from spica.errors import LaunchError, SpicaError, StorageError
-from spica.labelstudio.api.transport import is_loopback
+from spica.http import is_loopback
 from spica.labelstudio.credentials import write_private
 from spica.labelstudio.instance import FolderLock
 from spica.prelabel.progress import Progress

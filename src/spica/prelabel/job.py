@@ -15,11 +15,12 @@ from spica.labelstudio.protocol import Task
 from spica.predictor import Outcome, PredictionSpec, Predictor
 from spica.prelabel.claim import Claim
 from spica.prelabel.media import JobEndsError, PatientMedia
-from spica.prelabel.patience import LIMIT_S, Patience, is_passing
+from spica.prelabel.patience import Patience
 from spica.prelabel.pipeline import Pipeline
 from spica.prelabel.progress import Progress, Tally
 from spica.prelabel.selection import JobSpec, Listing, Selection, job_spec
 from spica.prelabel.storing import Journal, Storer
+from spica.retry import LIMIT_S, is_passing
 
 logger = logging.getLogger(__name__)
 

@@ -6,11 +6,10 @@ import threading
 
 import httpx
 
-from spica.errors import MediaError, SpicaError
-from spica.labelstudio.api.transport import LabelStudioRefusedError
+from spica.errors import LabelStudioRefusedError, MediaError, SpicaError
+from spica.http import origin_of
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.download import DownloadError
-from spica.labelstudio.tokens import origin_of
 from spica.predictor import Media
 from spica.prelabel.patience import Patience
 

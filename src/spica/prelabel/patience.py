@@ -8,41 +8,15 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-import httpx
-
-from spica.errors import LabelStudioError, LabelStudioUnreachableError
-from spica.labelstudio.api.transport import LabelStudioRefusedError
+from spica.errors import LabelStudioError
+from spica.retry import LIMIT_S, is_passing
 
 logger = logging.getLogger(__name__)
 
-LIMIT_S = 600.0
-"""So long a job waits for Label Studio: an update with migrations takes minutes, a night is for people to notice."""
-
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 15.0
-_OVERLOADED = frozenset({408, 425, 429})
-_NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
 
 _T = TypeVar("_T")
-
-
-def is_passing(error: LabelStudioError) -> bool:
-    """Whether the same request may succeed later: no answer, an overloaded or failing server, a proxy's page."""
-    if isinstance(error, LabelStudioRefusedError):
-        return error.http_status >= 500 or error.http_status in _OVERLOADED
-    return True
-
-
-def was_never_sent(error: LabelStudioError) -> bool:
-    """Whether Label Studio can't have seen the request at all."""
-    return isinstance(error, LabelStudioUnreachableError) and isinstance(error.__cause__, _NEVER_SENT)
-
-
-def is_still_open(error: LabelStudioError) -> bool:
-    """Whether Label Studio may still be working on the request: nobody has heard how it ended."""
-    if isinstance(error, LabelStudioRefusedError):
-        return error.http_status in (502, 504)  # a proxy gave up waiting
-    return not was_never_sent(error)
 
 
 class Patience:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from spica.errors import LabelStudioError, UsageError
+from spica.errors import LabelStudioError, LabelStudioRefusedError, UsageError
 from spica.labelstudio.api.records import Project, TaskRow
-from spica.labelstudio.api.transport import LabelStudioRefusedError
 from spica.labelstudio.api.worklist import UNLABELLED, Narrowing, Page, View, task_filters
 from spica.labelstudio.client import LabelStudioClient
 from spica.predictor import PredictionSpec

@@ -11,15 +11,15 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
-from spica.errors import LabelConfigError, LabelStudioError, SpicaError
-from spica.labelstudio.api.transport import LabelStudioRefusedError
+from spica.errors import LabelConfigError, LabelStudioError, LabelStudioRefusedError, SpicaError
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.regions import check_result
 from spica.predictor import Outcome
 from spica.prelabel.channel import Channel, EndOfChannel
 from spica.prelabel.pace import REGIONS, Pace
-from spica.prelabel.patience import Patience, is_passing, is_still_open
+from spica.prelabel.patience import Patience
 from spica.prelabel.progress import Tally
+from spica.retry import is_passing, may_still_happen
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +180,7 @@ class Storer:
         if not is_passing(error):
             raise error
         self._patience.endure(error)
-        self._confirm(self._settled_among(sent, patient=is_still_open(error)), items, boxes)
+        self._confirm(self._settled_among(sent, patient=may_still_happen(error)), items, boxes)
 
     @property
     def _settle_s(self) -> float:

@@ -14,8 +14,14 @@ from pathlib import Path
 import httpx
 from fastapi.responses import Response
 
-from spica.errors import AuthenticationError, LabelStudioUnreachableError, NotFoundError, RequestError
-from spica.labelstudio.api.transport import LabelStudioRefusedError, http_client
+from spica.errors import (
+    AuthenticationError,
+    LabelStudioRefusedError,
+    LabelStudioUnreachableError,
+    NotFoundError,
+    RequestError,
+)
+from spica.http import http_client
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.predictions_backup import backup
 

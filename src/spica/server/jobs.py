@@ -26,7 +26,7 @@ from spica.errors import (
     SpicaError,
     UsageError,
 )
-from spica.labelstudio.api.backends import same_url
+from spica.http import same_url
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.tokens import LabelStudioAuth
 from spica.predictor import PredictionSpec, Predictor

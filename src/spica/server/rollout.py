@@ -19,6 +19,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from spica.errors import LabelConfigError, LabelStudioError, SpicaError
+from spica.http import user_and_password
 from spica.labelstudio.api.records import Backend
 from spica.labelstudio.client import LabelStudioClient
 from spica.models import active
@@ -258,14 +259,12 @@ class Rollouts:
                 f"no connected model answers {version}, so no title in Label Studio was changed; connected: "
                 f"{others or 'none'}. `spica connect --project {project}` connects this server",
             )
-        secret = self._settings.basic_auth.get_secret_value() if self._settings.basic_auth is not None else None
-        user, _, password = (secret or "").partition(":")
         for row in ours[:1]:  # Label Studio asks the first only
             connection = client.connect_backend(
                 project.number,
                 url=row.url,
                 is_interactive=row.is_interactive,
-                basic_auth=(user, password) if secret is not None else None,
+                basic_auth=user_and_password(self._settings.basic_auth),
             )
             for warning in connection.warnings:
                 self._tell(project, warning)

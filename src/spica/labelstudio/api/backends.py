@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
-from typing import Any
 
-import httpx
-
-from spica.errors import LabelStudioError
+from spica.errors import LabelStudioError, LabelStudioRefusedError
+from spica.http import same_url, user_and_password
 from spica.labelstudio.api.projects import ProjectsApi
 from spica.labelstudio.api.records import Backend, Json, Webhook
-from spica.labelstudio.api.transport import LabelStudioRefusedError, is_loopback
 from spica.labelstudio.tokens import WEBHOOK_HEADER
 
 UNBLOCK_HINT = (
@@ -134,8 +131,7 @@ class BackendsApi(ProjectsApi):
         if now == version and (ours is None or ours.title == version):
             return ()
         if ours is not None:
-            user, _, password = (basic_auth or "").partition(":")
-            auth = (user, password) if basic_auth is not None else None
+            auth = user_and_password(basic_auth)
             found = self.connect_backend(project, url=ours.url, is_interactive=ours.is_interactive, basic_auth=auth)
             return found.warnings
         if rows:
@@ -224,24 +220,6 @@ class BackendsApi(ProjectsApi):
 def webhook_url(url: str) -> str:
     """Where Label Studio sends the events of a model at ``url``."""
     return url.rstrip("/") + "/webhook"
-
-
-def same_url(a: str, b: str) -> bool:
-    """Whether two addresses lead to the same place.
-
-    Slashes at the end, letter case of the host, default ports and the names of this machine make no difference.
-    """
-    return _normalised(a) == _normalised(b)
-
-
-def _normalised(url: str) -> tuple[Any, ...]:
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL:
-        return (url,)
-    host = "localhost" if is_loopback(url) else parsed.host.lower()
-    port = parsed.port or {"http": 80, "https": 443}.get(parsed.scheme)
-    return parsed.scheme, host, port, parsed.path.rstrip("/")
 
 
 def _explained(refusal: LabelStudioRefusedError, url: str) -> LabelStudioError:

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from spica.errors import LabelStudioRefusedError
 from spica.labelstudio.api.projects import ProjectsApi
 from spica.labelstudio.api.records import Json, Prediction, TaskRow
 from spica.labelstudio.api.tasks import TasksApi
-from spica.labelstudio.api.transport import LabelStudioRefusedError
 
 _TASK_FIELDS = "id,data,total_annotations,total_predictions"
 _WRITE_S = 600.0

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from spica.errors import LabelStudioError
+from spica.errors import LabelStudioError, LabelStudioRefusedError
 from spica.labelstudio.api.records import Project, User
-from spica.labelstudio.api.transport import LabelStudioRefusedError, Transport
+from spica.labelstudio.api.transport import Transport
 from spica.project import ProjectKey
 
 MIN_TITLE = 3

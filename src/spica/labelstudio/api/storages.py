@@ -6,9 +6,9 @@ import ntpath
 import posixpath
 from pathlib import PurePath, PurePosixPath, PureWindowsPath
 
-from spica.errors import LabelStudioError
+from spica.errors import LabelStudioError, LabelStudioRefusedError
 from spica.labelstudio.api.records import Json, LocalStorage
-from spica.labelstudio.api.transport import LabelStudioRefusedError, Transport
+from spica.labelstudio.api.transport import Transport
 
 SHOWN = ("avif", "bmp", "gif", "jfif", "jpeg", "jpg", "png", "webp")
 """Endings of what a browser, and so Label Studio, draws: a TIFF could be predicted, but nobody would see it."""

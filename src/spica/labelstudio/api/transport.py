@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
-import ssl
-import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
 
-from spica.errors import AuthenticationError, LabelStudioError, LabelStudioUnreachableError, UsageError
+from spica.errors import AuthenticationError, LabelStudioError, LabelStudioRefusedError, LabelStudioUnreachableError
+from spica.http import CERTIFICATE_HINT, certificate_trouble, host_of, http_client
 from spica.labelstudio.tokens import LabelStudioAuth, webhook_secret
+from spica.retry import repeat_briefly, retry_after_s
 
-_RETRY_WAITS_S = (0.2, 0.6, 1.5)
-_LOCKED = "database-is-locked-error"
-"""Anchor in Label Studio's text for a busy SQLite (core/utils/exceptions.py)."""
-_GATEWAY_STATUSES = frozenset({502, 503, 504})
 _MAX_TOLD = 600
 _TAG = re.compile(r"<[^>]{0,300}>")
-CERTIFICATE_HINT = (
-    "if you trust it, set SSL_CERT_FILE to a PEM file with that certificate or its authority's, and use the name that "
-    "it is made out to in the address"
-)
 
 
 class Transport:
@@ -106,19 +97,14 @@ class Transport:
         may_repeat = method == "GET" if repeatable is None else repeatable
         options: dict[str, Any] = {} if timeout_s is None else {"timeout": timeout_s}
         where = f"{method} {self.url}{path}"
-        waits = _RETRY_WAITS_S if may_repeat else ()
-        for wait_s in (*waits, None):
-            try:
-                response = self._http.request(method, path, params=params, json=json, files=files, **options)
-            except httpx.TransportError as error:
-                passing = not isinstance(error, httpx.TimeoutException) and certificate_trouble(error) is None
-                if wait_s is not None and passing:
-                    time.sleep(wait_s)
-                    continue
-                raise self._unreachable(where, error) from error
-            if wait_s is None or not _is_passing_trouble(response):
-                break
-            time.sleep(wait_s)
+
+        def send() -> httpx.Response:
+            return self._http.request(method, path, params=params, json=json, files=files, **options)
+
+        try:
+            response = repeat_briefly(send) if may_repeat else send()
+        except httpx.TransportError as error:
+            raise self._unreachable(where, error) from error
         return self._parsed(response, where)
 
     def _parsed(self, response: httpx.Response, where: str) -> Any:
@@ -167,33 +153,18 @@ class Transport:
                 got=self._clean(f"{response.status_code} to {response.headers.get('location', 'nowhere')}"),
                 hint="give that address (up to the part before /api) with --url or LABEL_STUDIO_URL",
             )
-        return LabelStudioRefusedError("Label Studio refused a request", response.status_code, where=where, got=told)
+        return LabelStudioRefusedError(
+            "Label Studio refused a request",
+            response.status_code,
+            where=where,
+            got=told,
+            retry_after_s=retry_after_s(response),
+        )
 
     def _clean(self, text: str) -> str:
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return text if len(text) <= _MAX_TOLD else text[:_MAX_TOLD] + " …"
-
-
-class LabelStudioRefusedError(LabelStudioError):
-    """A request that Label Studio answered with an error status.
-
-    Attributes:
-        http_status: the status that it answered.
-    """
-
-    def __init__(
-        self,
-        what: str,
-        http_status: int,
-        *,
-        where: str | None = None,
-        expected: str | None = None,
-        got: str | None = None,
-        hint: str | None = None,
-    ) -> None:
-        super().__init__(what, where=where, expected=expected, got=got, hint=hint or _hint_for(http_status))
-        self.http_status = http_status
 
 
 def told_by(response: httpx.Response) -> str:
@@ -216,73 +187,8 @@ def told_by(response: httpx.Response) -> str:
     return _TAG.sub("", ", ".join(words)).replace("\n", " ")
 
 
-def http_client(url: str, **options: Any) -> httpx.Client:
-    """A connection by HTTP to an address: no proxy for this machine's own, and certificates as SSL_CERT_FILE says.
-
-    Args:
-        url: that is going to be asked.
-        options: of ``httpx.Client``.
-
-    Raises:
-        UsageError: the address, a proxy's, or what SSL_CERT_FILE names can't be read.
-    """
-    if not _host_of(url):
-        raise UsageError(
-            "this is no address", where=url[:200], expected="http://HOST:PORT", hint="look for a typing error"
-        )
-    # By a mount and not by trust_env, which would pass over SSL_CERT_FILE too.
-    mounts = {f"all://{httpx.URL(url).netloc.decode()}": None} if is_loopback(url) else None
-    try:
-        return httpx.Client(mounts=mounts, **options)
-    except (ImportError, ValueError, httpx.InvalidURL) as error:
-        raise UsageError(
-            "the proxy that the environment names can't be used",
-            where="ALL_PROXY, HTTP_PROXY, HTTPS_PROXY",
-            expected="http://HOST:PORT",
-            got=str(error).splitlines()[0],
-            hint="mend or remove the variable; SOCKS needs: pip install httpx[socks]",
-        ) from None
-    except OSError as error:
-        raise UsageError(
-            "the trusted certificates can't be read",
-            where="SSL_CERT_FILE",
-            expected="a PEM file",
-            got=str(error),
-            hint="mend the environment variable, or remove it",
-        ) from None
-
-
-def certificate_trouble(error: BaseException) -> str | None:
-    """What is wrong with the other side's certificate, if that ended a connection."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
-        cause = cause.__cause__ or cause.__context__
-    return None if cause is None else cause.verify_message
-
-
-def is_loopback(url: str) -> bool:
-    """Whether an address names this machine itself."""
-    host = _host_of(url)
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _host_of(url: str) -> str:
-    """The name or address of the host; empty where there is none that could be looked up."""
-    try:
-        host = httpx.URL(url.strip()).host
-        host.encode("idna")
-    except (httpx.InvalidURL, UnicodeError):
-        return ""
-    return host
-
-
 def _checked_url(url: str) -> str:
-    parsed = httpx.URL(url.strip() if _host_of(url) else "")
+    parsed = httpx.URL(url.strip() if host_of(url) else "")
     if parsed.scheme not in {"http", "https"}:
         raise LabelStudioError(
             "not an address of Label Studio",
@@ -291,12 +197,6 @@ def _checked_url(url: str) -> str:
             hint="give it with --url or LABEL_STUDIO_URL",
         )
     return str(parsed.copy_with(query=None, fragment=None)).rstrip("/")
-
-
-def _is_passing_trouble(response: httpx.Response) -> bool:
-    if response.status_code in _GATEWAY_STATUSES:
-        return True
-    return response.status_code == 500 and _LOCKED in response.text
 
 
 def _unauthenticated(where: str, told: str) -> AuthenticationError:
@@ -308,16 +208,6 @@ def _unauthenticated(where: str, told: str) -> AuthenticationError:
         hint="copy the access token from Label Studio's Account & Settings page and give it with --token or "
         "LABEL_STUDIO_API_KEY",
     )
-
-
-def _hint_for(status: int) -> str:
-    if status == 403:
-        return "the account of this token may not do that: use one that may"
-    if status == 404:
-        return "check the number of the project and the address of Label Studio"
-    if status >= 500:
-        return "look into Label Studio's log; if its database was busy, try again"
-    return "mend what Label Studio names and try again"
 
 
 def _flat(errors: Any) -> str:
