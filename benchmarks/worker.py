@@ -29,9 +29,10 @@ from spica.inference import Engine
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.tokens import LabelStudioAuth
 from spica.models import store
-from spica.predictor import PredictionSpec, Predictor
-from spica.prelabel import BulkJob, Selection, prepare
+from spica.predictor import Predictor
 from spica.prelabel.claim import Claim
+from spica.prelabel.job import BulkJob
+from spica.prelabel.selection import Selection, prepare
 from spica.server.build import media_for, warm_up
 from spica.settings import Settings
 from spica.training.footprint import peak_memory_bytes
@@ -177,15 +178,14 @@ def _measured(order: Order, predictor: Predictor, detector: TimedDetector) -> di
     """The job's counts, its seconds in all and waiting for Label Studio, its memory, and when the network computed."""
     detector.spans.clear()
     meter = Meter()
-    selection = Selection()
     before = status_bytes("VmRSS")
     cpu, began = time.process_time(), time.perf_counter()
     with LabelStudioClient(order.url, order.token, transport=WatchedTransport(meter)) as client:
-        work = prepare(client, order.project, predictor.spec, selection)
+        work = prepare(client, order.project, predictor.spec, Selection())
         with Claim.take(
             Path(order.work_dir) / "claims", order.url, order.project, by="a benchmark", version=work.prediction.version
         ) as claim:
-            job = BulkJob(client, predictor, work, selection=selection, spec_for=_spec_of(work.prediction), claim=claim)
+            job = BulkJob(client, predictor, work, claim)
             progress = job.run()
     seconds = time.perf_counter() - began
     spans = detector.spans
@@ -208,10 +208,6 @@ def _measured(order: Order, predictor: Predictor, detector: TimedDetector) -> di
             "image_s": statistics.fmean(end - begin for begin, end in spans) if spans else 0.0,
         },
     }
-
-
-def _spec_of(spec: PredictionSpec) -> Any:
-    return lambda _config: spec
 
 
 def main() -> None:

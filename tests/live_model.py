@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import httpx
@@ -29,6 +31,10 @@ from spica.labelstudio.launch import LabelStudioProcess
 from spica.labelstudio.media import MediaReader
 from spica.labelstudio.tokens import LabelStudioAuth
 from spica.predictor import PredictionSpec, Predictor
+from spica.prelabel.claim import Claim
+from spica.prelabel.job import BulkJob
+from spica.prelabel.progress import Progress
+from spica.prelabel.selection import Selection, prepare
 from spica.server.run import ModelServer
 from spica.server.service import Service
 from spica.settings import Settings
@@ -159,6 +165,16 @@ def retrieve(client: LabelStudioClient, project: int, tasks: Sequence[int] | Non
 def stored(client: LabelStudioClient, tasks: Sequence[int]) -> dict[int, list[int]]:
     """The ids of the predictions of each task."""
     return {task: [prediction.id for prediction in client.predictions_of_task(task)] for task in tasks}
+
+
+def prelabel(client: LabelStudioClient, predictor: Predictor, project: int, **options: Any) -> Progress:
+    """Predict all tasks of a project, annotated ones too, with a bulk job that has these options."""
+    spec = prepare(client, project, predictor.spec, Selection(annotated=True))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Claim.take(Path(folder), client.url, project, by="a test", version=spec.prediction.version) as claim,
+    ):
+        return BulkJob(client, predictor, spec, claim, **options).run()
 
 
 @pytest.fixture

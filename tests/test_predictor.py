@@ -23,8 +23,7 @@ from spica.inference import Engine, Priority
 from spica.labelstudio.api.records import TaskRow
 from spica.labelstudio.protocol import Task
 from spica.predictor import Outcome, PredictionSpec, Predictor
-from spica.prelabel.channel import EndOfChannel
-from spica.prelabel.pipeline import Pipeline
+from spica.prelabel.pipeline import EndOfStage, Pipeline
 
 ONE = (
     '<View><Image name="image" value="$image"/><RectangleLabels name="label" toName="image"><Label value="spike"/>'
@@ -153,7 +152,7 @@ def drain(pipeline: Pipeline) -> list[int]:
     while True:
         try:
             outcome = pipeline.outcomes.get()
-        except EndOfChannel:
+        except EndOfStage:
             return found
         assert outcome is not None
         assert outcome.error is None

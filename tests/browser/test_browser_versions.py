@@ -13,12 +13,11 @@ from typer.testing import CliRunner
 from browser_pages import TIMEOUT_MS, LabelStudioPages
 from learning_lab import open_lab, until
 from learning_lane import ANNOTATED, RECIPE, UNLABELLED, render
-from live_model import BrightnessDetector, Folder, LiveModel, ServeModel
+from live_model import BrightnessDetector, Folder, LiveModel, ServeModel, prelabel
 from spica.cli import app
 from spica.labelstudio.api.records import Json, Project
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.launch import LabelStudioProcess
-from spica.prelabel.job import prelabel
 from spica.training.runs import Runs
 
 pytestmark = [pytest.mark.browser, pytest.mark.label_studio]
@@ -68,7 +67,7 @@ def test_the_new_version_is_what_is_shown(
     expect(pages.regions).to_have_count(1, timeout=TIMEOUT_MS)
     expect(pages.scores).to_have_text(["0.64"])
 
-    prelabel(client, model.predictor, project, model.spec(client, project))
+    prelabel(client, model.predictor, project)
     pages.open_data_manager(project)
     pages.open_task(0)
     expect(pages.scores).to_have_text(["0.98"], timeout=TIMEOUT_MS)

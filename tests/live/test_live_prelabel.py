@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from live_model import ANSWER, SIZE, TIMEOUT_S, Folder, LiveModel, ServeModel, shade, stored
+from live_model import ANSWER, SIZE, TIMEOUT_S, Folder, LiveModel, ServeModel, prelabel, shade, stored
 from scripted_detector import WAIT_S, ScriptedDetector
 from spica.boxes import Detections
 from spica.detectors.contract import RGBImage
@@ -22,7 +22,7 @@ from spica.labelstudio.api.records import Project
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.launch import LabelStudioProcess
 from spica.labelstudio.protocol import Task
-from spica.prelabel import Progress, prelabel
+from spica.prelabel.progress import Progress
 
 pytestmark = pytest.mark.label_studio
 
@@ -58,12 +58,11 @@ def export(label_studio: LabelStudioProcess, project: int, kind: str) -> Any:
 def test_twice_changes_nothing(client: LabelStudioClient, project: Project, folder: Folder, model: LiveModel) -> None:
     """The first run stores a prediction for every task, the second finds nothing to do and leaves them as they are."""
     tasks = folder.tasks(client, project.id, [f"{number}.png" for number in range(3)])
-    spec = model.spec(client, project.id)
-    first = prelabel(client, model.predictor, project.id, spec)
+    first = prelabel(client, model.predictor, project.id)
     assert (first.total, first.stored, first.boxes, first.failures) == (3, 3, 6, [])
     ids = stored(client, tasks)
     assert [len(each) for each in ids.values()] == [1, 1, 1]
-    assert prelabel(client, model.predictor, project.id, spec).total == 0
+    assert prelabel(client, model.predictor, project.id).total == 0
     assert stored(client, tasks) == ids
 
 
@@ -74,7 +73,7 @@ def test_as_the_open_image_would_be(
     asked, bulk = folder.tasks(client, project.id, ["a.png", "b.png"])
     row = client.connect_backend(project.id, url=model.url)
     client.call("GET", f"/api/tasks/{asked}/", timeout_s=TIMEOUT_S)
-    done = prelabel(client, model.predictor, project.id, model.spec(client, project.id))
+    done = prelabel(client, model.predictor, project.id)
     assert (done.total, done.stored) == (1, 1)
     (one,), (other,) = (client.predictions_of_task(task) for task in (asked, bulk))
     assert (one.result, one.score) == (other.result, other.score)
@@ -85,13 +84,12 @@ def test_broken_image(client: LabelStudioClient, project: Project, folder: Folde
     """A broken image is told with its task and reason, has no prediction, and is all that the next run does."""
     good, broken = folder.tasks(client, project.id, ["a.png", "b.png"])
     (folder.path / "b.png").write_bytes(b"")
-    spec = model.spec(client, project.id)
-    done = prelabel(client, model.predictor, project.id, spec)
+    done = prelabel(client, model.predictor, project.id)
     ((task, error),) = done.failures
     assert (done.stored, task, error.code) == (1, broken, "image")
     assert {task: len(ids) for task, ids in stored(client, [good, broken]).items()} == {good: 1, broken: 0}
     folder.photograph("b.png", shade(1))
-    assert prelabel(client, model.predictor, project.id, spec).total == 1
+    assert prelabel(client, model.predictor, project.id).total == 1
     assert {task: len(ids) for task, ids in stored(client, [good, broken]).items()} == {good: 1, broken: 1}
 
 
@@ -110,7 +108,7 @@ def test_exports(
     try:
         (task,) = folder.tasks(client, project.id, ["a.png"])
         spec = model.spec(client, project.id)
-        assert prelabel(client, model.predictor, project.id, spec).stored == 1
+        assert prelabel(client, model.predictor, project.id).stored == 1
         params: dict[str, str | int] = {"id": "predictions_to_annotations", "project": project.id}
         body = {"selectedItems": {"all": True, "excluded": []}, "model_version": spec.version}
         client.call("POST", "/api/dm/actions/", params=params, json=body)
@@ -177,7 +175,6 @@ def test_label_studio_stops_in_the_middle(
                     client,
                     model.predictor,
                     project.id,
-                    spec,
                     on_progress=stop_after_the_first_batch,
                     patience_s=0,
                 )
@@ -195,10 +192,10 @@ def test_label_studio_stops_in_the_middle(
     ):
         kept = {task: ids for task, ids in stored(client, tasks).items() if ids}
         assert len(kept) == confirmed
-        done = prelabel(client, model.predictor, project.id, spec)
+        done = prelabel(client, model.predictor, project.id)
         assert (done.total, done.stored) == (len(tasks) - confirmed, len(tasks) - confirmed)
         complete = stored(client, tasks)
         assert [len(ids) for ids in complete.values()] == [1] * len(tasks)
         assert {task: complete[task] for task in kept} == kept
-        assert prelabel(client, model.predictor, project.id, spec).total == 0
+        assert prelabel(client, model.predictor, project.id).total == 0
         assert stored(client, tasks) == complete

@@ -59,7 +59,7 @@ def make(label_studio: LabelStudioProcess, tmp_path: Path) -> Iterator[Make]:
             jobs = Jobs(model.service, chosen)
             told: list[str] = []
             rollouts = Rollouts(model.service, jobs, chosen, tell=lambda _, text: told.append(text), again_s=0.05)
-            stack.callback(jobs.close)
+            stack.callback(model.service.workers.close)
             stack.callback(rollouts.close)
             return Made(rollouts, jobs, told)
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from bulk_live import CONFIG, StartWorker, command, fill, ids_by_task, versions_by_task, wait_until
-from live_model import ANSWER, TIMEOUT_S, Folder, LiveModel, ServeModel, shade, stored
+from live_model import ANSWER, TIMEOUT_S, Folder, LiveModel, ServeModel, prelabel, shade, stored
 from scripted_detector import ScriptedDetector
 from spica.boxes import Detections
 from spica.detectors.contract import RGBImage
@@ -18,8 +20,10 @@ from spica.errors import AuthenticationError
 from spica.labelstudio.api.records import Project
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.launch import LabelStudioProcess
-from spica.prelabel import BulkJob, Progress, Selection, prelabel, prepare
 from spica.prelabel.claim import Claim
+from spica.prelabel.job import BulkJob
+from spica.prelabel.progress import Progress
+from spica.prelabel.selection import Selection, prepare
 
 pytestmark = pytest.mark.label_studio
 
@@ -60,20 +64,15 @@ def work_on(
     claim: Claim | None = None,
 ) -> tuple[BulkJob, Callable[[], BaseException | None]]:
     """A job under way on a thread of its own, and what waits for its end and gives the failure that ended it."""
-    selection = Selection()
-    work = prepare(client, project, model.predictor.spec, selection)
-    job = BulkJob(
-        client,
-        model.predictor,
-        work,
-        selection=selection,
-        spec_for=model.predictor.spec,
-        stop=stop,
-        watch=watch,
-        claim=claim,
-        say=None if said is None else said.append,
-        watch_s=0.2,
-    )
+    spec = prepare(client, project, model.predictor.spec, Selection())
+    stack = ExitStack()
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    if claim is None:
+        claim = stack.enter_context(
+            Claim.take(folder, client.url, project, by="a test", version=spec.prediction.version)
+        )
+    say = (lambda _line: None) if said is None else said.append
+    job = BulkJob(client, model.predictor, spec, claim, stop=stop, watch=watch, say=say, watch_s=0.2)
     ended: list[BaseException | None] = []
 
     def run() -> None:
@@ -89,6 +88,7 @@ def work_on(
 
     def end() -> BaseException | None:
         thread.join(TIMEOUT_S)
+        stack.close()
         assert ended, "the job does not end"
         return ended[0]
 
@@ -287,7 +287,7 @@ def test_the_last_request_of_a_killed_run_is_waited_for(
         late = [{"task": task, "result": [], "score": 0.5, "model_version": version} for task in tasks]
         client.create_predictions(bulk_project.id, late)
         assert end() is None
-        assert following.unsettled == ()
+        assert following.pending == set()
     assert model.detector.calls == 0
     assert [len(ids) for ids in stored(client, tasks).values()] == [1] * 5
 
@@ -299,13 +299,12 @@ def test_what_was_stored_twice_stays(
     with either: a submit that names one or the other is stored.
     """
     tasks = folder.tasks(client, bulk_project.id, ["a.png", "b.png"])
-    spec = model.spec(client, bulk_project.id)
-    prelabel(client, model.predictor, bulk_project.id, spec)
+    prelabel(client, model.predictor, bulk_project.id)
     for task in tasks:
         (one,) = client.predictions_of_task(task)
         copy = {"task": task, "result": one.result, "score": one.score, "model_version": one.model_version}
         client.create_predictions(bulk_project.id, [copy])
-    assert prelabel(client, model.predictor, bulk_project.id, spec).counted == 4
+    assert prelabel(client, model.predictor, bulk_project.id).counted == 4
     for place, task in enumerate(tasks):
         named = stored(client, [task])[task][place]
         client.create_annotation(task, [], parent_prediction=named)
@@ -343,8 +342,7 @@ def test_progress_is_told_while_it_runs(
     """The numbers that are shown never run backwards, and end complete."""
     folder.tasks(client, bulk_project.id, [f"{number:02}.png" for number in range(40)])
     shown: list[Progress] = []
-    spec = model.spec(client, bulk_project.id)
-    prelabel(client, model.predictor, bulk_project.id, spec, on_progress=shown.append)
+    prelabel(client, model.predictor, bulk_project.id, on_progress=shown.append)
     done = [each.done for each in shown]
     assert done == sorted(done)
     assert (shown[0].done, shown[-1].done, shown[-1].total, shown[-1].counted) == (0, 40, 40, 40)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,8 @@ def test_a_second_claim_is_refused_and_says_who_has_it(tmp_path: Path, url: str)
         assert is_claimed(claim.folder)
         state = State.read(claim.folder)
         assert state is not None
-        assert (state.state, state.progress.total, state.progress.stored) == ("running", 5, 2)
+        progress = Progress.from_json(state.progress)
+        assert (state.state, progress.total, progress.stored) == ("running", 5, 2)
     assert not is_claimed(claim.folder)
     take(tmp_path).release()
 
@@ -53,16 +55,29 @@ def test_what_was_being_sent_outlives_its_holder(tmp_path: Path) -> None:
     first.sending([3, 4], 5.0)
     first.release()
     second = take(tmp_path)
-    assert second.unsettled == (3, 4)
+    assert second.pending == {3, 4}
     second.sending([5], 5.0)
     second.release()
     third = take(tmp_path)
-    assert third.unsettled == (3, 4, 5)
-    third.clear_up()
-    third.settled()
+    assert third.pending == {3, 4, 5}
+    third.settled([3, 4, 5])
     third.end("done", None, Progress(total=3))
     third.release()
-    assert take(tmp_path).unsettled == ()
+    assert take(tmp_path).pending == set()
+
+
+def test_what_is_not_carried_out_in_time_never_is(tmp_path: Path) -> None:
+    """After its time a request is waited for no longer, nor a minute after its holder vanished."""
+    first = take(tmp_path)
+    first.sending([3], 0.0)
+    assert first.pending == set()
+    first.sending([4], 1e6)
+    first.release()
+    state = State.read(first.folder)
+    assert state is not None
+    second = take(tmp_path)
+    assert second.pending == {4}
+    assert max(second._open.values()) < time.time() + 61
 
 
 def test_another_version_s_request_is_no_concern(tmp_path: Path) -> None:
@@ -71,14 +86,14 @@ def test_another_version_s_request_is_no_concern(tmp_path: Path) -> None:
     first.sending([3], 5.0)
     first.release()
     with take(tmp_path, version="w") as claim:
-        assert claim.unsettled == ()
+        assert claim.pending == set()
 
 
 def test_a_damaged_state_file_is_nothing(tmp_path: Path) -> None:
     """A half-written or foreign state file keeps nobody from working."""
     with take(tmp_path) as claim:
-        claim.settled()
+        claim.settled([1])
     (claim.folder / "job.json").write_text('{"pid": 1', "utf-8")
     assert State.read(claim.folder) is None
     with take(tmp_path) as again:
-        assert again.unsettled == ()
+        assert again.pending == set()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from spica.errors import ImageError, UsageError
-from spica.prelabel.failures import FailureFile
+from spica.prelabel.progress import FailureFile
 
 ERROR = ImageError("the image is damaged", where="写真/7.jpg", hint="copy it again")
 

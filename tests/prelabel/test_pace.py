@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from spica.prelabel.pace import FIRST, LARGEST, SMALLEST, Pace
+from spica.prelabel.storing import FIRST, LARGEST, SMALLEST, Pace
 
 
 def settle(cost: Callable[[int], float], batches: int = 30) -> Pace:

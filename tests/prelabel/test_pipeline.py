@@ -13,8 +13,7 @@ from spica.inference import Engine
 from spica.labelstudio.api.records import TaskRow
 from spica.labelstudio.protocol import Task
 from spica.predictor import Outcome
-from spica.prelabel.channel import EndOfChannel
-from spica.prelabel.pipeline import BEGUN_AHEAD, LISTED_AHEAD, READERS, Pipeline
+from spica.prelabel.pipeline import BEGUN_AHEAD, LISTED_AHEAD, READERS, EndOfStage, Pipeline, Stage
 
 WAIT_S = 30
 
@@ -48,7 +47,7 @@ def drain(pipeline: Pipeline) -> list[int]:
     while True:
         try:
             outcome = pipeline.outcomes.get()
-        except EndOfChannel:
+        except EndOfStage:
             return found
         assert outcome is not None
         assert outcome.task_id is not None
@@ -60,7 +59,7 @@ def test_every_task_comes_out_once(engine: Engine) -> None:
     with Pipeline(rows(2000), answer, engine, threading.Event()) as pipeline:
         assert sorted(drain(pipeline)) == list(range(1, 2001))
         assert pipeline.all_listed
-    assert pipeline.error is None
+    assert pipeline.outcomes.error is None
 
 
 def test_no_more_is_taken_than_fits(engine: Engine) -> None:
@@ -94,7 +93,7 @@ def test_what_was_listed_before_a_failure_still_comes_out(engine: Engine) -> Non
     failure = LabelStudioError("Label Studio refused a request")
     with Pipeline(rows(3, error=failure), answer, engine, threading.Event()) as pipeline:
         assert set(drain(pipeline)) <= {1, 2, 3}
-    assert pipeline.error is failure
+    assert pipeline.outcomes.error is failure
     assert not pipeline.all_listed
 
 
@@ -108,7 +107,7 @@ def test_a_model_that_is_gone_ends_the_job_and_fails_no_task(engine: Engine) -> 
 
     with Pipeline(rows(100), begin, engine, threading.Event()) as pipeline:
         assert drain(pipeline) == []
-    assert pipeline.error is error
+    assert pipeline.outcomes.error is error
 
 
 def test_a_network_that_fails_on_one_image_goes_on(engine: Engine) -> None:
@@ -120,7 +119,7 @@ def test_a_network_that_fails_on_one_image_goes_on(engine: Engine) -> None:
 
     with Pipeline(rows(5), begin, engine, threading.Event()) as pipeline:
         assert sorted(drain(pipeline)) == [1, 2, 3, 4, 5]
-    assert pipeline.error is None
+    assert pipeline.outcomes.error is None
 
 
 def test_stop_ends_with_what_is_in_hand(engine: Engine) -> None:
@@ -146,3 +145,37 @@ def test_threads_end_when_the_block_is_left_early(engine: Engine) -> None:
     with Pipeline(rows(5000), answer, engine, threading.Event()) as pipeline:
         assert pipeline.outcomes.get() is not None
     assert [thread.name for thread in threading.enumerate() if thread.name.startswith("spica-bulk")] == []
+
+
+def test_a_wait_for_a_result_can_be_bounded() -> None:
+    """With nothing to take, a bounded wait gives None, and the stage goes on."""
+    go = threading.Event()
+
+    def items() -> Iterator[int]:
+        assert go.wait(WAIT_S)
+        yield 7
+
+    stage = Stage("test", items(), str, capacity=1)
+    stage.start()
+    assert stage.get(0) is None
+    assert stage.get(0.01) is None
+    go.set()
+    assert stage.get(WAIT_S) == "7"
+    with pytest.raises(EndOfStage):
+        stage.get()
+
+
+def test_a_failed_step_ends_all_threads_of_its_stage() -> None:
+    """What one thread fails on ends the stage, however much the others could still take."""
+    failure = LabelStudioError("Label Studio refused a request")
+
+    def step(number: int) -> int:
+        if number == 3:
+            raise failure
+        return number
+
+    stage = Stage("test", iter(range(1000)), step, capacity=2000, threads=2)
+    stage.start()
+    with pytest.raises(LabelStudioError):
+        assert len(list(stage)) < 1000
+    assert stage.error is failure

@@ -12,7 +12,7 @@ import pytest
 from spica.errors import LabelConfigError, MediaError
 from spica.labelstudio.api.records import TaskRow
 from spica.labelstudio.client import LabelStudioClient
-from spica.prelabel.sample import sample
+from spica.prelabel.selection import sample
 
 CONFIG = (
     '<View><Image name="image" value="$image"/>'

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import httpx
 import pytest
 
+from spica import retry
 from spica.errors import (
     AuthenticationError,
     ImageError,
@@ -19,11 +22,10 @@ from spica.errors import (
 )
 from spica.labelstudio.client import LabelStudioClient
 from spica.predictor import Outcome
-from spica.prelabel import patience as patience_module
 from spica.prelabel import storing
-from spica.prelabel.channel import Channel
-from spica.prelabel.patience import Patience
-from spica.prelabel.progress import Tally
+from spica.prelabel.claim import Claim, State
+from spica.prelabel.pipeline import Stage
+from spica.prelabel.progress import JobCounter, Patience
 from spica.prelabel.storing import Storer
 
 Answer = Callable[["FakeLabelStudio", Sequence[int]], int]
@@ -99,50 +101,40 @@ def leaving_out(*dropped: int) -> Answer:
     return lambda studio, tasks: store(studio, [task for task in tasks if task not in dropped])
 
 
-class Notes:
-    """A journal that remembers."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def sending(self, tasks: Iterable[int], within_s: float) -> None:
-        """Note it."""
-        assert within_s > 0
-        self.lines.append(f"sending {sorted(tasks)}")
-
-    def settled(self) -> None:
-        """Note it."""
-        self.lines.append("settled")
-
-
 @pytest.fixture(autouse=True)
 def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience_module, "_FIRST_WAIT_S", 0.0)
-    monkeypatch.setattr(storing, "_SETTLE_S", 0.01)
+    quick = functools.partial(retry.retrying, first_s=0.0, longest_s=0.0)
+    monkeypatch.setattr("spica.prelabel.progress.retrying", quick)
+    monkeypatch.setattr(storing, "_SETTLE_S", 0.05)
     monkeypatch.setattr(storing, "_SETTLE_STEP_S", 0.001)
 
 
+@pytest.fixture
+def claim(tmp_path: Path) -> Iterator[Claim]:
+    """On the project."""
+    with Claim.take(tmp_path, "http://127.0.0.1:8080", 1, by="a test", version="v") as taken:
+        yield taken
+
+
 def run(
-    studio: FakeLabelStudio, outcomes: Sequence[Outcome], *, limit_s: float = 60, notes: Notes | None = None
-) -> tuple[Tally, dict[int, SpicaError], Storer]:
-    """Store outcomes; what was counted, what failed, and the storer."""
-    tally, failed = Tally(), dict[int, SpicaError]()
-    channel: Channel[Outcome] = Channel(len(outcomes) + 1)
-    for outcome in outcomes:
-        channel.put(outcome)
-    channel.end()
+    studio: FakeLabelStudio, outcomes: Sequence[Outcome], claim: Claim, *, limit_s: float = 60
+) -> tuple[JobCounter, dict[int, SpicaError]]:
+    """Store outcomes; what was counted and what failed."""
+    counter, failed = JobCounter(), dict[int, SpicaError]()
+    stage = Stage("test", outcomes, lambda outcome: outcome, capacity=len(outcomes) + 1)
+    stage.start()
     storer = Storer(
         cast("LabelStudioClient", studio),
         1,
         "v",
-        tally=tally,
-        patience=Patience(limit_s=limit_s, stop=threading.Event(), tell=tally.note),
-        journal=notes or Notes(),
+        counter=counter,
+        patience=Patience(counter, threading.Event(), limit_s),
+        claim=claim,
         on_failure=failed.__setitem__,
         on_progress=lambda: None,
     )
-    storer.run(channel)
-    return tally, failed, storer
+    storer.run(stage)
+    return counter, failed
 
 
 def predicted(*tasks: int) -> list[Outcome]:
@@ -164,41 +156,41 @@ def predicted(*tasks: int) -> list[Outcome]:
         pytest.param([failing(OSError(), status=413)], 3, id="too large for a proxy"),
     ],
 )
-def test_each_prediction_is_stored_once(answers: list[Answer], requests: int) -> None:
+def test_each_prediction_is_stored_once(answers: list[Answer], requests: int, claim: Claim) -> None:
     """However a request ends, what is stored is found out before anything is sent again."""
     studio = FakeLabelStudio(*answers)
-    tally, failed, _ = run(studio, predicted(1, 2, 3, 4))
+    counter, failed = run(studio, predicted(1, 2, 3, 4), claim)
     assert sorted(studio.stored) == [1, 2, 3, 4]
     assert len(studio.requests) == requests
-    assert (tally.progress.stored, tally.progress.boxes, failed) == (4, 4, {})
+    assert (counter.progress.stored, counter.progress.boxes, failed) == (4, 4, {})
 
 
-def test_what_somebody_stored_meanwhile_is_not_sent() -> None:
+def test_what_somebody_stored_meanwhile_is_not_sent(claim: Claim) -> None:
     """A task that was opened, and so predicted, since it was listed is left as it is, and counts."""
     studio = FakeLabelStudio(before=[2])
-    tally, _, _ = run(studio, predicted(1, 2, 3))
+    counter, _ = run(studio, predicted(1, 2, 3), claim)
     assert studio.requests == [[1, 3]]
-    assert tally.progress.stored == 3
+    assert counter.progress.stored == 3
 
 
-def test_what_is_left_out_is_named() -> None:
+def test_what_is_left_out_is_named(claim: Claim) -> None:
     """A prediction that Label Studio silently drops is a failed task; the others count."""
     studio = FakeLabelStudio(leaving_out(2))
-    tally, failed, _ = run(studio, predicted(1, 2, 3))
-    assert (tally.progress.stored, list(failed)) == (2, [2])
+    counter, failed = run(studio, predicted(1, 2, 3), claim)
+    assert (counter.progress.stored, list(failed)) == (2, [2])
     assert "left this prediction out" in failed[2].what
     assert len(studio.requests) == 1
 
 
-def test_deleted_tasks_spoil_no_batch() -> None:
+def test_deleted_tasks_spoil_no_batch(claim: Claim) -> None:
     """Tasks that are gone are taken out, and the rest is sent again."""
     studio = FakeLabelStudio(gone=[2, 4])
-    tally, failed, _ = run(studio, predicted(1, 2, 3, 4, 5))
+    counter, failed = run(studio, predicted(1, 2, 3, 4, 5), claim)
     assert sorted(studio.stored) == [1, 3, 5]
-    assert (tally.progress.gone, tally.progress.stored, failed) == (2, 3, {})
+    assert (counter.progress.gone, counter.progress.stored, failed) == (2, 3, {})
 
 
-def test_one_prediction_that_is_refused_is_found_by_halves() -> None:
+def test_one_prediction_that_is_refused_is_found_by_halves(claim: Claim) -> None:
     """A request that is refused for one of its predictions is divided until only that one fails."""
 
     def refuse_three(studio: FakeLabelStudio, tasks: Sequence[int]) -> int:
@@ -207,9 +199,9 @@ def test_one_prediction_that_is_refused_is_found_by_halves() -> None:
         return store(studio, tasks)
 
     studio = FakeLabelStudio(*([refuse_three] * 20))
-    tally, failed, _ = run(studio, predicted(1, 2, 3, 4, 5, 6, 7))
+    counter, failed = run(studio, predicted(1, 2, 3, 4, 5, 6, 7), claim)
     assert sorted(studio.stored) == [1, 2, 4, 5, 6, 7]
-    assert (tally.progress.stored, list(failed)) == (6, [3])
+    assert (counter.progress.stored, list(failed)) == (6, [3])
 
 
 @pytest.mark.parametrize(
@@ -220,7 +212,7 @@ def test_one_prediction_that_is_refused_is_found_by_halves() -> None:
         pytest.param(LabelStudioRefusedError("Label Studio refused a request", 404), id="project gone"),
     ],
 )
-def test_a_clear_refusal_ends_the_job(error: LabelStudioError | AuthenticationError) -> None:
+def test_a_clear_refusal_ends_the_job(error: LabelStudioError | AuthenticationError, claim: Claim) -> None:
     """What will not pass is raised at once, without another request."""
 
     def refuse(_studio: FakeLabelStudio, _tasks: Sequence[int]) -> int:
@@ -228,32 +220,56 @@ def test_a_clear_refusal_ends_the_job(error: LabelStudioError | AuthenticationEr
 
     studio = FakeLabelStudio(refuse)
     with pytest.raises(type(error)):
-        run(studio, predicted(1, 2))
+        run(studio, predicted(1, 2), claim)
     assert len(studio.requests) == 1
 
 
-def test_label_studio_stays_away_for_too_long() -> None:
+def test_label_studio_stays_away_for_too_long(claim: Claim) -> None:
     """After the limit the failure is raised."""
     studio = FakeLabelStudio(*[failing(httpx.ConnectError("refused"))] * 5)
     with pytest.raises(LabelStudioUnreachableError):
-        run(studio, predicted(1), limit_s=0)
+        run(studio, predicted(1), claim, limit_s=0)
 
 
-def test_failed_tasks_are_told_and_never_sent() -> None:
+def test_failed_tasks_are_told_and_never_sent(claim: Claim) -> None:
     """A task without a prediction reaches nobody but the report."""
     studio = FakeLabelStudio()
     broken = Outcome(2, None, ImageError("the image is damaged"))
-    tally, failed, _ = run(studio, [*predicted(1), broken, *predicted(3)])
+    counter, failed = run(studio, [*predicted(1), broken, *predicted(3)], claim)
     assert studio.requests == [[1, 3]]
     assert list(failed) == [2]
-    assert (tally.progress.answered, tally.progress.done) == (3, 3)
+    assert (counter.progress.answered, counter.progress.done) == (3, 3)
 
 
-def test_the_journal_knows_before_label_studio_does() -> None:
-    """What is about to be sent is noted first, and ticked off when it is confirmed; batches are bounded."""
-    notes = Notes()
-    studio = FakeLabelStudio()
-    run(studio, predicted(*range(1, 20)), notes=notes)
+def test_the_claim_knows_before_label_studio_does(claim: Claim) -> None:
+    """What is about to be sent is on disk first, and no longer once it is confirmed; batches are bounded."""
+    noted: list[tuple[int, ...]] = []
+
+    def look(studio: FakeLabelStudio, tasks: Sequence[int]) -> int:
+        state = State.read(claim.folder)
+        assert state is not None
+        noted.append(state.sending)
+        return store(studio, tasks)
+
+    studio = FakeLabelStudio(look, look)
+    run(studio, predicted(*range(1, 20)), claim)
     assert [len(request) for request in studio.requests] == [16, 3]
-    assert notes.lines[0] == f"sending {list(range(1, 17))}"
-    assert notes.lines[1::2] == ["settled", "settled"]
+    assert [sorted(tasks) for tasks in noted] == [list(range(1, 17)), list(range(17, 20))]
+    state = State.read(claim.folder)
+    assert state is not None
+    assert state.sending == ()
+
+
+def test_the_request_of_a_process_that_was_killed_is_waited_for(tmp_path: Path) -> None:
+    """What it has stored in the end is not sent again, and what it has not is."""
+    first = Claim.take(tmp_path, "http://127.0.0.1:8080", 1, by="a test", version="v")
+    first.sending([1, 2], 0.5)
+    first.release()
+    studio = FakeLabelStudio()
+    late = threading.Timer(0.1, lambda: studio.stored.append(1))
+    late.start()
+    with Claim.take(tmp_path, "http://127.0.0.1:8080", 1, by="a test", version="v") as claim:
+        counter, _ = run(studio, predicted(1, 2, 3), claim)
+    assert studio.requests == [[2, 3]]
+    assert sorted(studio.stored) == [1, 2, 3]
+    assert counter.progress.stored == 3

@@ -28,7 +28,7 @@ from spica.project import ProjectKey
 from spica.server import learning as module
 from spica.server.jobs import Jobs
 from spica.server.learning import Learning, NothingToLearnError
-from spica.server.page import render_status
+from spica.server.page import Page
 from spica.server.service import Service
 from spica.server.trainer import TrainingOverError, TrainingRunningError
 from spica.server.triggers import START, Triggers
@@ -179,7 +179,7 @@ def make_learning(studio: Studio, tmp_path: Path) -> Iterator[Make]:
                 every_s=1e9,
             )
             stack.callback(learning.close)
-            studio.page = partial(render_status, service, jobs, learning)
+            studio.page = partial(Page(service, jobs, learning).render, "status.html")
             if start:
                 learning.start()
             return learning

@@ -6,7 +6,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from spica.labelstudio.client import LabelStudioClient
     from spica.models.version import ModelIdentity
     from spica.predictor import PredictionSpec
-    from spica.prelabel.failures import FailureFile
-    from spica.prelabel.progress import Progress
+    from spica.prelabel.progress import FailureFile, Progress
     from spica.prelabel.selection import JobSpec, Selection
 
 SOME_FAILED = 3
@@ -204,7 +203,6 @@ class _Here:
     client: LabelStudioClient
     service: Any
     work: JobSpec
-    spec_for: Callable[[str], PredictionSpec]
     settings: Settings
 
 
@@ -234,7 +232,7 @@ def _prepare_here(order: Order, stack: ExitStack, *, load: bool, interrupt: Inte
         return service.predictor.spec(config, extra_params)
 
     work = prepare(client, order.project, spec_for, order.selection, empty=order.watch)
-    return _Here(client, service, work, spec_for, settings)
+    return _Here(client, service, work, settings)
 
 
 def _check_bf16(
@@ -248,7 +246,7 @@ def _check_bf16(
     from spica.labelstudio.tokens import LabelStudioAuth
     from spica.models.checks import UP_IMAGES
     from spica.models.first_check import FirstCheck
-    from spica.prelabel.sample import sample
+    from spica.prelabel.selection import sample
     from spica.server.build import media_for
 
     key = settings.label_studio_api_key  # which the client was made with
@@ -311,12 +309,10 @@ def _run_here(order: Order, report: FailureFile | None, interrupt: Interrupt, st
             here.client,
             here.service.predictor,
             here.work,
-            selection=order.selection,
-            spec_for=here.spec_for,
+            claim,
             stop=interrupt.asked,
             watch=order.watch,
-            claim=claim,
-            on_failure=None if report is None else report.write,
+            on_failure=(lambda _task, _error: None) if report is None else report.write,
             on_progress=bar.show,
             say=bar.say,
         )
@@ -331,12 +327,13 @@ def follow_claim(folder: Path, interrupt: Interrupt) -> Result:
         SpicaError: it ended early.
     """
     from spica.prelabel.claim import State, is_claimed
+    from spica.prelabel.progress import Progress
 
     with JobBar(interrupt) as bar:
         while is_claimed(folder):
             state = State.read(folder)
             if state is not None:
-                bar.show(state.progress)
+                bar.show(Progress.from_json(state.progress))
             if interrupt.asked.wait(_POLL_S):
                 bar.say("The other process goes on.")
                 raise KeyboardInterrupt
@@ -347,7 +344,7 @@ def follow_claim(folder: Path, interrupt: Interrupt) -> Result:
             got=state.reason if state is not None else None,
             hint="what it stored stays; run the command again to go on",
         )
-    return Result(state.progress, state.state, state.version)
+    return Result(Progress.from_json(state.progress), state.state, state.version)
 
 
 # --- on a server -----------------------------------------------------------------------------------------------------

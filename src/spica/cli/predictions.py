@@ -171,7 +171,7 @@ def refresh_predictions(
 
     from spica.labelstudio.api.predictions import version_filter
     from spica.labelstudio.api.worklist import UNLABELLED
-    from spica.prelabel.failures import FailureFile
+    from spica.prelabel.progress import FailureFile
     from spica.prelabel.removal import remove
     from spica.prelabel.selection import Selection
 

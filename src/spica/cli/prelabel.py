@@ -72,7 +72,7 @@ def prelabel(
     [bold]Exit status[/bold]: 0 all stored, 3 some tasks failed, 4 none could be stored, 2 wrong usage, 1 other errors,
     130 stopped by Ctrl-C.
     """
-    from spica.prelabel.failures import FailureFile
+    from spica.prelabel.progress import FailureFile
     from spica.prelabel.selection import Selection
 
     order = Order(

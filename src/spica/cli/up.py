@@ -34,7 +34,7 @@ from spica.errors import LaunchError, UsageError
 from spica.settings import Settings
 
 if TYPE_CHECKING:
-    from spica.prelabel import Progress
+    from spica.prelabel.progress import Progress
     from spica.up import Ready
 
 

@@ -1,29 +1,28 @@
 """One job a project of Label Studio at a time, on one machine; and what others may know of it while it runs.
 
-A folder for each (Label Studio, project): a lock that the system lets go when its holder ends, however that happens,
-and a state file. Nothing in it matters for long: delete it, and only a request that was cut off by a kill is forgotten.
+A folder for each (Label Studio, project): a lock that the system releases when its holder ends, however that happens,
+and a state file. Delete it, and only a request that was cut off by a kill is forgotten.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
 import httpx
 import platformdirs
+from pydantic import BaseModel
 
 from spica.errors import LaunchError, SpicaError, StorageError
+from spica.files import read_text, write_text
 from spica.http import is_loopback
-from spica.labelstudio.credentials import write_private
 from spica.labelstudio.instance import FolderLock
 from spica.prelabel.progress import Progress
 
@@ -32,6 +31,8 @@ logger = logging.getLogger(__name__)
 _LOCK = "job.lock"
 _STATE = "job.json"
 _WRITE_EVERY_S = 0.5
+_SETTLE_AT_MOST_S = 60.0
+"""A request of a process that was killed is waited for no longer, whatever the clocks say."""
 
 
 class JobRunningError(SpicaError):
@@ -49,49 +50,37 @@ class JobRunningError(SpicaError):
         self.folder = folder
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(BaseModel, frozen=True):
     """What the state file says.
 
     Attributes:
         pid: of the process that works, or has worked.
-        by: what it is, for people.
+        by: what that process is, in words.
         started: ISO 8601, UTC.
         version: of the predictions.
         state: ``running``, ``done``, ``stopped`` or ``failed``.
         reason: why it failed, or None.
-        progress: how far it is.
-        sending: tasks of a request whose end nobody has heard of.
-        settled_by: when it will have been carried out, if it ever is, in seconds since 1970; 0 for nothing.
+        progress: how far it is, see :meth:`Progress.as_json`.
+        sending: tasks of requests whose end nobody has heard of.
+        settled_by: when they will have been carried out, if ever, in seconds since 1970; 0 for nothing.
     """
 
     pid: int
     by: str
     started: str
     version: str
-    state: str
-    reason: str | None
-    progress: Progress
-    sending: tuple[int, ...]
-    settled_by: float
+    state: str = "running"
+    reason: str | None = None
+    progress: dict[str, Any] = Progress(total=0).as_json()
+    sending: tuple[int, ...] = ()
+    settled_by: float = 0.0
 
     @classmethod
     def read(cls, folder: Path) -> State | None:
         """From a claim's folder; None when there is nothing readable."""
         try:
-            body = json.loads((folder / _STATE).read_text("utf-8"))
-            return cls(
-                pid=int(body["pid"]),
-                by=str(body["by"]),
-                started=str(body["started"]),
-                version=str(body["version"]),
-                state=str(body["state"]),
-                reason=body["reason"],
-                progress=Progress.from_json(body["progress"]),
-                sending=tuple(int(task) for task in body["sending"]),
-                settled_by=float(body["settled_by"]),
-            )
-        except (OSError, ValueError, KeyError, TypeError):
+            return cls.model_validate_json(read_text(folder / _STATE))
+        except (OSError, ValueError):
             return None
 
 
@@ -101,10 +90,8 @@ def claims_folder(data_dir: Path) -> Path:
     Where that can't be written to (a container, a service without a home), the data folder.
     """
     own = Path(platformdirs.user_data_dir("spica", appauthor=False)) / "jobs"
-    try:
+    with suppress(OSError):
         own.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return data_dir / "jobs"
     return own if os.access(own, os.W_OK) else data_dir / "jobs"
 
 
@@ -118,28 +105,20 @@ def claim_folder(base: Path, label_studio_url: str, project: int) -> Path:
 
 
 class Claim:
-    """The right to work on one project, held until :meth:`release`. Use :meth:`take`.
-
-    Attributes:
-        unsettled: tasks of a request that an earlier holder was killed over, if any.
-        unsettled_by: when it will have been carried out, if it ever is, in seconds since 1970.
-    """
+    """The right to work on one project, held until :meth:`release`. Use :meth:`take`."""
 
     def __init__(self, folder: Path, lock: FolderLock, *, by: str, version: str) -> None:
         self.folder = folder
         self._lock = lock
-        self._by = by
-        self._version = version
-        self._started = datetime.now(UTC).isoformat(timespec="seconds")
-        self._progress = Progress(total=0)
-        self._sending: tuple[int, ...] = ()
-        self._settled_by = 0.0
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        self._state = State(pid=os.getpid(), by=by, started=started, version=version)
         self._written = 0.0
-        self._told = False
+        self._warned = False
+        self._open: dict[int, float] = {}  # tasks of requests without an answer, and when each is carried out if ever
         before = State.read(folder)
-        same = before is not None and before.version == version
-        self.unsettled: tuple[int, ...] = before.sending if before is not None and same else ()
-        self.unsettled_by = before.settled_by if before is not None and same else 0.0
+        if before is not None and before.version == version:
+            until = min(before.settled_by, time.time() + _SETTLE_AT_MOST_S)
+            self._open = dict.fromkeys(before.sending, until)
 
     @classmethod
     def take(cls, base: Path, label_studio_url: str, project: int, *, by: str, version: str) -> Claim:
@@ -149,7 +128,7 @@ class Claim:
             base: of all claims, from :func:`claims_folder`.
             label_studio_url: the Label Studio.
             project: its number there.
-            by: who claims it, for people.
+            by: what claims it, in words for others.
             version: of the predictions to come.
 
         Raises:
@@ -183,51 +162,44 @@ class Claim:
 
     def sending(self, tasks: Iterable[int], within_s: float) -> None:
         """Note before a request is sent which tasks' predictions are in it, and how long it will take at most."""
-        self._sending, self._settled_by = tuple(tasks), time.time() + within_s
-        self._write("running", None)
+        self._open |= dict.fromkeys(tasks, time.time() + within_s)
+        self._write()
 
-    def settled(self) -> None:
-        """Note that all that was sent is confirmed."""
-        self._sending, self._settled_by = (), 0.0
-        self._write("running", None)
+    def settled(self, tasks: Iterable[int]) -> None:
+        """Note that a request with these tasks has come to its end."""
+        for task in tasks:
+            self._open.pop(task, None)
+        self._write()
 
-    def clear_up(self) -> None:
-        """Note that what an earlier holder left behind is settled."""
-        self.unsettled, self.unsettled_by = (), 0.0
+    @property
+    def pending(self) -> set[int]:
+        """Tasks whose predictions a request may still store of which nobody has heard the end."""
+        now = time.time()
+        return {task for task, until in self._open.items() if until > now}
 
     def show(self, progress: Progress) -> None:
         """Let other processes know how far it is."""
-        self._progress = progress
         if time.monotonic() - self._written >= _WRITE_EVERY_S:
-            self._write("running", None)
+            self._write(progress=progress.as_json())
 
     def end(self, state: str, reason: str | None, progress: Progress) -> None:
         """Note how it ended."""
-        self._progress = progress
-        self._write(state, reason)
+        self._write(state=state, reason=reason, progress=progress.as_json())
 
     def release(self) -> None:
-        """Let others work on the project; twice is fine."""
+        """Let others work on the project; may be called again."""
         self._lock.release()
 
-    def _write(self, state: str, reason: str | None) -> None:
+    def _write(self, **update: Any) -> None:
         self._written = time.monotonic()
-        body: dict[str, Any] = {
-            "pid": os.getpid(),
-            "by": self._by,
-            "started": self._started,
-            "version": self._version,
-            "state": state,
-            "reason": reason,
-            "progress": self._progress.as_json(),
-            "sending": [*self.unsettled, *self._sending],
-            "settled_by": self._settled_by or self.unsettled_by,
-        }
+        self._open = {task: self._open[task] for task in self.pending}
+        update |= {"sending": tuple(self._open), "settled_by": max(self._open.values(), default=0.0)}
+        self._state = self._state.model_copy(update=update)
         try:
-            write_private(self.folder / _STATE, json.dumps(body, ensure_ascii=False))
-        except LaunchError as error:  # a full disk must not stop what is stored elsewhere
-            if not self._told:
-                self._told = True
+            write_text(self.folder / _STATE, self._state.model_dump_json(), 0o600)
+        except StorageError as error:  # a full disk must not stop what is stored elsewhere
+            if not self._warned:
+                self._warned = True
                 logger.warning("other processes can't see this job: %s", error.summary)
 
 

@@ -1,25 +1,30 @@
 """From task to prediction with everything overlapping: listing, reading and decoding, the network, formatting.
 
-Each step has threads of its own and hands over through a bounded channel, so that the network never waits for a disk or
-for Label Studio, and memory does not grow with the project. When one step fails, what the later ones hold still comes
+Each stage has threads of its own and holds a bounded number of results, so that the network never waits for a disk or
+for Label Studio, and memory does not grow with the project. When one stage fails, what the later ones hold still comes
 out, and then the failure.
 """
 
 from __future__ import annotations
 
-import logging
+import queue
 import threading
-from collections.abc import Callable, Iterable
-from typing import Self
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Generic, Self, TypeVar
 
-from spica.errors import ModelUnavailableError
+import httpx
+
+from spica.errors import MediaError, ModelUnavailableError, SpicaError
+from spica.http import origin_of
 from spica.inference import Engine
 from spica.labelstudio.api.records import TaskRow
+from spica.labelstudio.client import LabelStudioClient
+from spica.labelstudio.download import DownloadError
 from spica.labelstudio.protocol import Task
-from spica.predictor import Outcome
-from spica.prelabel.channel import Channel, EndOfChannel
-
-logger = logging.getLogger(__name__)
+from spica.predictor import Media, Outcome
+from spica.prelabel.progress import Patience
+from spica.retry import BUSY_STATUSES
 
 READERS = 2
 """Threads that read and decode: one may wait for a disk or the network while the other decodes."""
@@ -28,14 +33,120 @@ LISTED_AHEAD = 512
 """Tasks listed before their turn: more than any network computes while Label Studio gives the next page."""
 
 BEGUN_AHEAD = 3
-"""Begun tasks that wait, beside those in the readers' hands. The engine bounds the bytes of their decoded images."""
+"""Begun tasks that wait, beside those that the readers hold. The engine bounds the bytes of their decoded images."""
 
 ANSWERED_AHEAD = 128
-"""Predictions that wait to be stored, beside the batch in hand: storing for seconds must not hold up the network."""
+"""Predictions that wait to be stored, beside the batch: storing for seconds must not hold up the network."""
 
 _JOIN_S = 60.0
+_TURN_S = 0.5
+"""Waits are cut into turns of this length: on Windows a longer one would not notice Ctrl-C."""
 
+_MEDIA_TRIES = 3
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+_END: Any = object()
 Begin = Callable[[Task], Callable[[], Outcome]]
+
+
+class EndOfStage(Exception):  # noqa: N818 - no failure: there is nothing more to come
+    """All results were taken, or the stage was closed."""
+
+
+class Stage(Generic[_In, _Out]):
+    """Applies ``step`` to items on threads of its own, at most ``capacity`` results ahead of whoever takes them.
+
+    Attributes:
+        error: what ended it early, known once its results have come to their end.
+    """
+
+    def __init__(
+        self, name: str, items: Iterable[_In], step: Callable[[_In], _Out], *, capacity: int, threads: int = 1
+    ) -> None:
+        self._items = iter(items)
+        self._step = step
+        self._results: queue.Queue[_Out] = queue.Queue(capacity)
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._running = threads
+        self.error: BaseException | None = None
+        self._threads = [
+            threading.Thread(target=self._run, name=f"spica-bulk-{name}-{number}", daemon=True)
+            for number in range(threads)
+        ]
+
+    def start(self) -> None:
+        """Begin to take items."""
+        for thread in self._threads:
+            thread.start()
+
+    def get(self, timeout_s: float | None = None) -> _Out | None:
+        """The next result; None when ``timeout_s`` seconds are over.
+
+        Raises:
+            EndOfStage: nothing more will come.
+        """
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        while not self._closed.is_set():
+            turn = _TURN_S if until is None else max(0.0, min(_TURN_S, until - time.monotonic()))
+            try:
+                result = self._results.get(timeout=turn)
+            except queue.Empty:
+                if until is not None and time.monotonic() >= until:
+                    return None
+                continue
+            if result is _END:
+                self._results.put_nowait(result)  # for the next who asks
+                break
+            return result
+        raise EndOfStage
+
+    def __iter__(self) -> Iterator[_Out]:
+        return self
+
+    def __next__(self) -> _Out:
+        try:
+            result = self.get()
+        except EndOfStage:
+            if self.error is not None:
+                raise self.error from None
+            raise StopIteration from None
+        assert result is not None  # noqa: S101 - only a bounded wait gives None
+        return result
+
+    def close(self) -> None:
+        """Take no more items; what was not taken is dropped."""
+        self._closed.set()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for its threads."""
+        for thread in self._threads:
+            thread.join(timeout_s)
+
+    def _run(self) -> None:
+        try:
+            while self.error is None and not self._closed.is_set():
+                with self._lock:
+                    item = next(self._items, _END)
+                if item is _END:
+                    break
+                self._put(self._step(item))
+        except BaseException as error:  # noqa: BLE001 - the border of a thread: whoever takes the results raises it
+            self.error = self.error or error
+        with self._lock:
+            self._running -= 1
+            is_last = self._running == 0
+        if is_last:
+            self._put(_END)
+
+    def _put(self, result: _Out) -> None:
+        while not self._closed.is_set():
+            try:
+                self._results.put(result, timeout=_TURN_S)
+            except queue.Full:
+                continue
+            return
 
 
 class Pipeline:
@@ -43,107 +154,109 @@ class Pipeline:
 
     Args:
         rows: the tasks, taken one by one on a thread of their own.
-        begin: reads and decodes a task's images and asks for their detections; what it gives waits for them.
+        begin: reads and decodes a task's images and asks for their detections; what it returns waits for them.
         engine: the network, to know when it is gone for good.
-        stop: when set, no more tasks are begun; those in hand still come out.
+        stop: when set, no more tasks are begun; those that were begun still come out.
 
     Attributes:
-        outcomes: what comes out, to its end.
-        error: what failed, once the outcomes have come to their end.
-        all_listed: whether the tasks came to their end too.
+        outcomes: what comes out; its ``error`` is what ended the pipeline early.
+        all_listed: whether all tasks were taken.
     """
 
     def __init__(self, rows: Iterable[TaskRow], begin: Begin, engine: Engine, stop: threading.Event) -> None:
         self._rows = rows
-        self._begin = begin
         self._engine = engine
         self._stop = stop
-        self._halt = threading.Event()
-        self._lock = threading.Lock()
-        self._tasks: Channel[Task] = Channel(LISTED_AHEAD)
-        self._begun: Channel[tuple[Task, Callable[[], Outcome]]] = Channel(BEGUN_AHEAD, producers=READERS)
-        self.outcomes: Channel[Outcome] = Channel(ANSWERED_AHEAD)
-        self.error: BaseException | None = None
         self.all_listed = False
-        steps = [self._list, *([self._read] * READERS), self._format]
-        names = ["lister", *(f"reader-{number}" for number in range(READERS)), "formatter"]
-        self._threads = [
-            threading.Thread(target=self._run, args=(step,), name=f"spica-bulk-{name}", daemon=True)
-            for step, name in zip(steps, names, strict=True)
-        ]
+        tasks = Stage("lister", self._tasks(), lambda task: task, capacity=LISTED_AHEAD)
+        begun = Stage("reader", self._until_stopped(tasks), begin, capacity=BEGUN_AHEAD, threads=READERS)
+        self.outcomes = Stage("formatter", begun, self._finish, capacity=ANSWERED_AHEAD)
+        self._stages: list[Stage[Any, Any]] = [tasks, begun, self.outcomes]
 
     def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
+        for stage in self._stages:
+            stage.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._halt.set()
-        for channel in (self._tasks, self._begun, self.outcomes):
-            channel.abort()
-        if kind is not None and not issubclass(kind, Exception):
-            return  # asked to end at once: the threads are daemons
-        for thread in self._threads:
-            thread.join(_JOIN_S)
+        for stage in self._stages:
+            stage.close()
+        if kind is None or issubclass(kind, Exception):  # else asked to end at once: the threads are daemons
+            for stage in self._stages:
+                stage.join(_JOIN_S)
 
-    def _is_ending(self) -> bool:
-        return self._stop.is_set() or self._halt.is_set()
+    def _tasks(self) -> Iterator[Task]:
+        for row in self._rows:
+            if self._stop.is_set():
+                return
+            yield Task(id=row.id, data=row.data)
+        self.all_listed = True
 
-    def _run(self, step: Callable[[], None]) -> None:
+    def _until_stopped(self, tasks: Iterable[Task]) -> Iterator[Task]:
+        for task in tasks:
+            if self._stop.is_set():
+                return
+            yield task
+
+    def _finish(self, wait: Callable[[], Outcome]) -> Outcome:
+        outcome = wait()
+        if isinstance(outcome.error, ModelUnavailableError) and self._engine.status.state in ("failed", "closed"):
+            raise outcome.error  # this task is not to blame, and the others would fare no better
+        return outcome
+
+
+class JobEndsError(Exception):
+    """What ends the whole job and not one task. Not a :class:`SpicaError`: those are a task's own when it is read."""
+
+    def __init__(self, reason: SpicaError) -> None:
+        super().__init__(reason.summary)
+        self.reason = reason
+
+
+class PatientMedia:
+    """Reads images; waits for a Label Studio that restarts, instead of failing task after task. Thread-safe.
+
+    Args:
+        media: reads them.
+        client: Label Studio.
+        patience: waits for it.
+    """
+
+    def __init__(self, media: Media, client: LabelStudioClient, patience: Patience) -> None:
+        self._media = media
+        self._client = client
+        self._patience = patience
+        self._origin = origin_of(client.url)
+        self._lock = threading.Lock()
+
+    def read(self, uri: str, *, task_id: int | None = None) -> bytes:
+        """The bytes of an image.
+
+        Raises:
+            MediaError: this image can't be read.
+            JobEndsError: no image can be read, because Label Studio refuses the token or stays away.
+        """
+        for _ in range(_MEDIA_TRIES - 1):
+            try:
+                return self._media.read(uri, task_id=task_id)
+            except MediaError as error:
+                if not self._is_label_studios(error):
+                    raise
+            try:
+                with self._lock:  # one asks for all
+                    self._patience(self._client.whoami)
+            except SpicaError as error:
+                raise JobEndsError(error) from error
+        return self._media.read(uri, task_id=task_id)
+
+    def _is_label_studios(self, error: MediaError) -> bool:
+        """Whether it was Label Studio that gave no answer, or none to this token."""
+        cause = error.__cause__
+        if not isinstance(cause, DownloadError) or cause.where is None:
+            return False
         try:
-            step()
-        except BaseException as error:  # noqa: BLE001 - the border of a thread: the consumer raises it
-            self._fail(error)
-
-    def _fail(self, error: BaseException) -> None:
-        with self._lock:
-            if self.error is None:
-                self.error = error
-        self._halt.set()
-
-    def _list(self) -> None:
-        try:
-            for row in self._rows:
-                if self._is_ending() or not self._tasks.put(Task(id=row.id, data=row.data)):
-                    return
-            self.all_listed = True
-        finally:
-            self._tasks.end()
-
-    def _read(self) -> None:
-        try:
-            while not self._is_ending():
-                task = self._tasks.get(0.5)
-                if task is None:
-                    continue
-                if not self._begun.put((task, self._begin(task))):
-                    return
-        except EndOfChannel:
-            return
-        finally:
-            if self._is_ending():
-                self._tasks.abort()  # wakes the lister
-            self._begun.end()
-
-    def _format(self) -> None:
-        try:
-            while True:
-                begun = self._begun.get()
-                if begun is None:
-                    continue
-                task, wait = begun
-                outcome = wait()
-                if isinstance(outcome.error, ModelUnavailableError) and self._is_engine_gone:
-                    self._fail(outcome.error)  # this task is not to blame, and the others would fare no better
-                    continue
-                if outcome.task_id is None:
-                    raise ValueError(f"a task of a project has a number, {task} has none")
-                self.outcomes.put(outcome)
-        except EndOfChannel:
-            return
-        finally:
-            self.outcomes.end()
-
-    @property
-    def _is_engine_gone(self) -> bool:
-        return self._engine.status.state in ("failed", "closed")
+            if origin_of(cause.where) != self._origin:
+                return False
+        except (httpx.InvalidURL, UnicodeError):
+            return False
+        return cause.http_status is None or cause.http_status in BUSY_STATUSES or cause.http_status == 401

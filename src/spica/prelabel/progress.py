@@ -1,21 +1,29 @@
-"""How far a job is: counted in one place, shown anywhere."""
+"""How far a job is, and which tasks failed: counted in one place, shown anywhere."""
 
 from __future__ import annotations
 
+import json
+import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self, TextIO, TypeVar
 
-from spica.errors import SpicaError
+from spica.errors import SpicaError, UsageError
+from spica.retry import LIMIT_S, retrying
+
+logger = logging.getLogger(__name__)
 
 KEPT = 50
-"""So many of the last failures are held in memory; all of them go to the job's file."""
+"""The last failures that are held in memory; all of them go to the job's file."""
 
 _WINDOW_S = 30.0
-"""Speed is that of the last half minute, so that it follows when people use the model at the same time."""
+"""Speed is measured over this time, so that it follows when people use the model meanwhile."""
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +31,7 @@ class Progress:
     """A snapshot of a job.
 
     Attributes:
-        total: tasks that were to be predicted when the job began, tasks added since included.
+        total: tasks to predict, those added since the job began included.
         stored: predictions that Label Studio has confirmed.
         boxes: boxes in them.
         failed: tasks without a prediction.
@@ -50,46 +58,33 @@ class Progress:
 
     @property
     def done(self) -> int:
-        """Tasks that are over, one way or the other."""
+        """Tasks that are over: stored, failed or deleted."""
         return self.stored + self.failed + self.gone
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds to go at the present speed; None when that can't be said."""
+        """Seconds to go at the present speed; None while there is no speed."""
         if self.done >= self.total:
             return 0.0
         return (self.total - self.answered) / self.images_per_s if self.images_per_s > 0 else None
 
     def as_json(self) -> dict[str, Any]:
-        """For programs."""
-        return {
-            "total": self.total,
+        """For programs: the attributes, ``done`` and ``eta_s``; each failure as :func:`failure_json`."""
+        body = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return body | {
             "done": self.done,
-            "stored": self.stored,
-            "failed": self.failed,
-            "gone": self.gone,
-            "boxes": self.boxes,
             "images_per_s": round(self.images_per_s, 3),
             "eta_s": None if self.eta_s is None else round(self.eta_s, 1),
             "seconds": round(self.seconds, 1),
-            "counted": self.counted,
-            "note": self.note,
             "failures": [failure_json(task, error) for task, error in self.failures],
         }
 
     @classmethod
     def from_json(cls, body: dict[str, Any]) -> Progress:
-        """What another process has told by :meth:`as_json`."""
-        known = {name: body[name] for name in ("total", "stored", "failed", "gone", "boxes", "images_per_s", "seconds")}
-        failures = [(int(each["task"]), SpicaError(str(each["reason"]))) for each in body.get("failures", [])]
-        answered = int(known["stored"]) + int(known["failed"]) + int(known["gone"])
-        return cls(
-            **known,
-            answered=answered,
-            counted=body.get("counted"),
-            note=body.get("note"),
-            failures=failures,
-        )
+        """What another process wrote with :meth:`as_json`; what its version did not write yet has its default."""
+        known = {entry.name: body[entry.name] for entry in fields(cls) if entry.name in body}
+        known["failures"] = [(int(entry["task"]), SpicaError(str(entry["reason"]))) for entry in body["failures"]]
+        return cls(**known)
 
 
 def failure_json(task: int, error: SpicaError) -> dict[str, Any]:
@@ -97,7 +92,7 @@ def failure_json(task: int, error: SpicaError) -> dict[str, Any]:
     return {"task": task, "code": error.code, "reason": error.summary}
 
 
-class Tally:
+class JobCounter:
     """The counters behind :class:`Progress`. Thread-safe."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -107,9 +102,9 @@ class Tally:
         self._lock = threading.Lock()
         self._counts = dict.fromkeys(("total", "stored", "boxes", "failed", "gone", "answered"), 0)
         self._failures: deque[tuple[int, SpicaError]] = deque(maxlen=KEPT)
-        self._counted: int | None = None
-        self._note: str | None = None
         self._samples: deque[tuple[float, int]] = deque([(self._began, 0)])
+        self.counted: int | None = None
+        self.note: str | None = None
 
     def add(self, **counts: int) -> None:
         """Count something up, by the names of :class:`Progress`."""
@@ -130,20 +125,9 @@ class Tally:
         with self._lock:
             self._counts["total"] = total
 
-    def count(self, counted: int) -> None:
-        """Note what Label Studio counts at the end."""
-        with self._lock:
-            self._counted = counted
-
     def end(self) -> None:
         """Stop the clock: speed and duration stay what they were."""
-        with self._lock:
-            self._ended = self._clock()
-
-    def note(self, text: str | None) -> None:
-        """Say what the job is waiting for; None when it goes on."""
-        with self._lock:
-            self._note = text
+        self._ended = self._clock()
 
     def _sample(self) -> None:
         now = self._clock()
@@ -158,12 +142,109 @@ class Tally:
         with self._lock:
             now = self._clock() if self._ended is None else self._ended
             since, before = self._samples[0]
-            elapsed = max(now - since, 1e-6)
             return Progress(
                 **self._counts,
                 failures=list(self._failures),
-                images_per_s=(self._counts["answered"] - before) / elapsed,
+                images_per_s=(self._counts["answered"] - before) / max(now - since, 1e-6),
                 seconds=now - self._began,
-                counted=self._counted,
-                note=self._note,
+                counted=self.counted,
+                note=self.note,
             )
+
+
+class Patience:
+    """Calls that are repeated while Label Studio is away, with a note in the job's progress. Thread-safe.
+
+    Args:
+        counter: shows what is waited for.
+        stop: ends the waiting.
+        limit_s: how long to wait in one go; 0 gives up at once.
+    """
+
+    def __init__(self, counter: JobCounter, stop: threading.Event, limit_s: float = LIMIT_S) -> None:
+        self._counter = counter
+        self._stop = stop
+        self._limit_s = limit_s
+
+    def __call__(self, ask: Callable[[], _T]) -> _T:
+        """What ``ask`` answers in the end. For requests that may be repeated.
+
+        Raises:
+            LabelStudioError: what does not pass, or has lasted too long.
+        """
+        waited = False
+
+        def note(error: BaseException, seconds: float) -> None:
+            nonlocal waited
+            waited = True
+            what = error.what if isinstance(error, SpicaError) else str(error)
+            self._counter.note = f"{what}; trying again since {seconds:.0f} s"
+
+        try:
+            return retrying(limit_s=self._limit_s, stop=self._stop, on_wait=note)(ask)
+        finally:
+            if waited:
+                self._counter.note = None
+
+
+class FailureFile:
+    """Failed tasks with their reasons, one JSON object a line, on disk at once; closed by ``close()`` or ``with``.
+
+    Attributes:
+        path: of the file; what was there is replaced.
+        lines: written so far.
+        trouble: why it is not complete, as on a full disk; None while it is. Nothing else stops then.
+
+    Raises:
+        UsageError: it can't be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.trouble: str | None = None
+        self.lines = 0
+        try:
+            self._file: TextIO | None = path.open("w", encoding="utf-8", newline="\n", buffering=1)
+        except OSError as error:
+            raise UsageError(
+                "the report can't be written",
+                where=str(path),
+                got=error.strerror or type(error).__name__,
+                hint="give another file; its folder must exist",
+            ) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def write(self, task: int, error: SpicaError) -> None:
+        """Add a failed task."""
+        self.write_line(json.dumps(failure_json(task, error), ensure_ascii=False))
+
+    def write_line(self, line: str) -> None:
+        """Add a line as it is."""
+        if self._file is None or self.trouble is not None:
+            return
+        try:
+            self._file.write(line + "\n")
+            self._file.flush()
+        except OSError as failure:
+            self._give_up(failure)
+        else:
+            self.lines += 1
+
+    def close(self) -> None:
+        """Close the file; may be called again."""
+        file, self._file = self._file, None
+        try:
+            if file is not None:
+                file.close()
+        except OSError as failure:  # what could not be written before is tried once more here
+            if self.trouble is None:
+                self._give_up(failure)
+
+    def _give_up(self, failure: OSError) -> None:
+        self.trouble = f"the report in {self.path} is not complete: {failure.strerror or type(failure).__name__}"
+        logger.warning("%s", self.trouble)

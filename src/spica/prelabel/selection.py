@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
 
-from spica.errors import LabelStudioError, LabelStudioRefusedError, UsageError
+from spica.errors import LabelStudioRefusedError, SpicaError, UsageError
 from spica.labelstudio.api.records import Project, TaskRow
 from spica.labelstudio.api.worklist import UNLABELLED, Narrowing, Page, View, task_filters
 from spica.labelstudio.client import LabelStudioClient
-from spica.predictor import PredictionSpec
-from spica.prelabel.patience import Patience
+from spica.labelstudio.label_config import LabelConfig, parse_label_config
+from spica.labelstudio.protocol import Task, image_places
+from spica.predictor import Media, PredictionSpec
+from spica.prelabel.progress import Patience
+
+logger = logging.getLogger(__name__)
 
 PAGE = 1000
 """Tasks asked for at once. Label Studio counts all that are left for each page, so few large pages cost it less."""
+
+_SAMPLED = 100
+"""A sample is taken from this number of first tasks; a large project is not read through for it."""
+
+SpecFor = Callable[[str], PredictionSpec]
+"""How tasks of a project with this labelling configuration are answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +46,13 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class JobSpec:
-    """A job's work as it was found before it began.
+    """What a job is to do.
 
     Attributes:
         project: in Label Studio.
         prediction: how its tasks are answered.
+        selection: which tasks; asked again while watching.
+        spec_for: asked again while watching.
         branches: filters; a task has to meet all of one of these.
         total: tasks to predict; where branches overlap, an upper bound.
         annotated: tasks without a prediction that are left alone because they carry annotations.
@@ -45,62 +60,66 @@ class JobSpec:
 
     project: Project
     prediction: PredictionSpec
-    branches: tuple[Narrowing, ...]
-    total: int
+    selection: Selection
+    spec_for: SpecFor
+    branches: tuple[Narrowing, ...] = ((),)
+    total: int = 0
     annotated: int = 0
+
+    def counted(self, client: LabelStudioClient) -> JobSpec:
+        """The same with what there is to do at the moment.
+
+        Raises:
+            UsageError: none of these tasks, or no such tab.
+            LabelStudioError: no permission, no answer.
+        """
+        chosen = _branches(client, self.project.id, self.selection)
+        branches = chosen if self.selection.annotated else tuple((*branch, UNLABELLED) for branch in chosen)
+        total = self.count(client, branches)
+        annotated = 0 if self.selection.annotated else self.count(client, chosen) - total
+        return replace(self, branches=branches, total=total, annotated=annotated)
+
+    def count(self, client: LabelStudioClient, branches: tuple[Narrowing, ...]) -> int:
+        """Tasks without a prediction that meet all filters of one of the branches; too high where branches overlap."""
+        version = self.prediction.version
+        return sum(client.count_tasks(self.project.id, branch, without_version=version) for branch in branches)
 
 
 def prepare(
-    client: LabelStudioClient,
-    project: int,
-    spec_for: Callable[[str], PredictionSpec],
-    selection: Selection,
-    *,
-    empty: bool = False,
+    client: LabelStudioClient, project: int, spec_for: SpecFor, selection: Selection, *, empty: bool = False
 ) -> JobSpec:
     """Look at a project and count what there is to do; nothing is changed.
 
     Args:
         client: Label Studio.
         project: its number.
-        spec_for: how tasks of a project with this labelling configuration are answered.
+        spec_for: how its tasks are answered.
         selection: which tasks.
         empty: whether a project without any tasks is all right.
 
     Raises:
-        UsageError: no tasks, or none of these numbers, or no such view.
+        UsageError: no tasks, or none of these numbers, or no such tab.
         LabelConfigError: the project has no rectangles, or no label that the model knows.
         LabelStudioError: no such project, no permission, no answer.
     """
     found = client.project(project)
-    spec = spec_for(found.label_config)
-    spec.require_match(f"project {project}")
+    prediction = spec_for(found.label_config)
+    prediction.require_match(f"project {project}")
     if not empty and client.task_count(project) == 0:
         raise UsageError(
             "the project has no tasks",
             where=f"project {project} ({found.title})",
             hint="import images or sync its storage first; with --watch, tasks are predicted as they are added",
         )
-    return job_spec(client, found, spec, selection)
-
-
-def job_spec(client: LabelStudioClient, project: Project, spec: PredictionSpec, selection: Selection) -> JobSpec:
-    """What there is to do under a spec."""
-    chosen = _branches(client, project.id, selection)
-    branches = chosen if selection.annotated else tuple((*branch, UNLABELLED) for branch in chosen)
-
-    def count(parts: tuple[Narrowing, ...]) -> int:
-        return sum(client.count_tasks(project.id, each, without_version=spec.version) for each in parts)
-
-    total = count(branches)
-    return JobSpec(project, spec, branches, total, 0 if selection.annotated else count(chosen) - total)
+    return JobSpec(found, prediction, selection, spec_for).counted(client)
 
 
 def _branches(client: LabelStudioClient, project: int, selection: Selection) -> tuple[Narrowing, ...]:
     branches: tuple[Narrowing, ...] = ((),)
     if selection.view is not None:
         view = _view(client, project, selection.view)
-        branches = tuple((each,) for each in view.filters) if view.any_of and view.filters else (view.filters,)
+        any_of = view.any_of and view.filters
+        branches = tuple((condition,) for condition in view.filters) if any_of else (view.filters,)
     if selection.tasks:
         missing = set(selection.tasks) - client.existing_tasks(project, selection.tasks)
         if missing:
@@ -110,22 +129,21 @@ def _branches(client: LabelStudioClient, project: int, selection: Selection) -> 
                 expected="numbers of its tasks, as in the Data Manager's first column",
                 got=", ".join(str(task) for task in sorted(missing)[:20]),
             )
-        branches = tuple((*branch, each) for branch in branches for each in task_filters(selection.tasks))
+        branches = tuple((*branch, chunk) for branch in branches for chunk in task_filters(selection.tasks))
     return branches
 
 
 def _view(client: LabelStudioClient, project: int, number: int) -> View:
     try:
         view = client.view(number)
+        if view.project == project:
+            return view
     except LabelStudioRefusedError as refusal:
         if refusal.http_status != 404:
             raise
-        view = None
-    if view is not None and view.project == project:
-        return view
-    known = ", ".join(f"{each.id} ({each.title})" for each in client.views(project)[:20])
+    known = ", ".join(f"{view.id} ({view.title})" for view in client.views(project)[:20])
     raise UsageError(
-        "the project has no such view",
+        "the project has no such tab",
         where=f"project {project}",
         expected=known or "a tab of its Data Manager; it has none yet",
         got=str(number),
@@ -134,32 +152,31 @@ def _view(client: LabelStudioClient, project: int, number: int) -> View:
 
 
 class Listing:
-    """The tasks of a job's work, a page at a time; one page is held in memory.
+    """The tasks that a job has to do, a page at a time; one page is held in memory.
 
     Args:
         client: Label Studio.
-        work: what to list.
+        spec: what to list.
         patience: for pages that Label Studio does not give at once.
         after: tasks with an id up to this one are passed over.
 
     Attributes:
-        listed: tasks given so far.
+        listed: number of tasks that have come out.
         last: the highest id that was looked at.
     """
 
-    def __init__(self, client: LabelStudioClient, work: JobSpec, patience: Patience, *, after: int = 0) -> None:
+    def __init__(self, client: LabelStudioClient, spec: JobSpec, patience: Patience, *, after: int = 0) -> None:
         self._client = client
-        self._work = work
+        self._spec = spec
         self._patience = patience
         self._after = after
         self.listed = 0
         self.last = after
 
     def __iter__(self) -> Iterator[TaskRow]:
-        project, version = self._work.project.id, self._work.prediction.version
-        seen: set[int] | None = set() if len(self._work.branches) > 1 else None  # branches may overlap
-        for branch in self._work.branches:
-            for page in self._pages(project, version, branch):
+        seen: set[int] | None = set() if len(self._spec.branches) > 1 else None  # branches may overlap
+        for branch in self._spec.branches:
+            for page in self._pages(branch):
                 for row in page.rows:
                     if seen is not None:
                         if row.id in seen:
@@ -168,24 +185,18 @@ class Listing:
                     self.listed += 1
                     yield row
 
-    def _pages(self, project: int, version: str, branch: Narrowing) -> Iterator[Page]:
-        client = self._client
-
-        def plain(after: int) -> Page:
-            return client.worklist_page(project, version, branch, after=after, page_size=PAGE)
-
-        def confusable(after: int) -> Page:
-            return client.confusable_page(project, version, branch, after=after)
-
-        yield from self._walk(plain)
-        # Asked after the first walk: a confusable version that appeared meanwhile is among these.
-        if self._patience.call(lambda: client.has_confusable_versions(project, version)):
-            yield from self._walk(confusable)
+    def _pages(self, branch: Narrowing) -> Iterator[Page]:
+        client, project, version = self._client, self._spec.project.id, self._spec.prediction.version
+        yield from self._walk(lambda after: client.worklist_page(project, version, branch, after=after, page_size=PAGE))
+        # Asked after the first walk: a version that appeared meanwhile, whose name contains this one's, is among these.
+        if self._patience(lambda: client.has_confusable_versions(project, version)):
+            yield from self._walk(lambda after: client.confusable_page(project, version, branch, after=after))
 
     def _walk(self, ask: Callable[[int], Page]) -> Iterator[Page]:
         after = self._after
         while True:
-            page = self._patience.call(lambda after=after: ask(after))  # type: ignore[misc]  # the default binds the loop's value
+            start = after
+            page = self._patience(lambda: ask(start))  # noqa: B023 - called before the next round
             after = page.last
             self.last = max(self.last, after)
             yield page
@@ -193,6 +204,32 @@ class Listing:
                 return
 
 
-def is_gone(error: LabelStudioError) -> bool:
-    """Whether Label Studio says that a thing does not exist."""
-    return isinstance(error, LabelStudioRefusedError) and error.http_status == 404
+def sample(client: LabelStudioClient, project: int, media: Media, folder: Path, *, count: int) -> list[Path]:
+    """Copy at most ``count`` photographs of a project into ``folder``; those that can't be read are passed over.
+
+    Raises:
+        LabelConfigError: the project has nothing that a detector could fill.
+        LabelStudioError: no such project, no permission, no answer.
+    """
+    config = parse_label_config(client.project(project).label_config)
+    rows = list(islice(client.iter_tasks(project, page_size=_SAMPLED), _SAMPLED))
+    step = max(1, len(rows) // count)
+    copied: list[Path] = []
+    for row in rows[::step][:count]:
+        for uri in islice(_addresses(Task(id=row.id, data=row.data), config), 1):
+            path = folder / f"{row.id}.image"
+            try:
+                path.write_bytes(media.read(uri, task_id=row.id))
+            except SpicaError as error:
+                logger.info("task %d is not looked at: %s", row.id, error.summary)
+            else:
+                copied.append(path)
+    return copied
+
+
+def _addresses(task: Task, config: LabelConfig) -> Iterator[str]:
+    for control in config.controls:
+        try:
+            yield from (uri for uri in image_places(task, control) if uri is not None)
+        except SpicaError:  # no address; the job will say so
+            continue

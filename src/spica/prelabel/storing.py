@@ -1,6 +1,7 @@
-"""Predictions into Label Studio: in batches, each confirmed, none twice.
+"""Predictions into Label Studio: in batches, each confirmed, none stored twice.
 
-What happened to a request that nobody heard the end of is asked before anything is sent again.
+Before each request Label Studio is asked which of its tasks have a prediction already, and a request that may still be
+carried out is waited for: the claim knows it, also after a process was killed.
 """
 
 from __future__ import annotations
@@ -9,36 +10,89 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from spica.errors import LabelConfigError, LabelStudioError, LabelStudioRefusedError, SpicaError
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.regions import check_result
 from spica.predictor import Outcome
-from spica.prelabel.channel import Channel, EndOfChannel
-from spica.prelabel.pace import REGIONS, Pace
-from spica.prelabel.patience import Patience
-from spica.prelabel.progress import Tally
-from spica.retry import is_passing, may_still_happen
+from spica.prelabel.claim import Claim
+from spica.prelabel.pipeline import EndOfStage, Stage
+from spica.prelabel.progress import JobCounter, Patience
+from spica.retry import may_still_happen
 
 logger = logging.getLogger(__name__)
 
 SHOWN_EVERY_S = 0.25
+
+FIRST = 16
+SMALLEST = 8
+LARGEST = 500
+"""Predictions in a batch. Label Studio stores 500 in one go: of more, a part could be stored and the rest refused."""
+
+REGIONS = 20_000
+"""Regions in one batch at most: some 8 MB of JSON, whatever the number of tasks."""
+
+_QUICK_S = 1.0
+_SLOW_S = 2.0
+_PAYS = 0.75
+"""A larger batch has to save a quarter of the time per prediction to be worth a longer request."""
+
+_HOLD_S = (2.0, 60.0)
+_SHARE = 10.0
+"""With a slow model, Label Studio is left alone ten times as long as it took to store the last batch."""
+
 _SETTLE_S = 3.0
-"""A request that was cut off is given so long, and thrice what the last one took, to show if it was carried out."""
+"""A request without an answer gets this long, and three times what the last one took, to be carried out."""
 _SETTLE_STEP_S = 0.25
 
-Item = Mapping[str, Any]
 
+class Pace:
+    """The size of batches, found by trying.
 
-class Journal(Protocol):
-    """What is kept on disk about a request under way, for the next process if this one is killed."""
+    Label Studio counts all tasks of a project anew for every import, so a request costs a part that grows with the
+    project and a part that grows with the batch. Batches grow while requests are quick; when they are slow, they grow
+    further only while that makes a prediction cheaper, and shrink otherwise.
 
-    def sending(self, tasks: Iterable[int], within_s: float) -> None:
-        """Predictions of these tasks are about to be sent, which will take so many seconds at most."""
+    Attributes:
+        size: predictions in the next full batch.
+        last_s: seconds that the last request took.
+    """
 
-    def settled(self) -> None:
-        """All that was sent has been confirmed."""
+    def __init__(self) -> None:
+        self.size = FIRST
+        self.last_s = 0.0
+        self._cost: dict[int, float] = {}
+
+    @property
+    def hold_s(self) -> float:
+        """Seconds that a prediction may wait for its batch to fill."""
+        shortest, longest = _HOLD_S
+        return min(max(_SHARE * self.last_s, shortest), longest)
+
+    def note(self, count: int, seconds: float) -> None:
+        """Learn from a request that stored ``count`` predictions."""
+        self.last_s = seconds
+        if count < self.size:
+            return
+        self._cost[self.size] = seconds / count
+        if self._should_grow(seconds):
+            self.size = min(2 * self.size, LARGEST)
+        elif seconds > _SLOW_S:
+            self.size = max(self.size // 2, SMALLEST)
+
+    def halve(self, count: int) -> None:
+        """A request of ``count`` predictions was refused: send fewer."""
+        while self.size >= count and self.size > 1:
+            self.size //= 2
+
+    def _should_grow(self, seconds: float) -> bool:
+        if seconds <= _SLOW_S:
+            return seconds < _QUICK_S
+        cost, bigger, smaller = self._cost[self.size], self._cost.get(2 * self.size), self._cost.get(self.size // 2)
+        if bigger is not None:
+            return bigger < _PAYS * cost
+        return smaller is None or cost < _PAYS * smaller
 
 
 class Storer:
@@ -48,10 +102,10 @@ class Storer:
         client: Label Studio.
         project: number of the project.
         version: of the predictions.
-        tally: counts what is stored and what fails.
+        counter: counts what is stored and what fails.
         patience: for a Label Studio that does not answer.
-        journal: told what is under way.
-        on_failure: told each failed task with its reason.
+        claim: knows on disk which request is under way.
+        on_failure: called with each failed task and its reason.
         on_progress: called after each batch and a few times a second.
     """
 
@@ -61,29 +115,29 @@ class Storer:
         project: int,
         version: str,
         *,
-        tally: Tally,
+        counter: JobCounter,
         patience: Patience,
-        journal: Journal,
+        claim: Claim,
         on_failure: Callable[[int, SpicaError], None],
         on_progress: Callable[[], None],
     ) -> None:
         self._client = client
         self._project = project
         self._version = version
-        self._tally = tally
+        self._counter = counter
         self._patience = patience
-        self._journal = journal
+        self._claim = claim
         self._on_failure = on_failure
         self._on_progress = on_progress
         self._pace = Pace()
-        self._batch: list[Outcome] = []
+        self._batch: dict[int, Outcome] = {}
         self._regions = 0
         self._oldest = 0.0
         self._shown = 0.0
         self._confusable: bool | None = None
 
-    def run(self, outcomes: Channel[Outcome]) -> None:
-        """Store all that comes, until nothing more does.
+    def run(self, outcomes: Stage[Any, Outcome]) -> None:
+        """Store everything that comes, to its end.
 
         Raises:
             LabelStudioError: Label Studio refused, or stayed away for too long.
@@ -93,149 +147,121 @@ class Storer:
             left_s = None if not self._batch else max(0.0, self._oldest + self._pace.hold_s - time.monotonic())
             try:
                 outcome = outcomes.get(left_s)
-            except EndOfChannel:
-                self.flush()
+            except EndOfStage:
+                self._flush()
                 return
-            if outcome is None:
-                self.flush()
-            else:
+            if outcome is not None:
                 self._take(outcome)
-                if len(self._batch) >= self._pace.size or self._regions >= REGIONS:
-                    self.flush()
-            self._show()
+            if outcome is None or len(self._batch) >= self._pace.size or self._regions >= REGIONS:
+                self._flush()
+            if time.monotonic() - self._shown >= SHOWN_EVERY_S:
+                self._show()
 
-    def flush(self) -> None:
-        """Store what is in hand."""
-        batch, self._batch, self._regions = self._batch, [], 0
-        if batch:
-            self._store(batch)
-            self._show(now=True)
+    def settle(self, stop: threading.Event) -> None:
+        """Wait for what a process that was killed had under way, so that its tasks are not listed again."""
+        if self._claim.pending:
+            self._counter.note = "finding out what became of the last request of a run that was cut off"
+            self._patience(lambda: self._stored_among(self._claim.pending, stop))
+            self._counter.note = None
 
     def _take(self, outcome: Outcome) -> None:
         task = outcome.task_id
         if task is None:
             raise ValueError("a task of a project has a number")
-        self._tally.add(answered=1)
+        self._counter.add(answered=1)
         if outcome.error is not None:
             self._fail(task, outcome.error)
         elif outcome.prediction is not None:
             if not self._batch:
                 self._oldest = time.monotonic()
-            self._batch.append(outcome)
+            self._batch[task] = outcome
             self._regions += len(outcome.prediction["result"])
 
     def _fail(self, task: int, error: SpicaError) -> None:
-        self._tally.fail(task, error)
+        self._counter.fail(task, error)
         self._on_failure(task, error)
 
-    def _show(self, *, now: bool = False) -> None:
-        moment = time.monotonic()
-        if now or moment - self._shown >= SHOWN_EVERY_S:
-            self._shown = moment
-            self._on_progress()
+    def _show(self) -> None:
+        self._shown = time.monotonic()
+        self._on_progress()
 
-    def _store(self, batch: list[Outcome]) -> None:
-        items: dict[int, Item] = {
-            int(each.task_id or 0): {"task": each.task_id, **(each.prediction or {})} for each in batch
-        }
-        boxes = {int(each.task_id or 0): each.boxes for each in batch}
-        # Somebody may have opened a task meanwhile, or a process that was killed has had the last word after all.
-        self._confirm(self._stored_among(items), items, boxes)
-        self._journal.sending(items, self._settle_s)
-        while items:
-            self._send(items, boxes)
-        self._journal.settled()
+    def _flush(self) -> None:
+        """Store the batch."""
+        batch, self._batch, self._regions = self._batch, {}, 0
+        if batch:
+            self._patience(lambda: self._store(batch))
+            self._show()
 
-    def _send(self, items: dict[int, Item], boxes: Mapping[int, int]) -> None:
-        """One request; what is settled by it leaves ``items``."""
-        tasks = list(items)[: max(self._pace.size, 1)]
-        sent = {task: items[task] for task in tasks}
+    def _store(self, batch: dict[int, Outcome]) -> None:
+        """Send what is not stored yet; whatever is settled leaves ``batch``, also when a request fails."""
+        while True:
+            # Somebody may have opened a task meanwhile, or a request without an answer was carried out after all.
+            self._confirm(self._stored_among(batch), batch)
+            if not batch:
+                return
+            tasks = list(batch)[: max(self._pace.size, 1)]
+            sent = {task: {"task": task, **(batch[task].prediction or {})} for task in tasks}
+            try:
+                self._send(sent, batch)
+            except LabelStudioRefusedError as refusal:
+                if refusal.http_status not in (400, 413):
+                    raise
+                self._divide(refusal, sent, batch)
+
+    def _send(self, sent: Mapping[int, Mapping[str, Any]], batch: dict[int, Outcome]) -> None:
         began = time.monotonic()
+        settle_s = _SETTLE_S + 3 * self._pace.last_s
+        self._claim.sending(sent, settle_s)
         try:
             created = self._client.create_predictions(self._project, list(sent.values()))
-        except LabelStudioRefusedError as refusal:
-            if refusal.http_status in (400, 413):
-                self._divide(refusal, sent, items)
-                return
-            self._look_again(refusal, sent, items, boxes)
-            return
         except LabelStudioError as error:
-            self._look_again(error, sent, items, boxes)
-            return
-        self._patience.relieve()
+            if may_still_happen(error):
+                self._claim.sending(sent, settle_s)  # counted from now
+            else:
+                self._claim.settled(sent)
+            raise
         self._pace.note(len(sent), time.monotonic() - began)
-        if created == len(sent):
-            self._confirm(sent, items, boxes)
-            return
-        stored = self._stored_among(sent)
-        self._confirm(stored, items, boxes)
+        self._claim.settled(sent)
+        stored = set(sent) if created == len(sent) else self._stored_among(sent)
+        self._confirm(stored, batch)
         for task in sent.keys() - stored:
             self._fail(task, self._left_out(sent[task]))
-            del items[task]
+            del batch[task]
 
-    def _look_again(
-        self, error: LabelStudioError, sent: Mapping[int, Item], items: dict[int, Item], boxes: Mapping[int, int]
-    ) -> None:
-        """After a failure: wait if that can help, then ask what has been stored in spite of it."""
-        if not is_passing(error):
-            raise error
-        self._patience.endure(error)
-        self._confirm(self._settled_among(sent, patient=may_still_happen(error)), items, boxes)
-
-    @property
-    def _settle_s(self) -> float:
-        return _SETTLE_S + 3 * self._pace.last_s
-
-    def _settled_among(self, sent: Mapping[int, Item], *, patient: bool) -> set[int]:
-        """What is stored; where Label Studio may still be at work, it gets some time to finish."""
-        deadline = time.monotonic() + self._settle_s
-        pause = threading.Event()
+    def _stored_among(self, tasks: Iterable[int], stop: threading.Event | None = None) -> set[int]:
+        """Tasks with a prediction; those of a request that may still be carried out are waited for."""
+        asked, pause = set(tasks), stop or threading.Event()
         while True:
-            stored = self._stored_among(sent)
-            if len(stored) == len(sent) or not patient or time.monotonic() >= deadline:
-                return stored
-            pause.wait(_SETTLE_STEP_S)
-
-    def _divide(self, refusal: LabelStudioRefusedError, sent: Mapping[int, Item], items: dict[int, Item]) -> None:
-        """One of the tasks is gone, or the request is too large: find which."""
-        there = self._patience.call(lambda: self._client.existing_tasks(self._project, sent))
-        gone = sent.keys() - there
-        for task in gone:
-            del items[task]
-        self._tally.add(gone=len(gone))
-        if gone:
-            logger.info("tasks deleted meanwhile: %s", ", ".join(map(str, sorted(gone)[:20])))
-            return
-        if len(sent) > 1:
-            self._halve(len(sent))
-            return
-        (task,) = sent
-        self._fail(task, refusal)
-        del items[task]
-
-    def _halve(self, count: int) -> None:
-        while self._pace.size >= count and self._pace.size > 1:
-            self._pace.size = max(self._pace.size // 2, 1)
-
-    def _stored_among(self, items: Mapping[int, Item]) -> set[int]:
-        def ask() -> set[int]:
             if self._confusable is None:
                 self._confusable = self._client.has_confusable_versions(self._project, self._version)
-            return self._client.having_prediction(
-                self._project, self._version, items, confusable_versions=self._confusable
+            stored = self._client.having_prediction(
+                self._project, self._version, asked, confusable_versions=self._confusable
             )
+            if not self._claim.pending & (asked - stored) or pause.wait(_SETTLE_STEP_S):
+                return stored
 
-        return self._patience.call(ask)
+    def _divide(self, refusal: LabelStudioRefusedError, sent: Mapping[int, object], batch: dict[int, Outcome]) -> None:
+        """One of the tasks is gone, or the request is too large: find which."""
+        gone = sent.keys() - self._client.existing_tasks(self._project, sent)
+        for task in gone:
+            del batch[task]
+        self._counter.add(gone=len(gone))
+        if gone:
+            logger.info("tasks deleted meanwhile: %s", ", ".join(map(str, sorted(gone)[:20])))
+        elif len(sent) > 1:
+            self._pace.halve(len(sent))
+        else:
+            (task,) = sent
+            self._fail(task, refusal)
+            del batch[task]
 
-    def _confirm(self, stored: Iterable[int], items: dict[int, Item], boxes: Mapping[int, int]) -> None:
-        tasks = list(stored)
-        for task in tasks:
-            items.pop(task, None)
-        self._tally.add(stored=len(tasks), boxes=sum(boxes[task] for task in tasks))
+    def _confirm(self, stored: Iterable[int], batch: dict[int, Outcome]) -> None:
+        outcomes = [batch.pop(task) for task in stored]
+        self._counter.add(stored=len(outcomes), boxes=sum(outcome.boxes for outcome in outcomes))
 
-    def _left_out(self, item: Item) -> LabelStudioError:
+    def _left_out(self, item: Mapping[str, Any]) -> LabelStudioError:
         """Why Label Studio did not store a prediction that it did not refuse."""
-        project = self._patience.call(lambda: self._client.project(self._project))
+        project = self._client.project(self._project)
         try:
             problems = check_result(project.label_config, item["result"])
         except LabelConfigError as error:

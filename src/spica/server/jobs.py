@@ -12,7 +12,6 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Any
 from weakref import WeakValueDictionary
 
@@ -22,7 +21,7 @@ from spica.errors import (
     AuthenticationError,
     LabelStudioError,
     ModelUnavailableError,
-    RequestError,
+    NotFoundError,
     SpicaError,
     UsageError,
 )
@@ -31,22 +30,17 @@ from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.tokens import LabelStudioAuth
 from spica.predictor import PredictionSpec, Predictor
 from spica.prelabel.claim import Claim, claims_folder
-from spica.prelabel.failures import FailureFile
 from spica.prelabel.job import BulkJob
-from spica.prelabel.progress import Progress
+from spica.prelabel.progress import FailureFile, Progress
 from spica.prelabel.selection import JobSpec, Selection, prepare
-from spica.project import ProjectKey
 from spica.server.build import media_for
-from spica.server.service import Service
+from spica.server.service import Service, Workers
 from spica.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 _KEPT = 20
-"""So many jobs that are over stay on the page, and so many files of failures in the data folder."""
-
-_CLOSE_S = 25.0
-"""At the server's end jobs get so long to store what is in hand."""
+"""Finished jobs that stay on the page, and files of failures that stay in the data folder."""
 
 _NOTES = 20
 
@@ -84,28 +78,35 @@ class PrelabelRequest(BaseModel):
 class RunningJob:
     """A job of this server's, under way or over.
 
+    Args:
+        spec: what it does.
+        watch: whether it stays.
+        settings: where Label Studio is, and the data folder, for the file of failed tasks.
+
     Attributes:
         id: for its address.
         project: which one.
         title: of the project.
-        version: of its predictions.
         watch: whether it stays.
         started: in UTC.
         finished: in UTC, None while it runs.
         reason: why it failed, if it did.
+        stop_signal: set to let it store what is computed already and end.
+        failures: the file of failed tasks, once there is one.
     """
 
-    def __init__(self, request: PrelabelRequest, work: JobSpec, label_studio_url: str) -> None:
+    def __init__(self, spec: JobSpec, *, watch: bool, settings: Settings) -> None:
         self.id = secrets.token_hex(4)
-        self.project = work.project.key
-        self.title = work.project.title
-        self.watch = request.watch
+        self.project = spec.project.key
+        self.title = spec.project.title
+        self.watch = watch
         self.started = datetime.now(UTC)
         self.finished: datetime | None = None
         self.reason: SpicaError | None = None
+        self.stop_signal = threading.Event()
         self.failures: FailureFile | None = None
-        self._label_studio_url = label_studio_url.rstrip("/")
-        self._stop = threading.Event()
+        self._folder = settings.data_dir / "jobs"
+        self._label_studio_url = settings.label_studio_url.rstrip("/")
         self._notes: deque[str] = deque(maxlen=_NOTES)
         self._job: BulkJob | None = None
         self._thread: threading.Thread | None = None
@@ -114,12 +115,12 @@ class RunningJob:
     def state(self) -> str:
         """``running``, ``stopping``, ``done``, ``stopped`` or ``failed``."""
         if self.finished is None:
-            return "stopping" if self._stop.is_set() else "running"
+            return "stopping" if self.stop_signal.is_set() else "running"
         return self._job.state if self._job is not None else "failed"
 
     @property
     def version(self) -> str:
-        """Of its predictions."""
+        """Of its predictions; another one once the labelling configuration changes while it watches."""
         return self._job.version if self._job is not None else ""
 
     @property
@@ -132,7 +133,7 @@ class RunningJob:
         """What people should know, the latest last."""
         return list(self._notes)
 
-    def begin(self, job: BulkJob, after: Callable[[], None]) -> None:
+    def begin(self, job: BulkJob, after: Callable[[], None], workers: Workers) -> None:
         """Run ``job`` on a thread of its own, then ``after``."""
         self._job = job
 
@@ -151,17 +152,7 @@ class RunningJob:
                 finally:
                     self.finished = datetime.now(UTC)
 
-        self._thread = threading.Thread(target=run, name=f"spica-job-{self.id}", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Let it store what is in hand and end; twice is once."""
-        self._stop.set()
-
-    @property
-    def stop_signal(self) -> threading.Event:
-        """What the job looks at."""
-        return self._stop
+        self._thread = workers.spawn(f"job-{self.id}", run, wake=self.stop_signal.set)
 
     def say(self, text: str) -> None:
         """Note what people should know."""
@@ -175,7 +166,7 @@ class RunningJob:
         return self._thread is None or not self._thread.is_alive()
 
     def follow(self, on_progress: Callable[[Progress], None]) -> Progress:
-        """Wait for its end, telling how far it is.
+        """Wait for its end, and call ``on_progress`` meanwhile.
 
         Raises:
             SpicaError: why it failed.
@@ -186,6 +177,30 @@ class RunningJob:
         if self.reason is not None:
             raise self.reason
         return self.progress
+
+    def write_failure(self, task: int, error: SpicaError) -> None:
+        """Add a failed task to the job's file."""
+        if self.failures is None:
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                for old in sorted(self._folder.glob("*.failures.jsonl"))[:-_KEPT]:
+                    old.unlink(missing_ok=True)
+                self.failures = FailureFile(self._folder / f"{self.started:%Y%m%dT%H%M%SZ}-{self.id}.failures.jsonl")
+            except (OSError, UsageError) as trouble:
+                logger.warning("failed tasks of job %s are not written to a file: %s", self.id, trouble)
+                return
+        self.failures.write(task, error)
+
+    def failures_after(self, after: int, *, limit: int = 1000) -> tuple[list[str], bool]:
+        """Lines of the file of failed tasks behind the first ``after``, and whether that file is complete."""
+        if self.failures is None:
+            return [], True
+        try:
+            with self.failures.path.open(encoding="utf-8") as lines:
+                chosen = [line.rstrip("\n") for number, line in enumerate(lines) if after <= number < after + limit]
+        except OSError:
+            return [], False
+        return chosen, self.failures.trouble is None
 
     def task_url(self, task: int) -> str:
         """Where a task of the project is opened in Label Studio."""
@@ -213,7 +228,7 @@ class RunningJob:
 
 
 class Jobs:
-    """The jobs of a server. Thread-safe; closed with the server.
+    """The jobs of a server. Thread-safe.
 
     Args:
         service: the model, and what Label Studio has said of projects.
@@ -226,7 +241,6 @@ class Jobs:
         self._jobs: OrderedDict[str, RunningJob] = OrderedDict()
         self._lock = threading.Lock()
         self._starting: WeakValueDictionary[int, threading.Lock] = WeakValueDictionary()  # by project, while it starts
-        self._closed = False
 
     @property
     def label_studio_url(self) -> str:
@@ -248,13 +262,12 @@ class Jobs:
         """The job of this id.
 
         Raises:
-            RequestError: there is none.
+            NotFoundError: there is none.
         """
         with self._lock:
-            found = self._jobs.get(job)
-        if found is None:
-            raise _NoSuchJobError("there is no such job", where=f"/jobs/{job[:40]}", hint="see /jobs")
-        return found
+            if job in self._jobs:
+                return self._jobs[job]
+        raise NotFoundError("there is no such job", where=f"/jobs/{job[:40]}", hint="see /jobs")
 
     def start(self, request: PrelabelRequest, token: SecretStr | None = None) -> tuple[RunningJob, bool]:
         """Start a job, unless one works on the project already. Asks Label Studio: call it on a pool.
@@ -277,41 +290,42 @@ class Jobs:
                     return job, False
             self._refuse_if_ending()
             with ExitStack() as stack:
-                client = stack.enter_context(self._client(request, token))
-                project = client.project(request.project).key
-                # The job keeps the model that it begins with: boxes and version must not come from two.
-                model = stack.enter_context(self._service.pool.lease(project))
-                predictor = self._predictor(model, token, stack)
-                work = prepare(
-                    client,
+                client, model, spec = self._prepare(request, token, stack)
+                if token is not None and not self.has_token:  # images are read with the caller's
+                    auth = LabelStudioAuth(self.label_studio_url, token.get_secret_value())
+                    model = model.with_media(stack.enter_context(media_for(self._settings, auth)))
+                claim = Claim.take(
+                    claims_folder(self._settings.data_dir),
+                    self.label_studio_url,
                     request.project,
-                    self._spec_for(client, project, model),
-                    request.selection,
-                    empty=request.watch,
+                    by="a model server",
+                    version=spec.prediction.version,
                 )
-                job = RunningJob(request, work, self.label_studio_url)
-                claim = self._claim(request, work)
                 stack.callback(claim.release)
+                job = RunningJob(spec, watch=request.watch, settings=self._settings)
+
+                def note_failure(task: int, error: SpicaError) -> None:
+                    self._service.note_failures(job.project, [(task, error)])
+                    job.write_failure(task, error)
+
                 stack.callback(lambda: job.failures.close() if job.failures is not None else None)
                 bulk = BulkJob(
                     client,
-                    predictor,
-                    work,
-                    selection=request.selection,
-                    spec_for=lambda config: self._service.spec(project, config, model),
+                    model,
+                    spec,
+                    claim,
                     stop=job.stop_signal,
                     watch=request.watch,
-                    claim=claim,
-                    on_failure=lambda task, error: self._note_failure(job, task, error),
+                    on_failure=note_failure,
                     say=job.say,
                 )
-                with self._lock:  # from here on :meth:`close` sees it
+                with self._lock:
                     self._refuse_if_ending()
-                    self._keep(job)
-                    job.begin(bulk, stack.pop_all().close)
-            logger.info(
-                "job %s: %d tasks of project %d as %s", job.id, work.total, request.project, work.prediction.version
-            )
+                    self._jobs[job.id] = job
+                    for old in [job for job in self._jobs.values() if job.finished is not None][:-_KEPT]:
+                        del self._jobs[old.id]
+                    job.begin(bulk, stack.pop_all().close, self._service.workers)
+            logger.info("job %s: %d tasks of project %d as %s", job.id, spec.total, request.project, job.version)
             return job, True
 
     def look(self, request: PrelabelRequest, token: SecretStr | None = None) -> JobSpec:
@@ -320,29 +334,34 @@ class Jobs:
         Raises:
             SpicaError: the project can't be predicted, and why.
         """
-        with self._client(request, token) as client:
-            project = client.project(request.project).key
-            with self._service.pool.lease(project) as model:
-                spec_for = self._spec_for(client, project, model)
-                return prepare(client, request.project, spec_for, request.selection, empty=request.watch)
-
-    def close(self) -> None:
-        """Let all jobs store what is in hand and end. May be called twice."""
-        with self._lock:
-            self._closed = True
-        running = [job for job in self.all if job.finished is None]
-        for job in running:
-            job.stop()
-        for job in running:
-            if not job.join(_CLOSE_S):
-                logger.warning("job %s did not end in time; the next run goes on where it stopped", job.id)
+        with ExitStack() as stack:
+            return self._prepare(request, token, stack)[2]
 
     def _refuse_if_ending(self) -> None:
         status = self._service.predictor.engine.status
-        if self._closed or status.state == "closed":
+        if self._service.workers.stopping.is_set() or status.state == "closed":
             raise ModelUnavailableError("the model server is stopping", where="/jobs/prelabel")
         if status.error is not None:
             raise status.error
+
+    def _prepare(
+        self, request: PrelabelRequest, token: SecretStr | None, stack: ExitStack
+    ) -> tuple[LabelStudioClient, Predictor, JobSpec]:
+        """Label Studio, the model that the job keeps from begin to end, and what there is to do."""
+        client = stack.enter_context(self._client(request, token))
+        project = client.project(request.project).key
+        model = stack.enter_context(self._service.pool.lease(project))
+        if all(state.project != project for state in self._service.projects):
+            # Listing a project's models makes Label Studio tell them its extra params again, which the version needs.
+            try:
+                client.backends(project.number)
+            except LabelStudioError as error:
+                logger.info("the models of project %s are not known: %s", project, error.summary)
+
+        def spec_for(label_config: str) -> PredictionSpec:
+            return self._service.spec(project, label_config, model)
+
+        return client, model, prepare(client, request.project, spec_for, request.selection, empty=request.watch)
 
     def _client(self, request: PrelabelRequest, token: SecretStr | None) -> LabelStudioClient:
         url = self.label_studio_url
@@ -363,72 +382,3 @@ class Jobs:
                 hint="copy the token from Label Studio's page Account & Settings",
             )
         return LabelStudioClient(url, own.get_secret_value())
-
-    def _predictor(self, model: Predictor, token: SecretStr | None, stack: ExitStack) -> Predictor:
-        """The model itself; where the server has no token, one that reads images with the caller's."""
-        if token is None or self.has_token:
-            return model
-        auth = LabelStudioAuth(self.label_studio_url, token.get_secret_value())
-        return model.with_media(stack.enter_context(media_for(self._settings, auth)))
-
-    def _spec_for(
-        self, client: LabelStudioClient, project: ProjectKey, model: Predictor
-    ) -> Callable[[str], PredictionSpec]:
-        if all(state.project != project for state in self._service.projects):
-            # Listing a project's models makes Label Studio tell them its extra params again, which the version needs.
-            try:
-                client.backends(project.number)
-            except LabelStudioError as error:
-                logger.info("the models of project %s are not known: %s", project, error.summary)
-        return lambda config: self._service.spec(project, config, model)
-
-    def _claim(self, request: PrelabelRequest, work: JobSpec) -> Claim:
-        return Claim.take(
-            claims_folder(self._settings.data_dir),
-            self.label_studio_url,
-            request.project,
-            by="a model server",
-            version=work.prediction.version,
-        )
-
-    def _keep(self, job: RunningJob) -> None:
-        self._jobs[job.id] = job
-        over = [each for each in self._jobs.values() if each.finished is not None]
-        for old in over[: max(0, len(over) - _KEPT)]:
-            del self._jobs[old.id]
-
-    def _note_failure(self, job: RunningJob, task: int, error: SpicaError) -> None:
-        self._service.note_failures(job.project, [(task, error)])
-        if job.failures is None:
-            folder = self._settings.data_dir / "jobs"
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                _forget_old(folder)
-                job.failures = FailureFile(folder / f"{job.started:%Y%m%dT%H%M%SZ}-{job.id}.failures.jsonl")
-            except (OSError, UsageError) as trouble:
-                logger.warning("failed tasks of job %s are not written to a file: %s", job.id, trouble)
-                return
-        job.failures.write(task, error)
-
-
-class _NoSuchJobError(RequestError):
-    code = "not_found"
-    status = 404
-
-
-def _forget_old(folder: Path) -> None:
-    files = sorted(folder.glob("*.failures.jsonl"))
-    for old in files[: max(0, len(files) - _KEPT)]:
-        old.unlink(missing_ok=True)
-
-
-def failures_after(job: RunningJob, after: int, *, limit: int = 1000) -> tuple[list[str], bool]:
-    """Lines of a job's file of failures behind the first ``after``, and whether the file is all there is."""
-    if job.failures is None:
-        return [], True
-    try:
-        with job.failures.path.open(encoding="utf-8") as lines:
-            found = [line.rstrip("\n") for number, line in enumerate(lines) if after <= number < after + limit]
-    except OSError:
-        return [], False
-    return found, job.failures.trouble is None

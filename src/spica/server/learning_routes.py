@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 
 from spica.server.learning import Learning
@@ -25,32 +24,24 @@ class TrainingRequest(BaseModel):
     project: int = Field(ge=1)
 
 
-def add_learning(
-    app: FastAPI,
-    service: Service,
-    learning: Learning,
-    body_of: Callable[[Request, type[TrainingRequest]], Awaitable[TrainingRequest]],
-    schema: dict[str, Any],
-) -> None:
+def add_learning(app: FastAPI, service: Service, learning: Learning) -> None:
     """Add the routes to an application."""
 
     @app.get("/training")
-    async def show_training() -> dict[str, Any]:
+    def show_training() -> dict[str, Any]:
         """The training under way, the last ones with the gate's verdicts, and what is new in each project."""
-        return await asyncio.to_thread(learning_state, service, learning)
+        return learning_state(service, learning)
 
-    @app.post("/training", status_code=202, openapi_extra=schema)
-    async def start_training(request: Request) -> dict[str, Any]:
+    @app.post("/training", status_code=202)
+    async def start_training(body: TrainingRequest) -> dict[str, Any]:
         """Train a project now, with the server's own access to Label Studio; refused if there is nothing to learn."""
-        body = await body_of(request, TrainingRequest)
         run = await asyncio.get_running_loop().run_in_executor(service.batch_pool, learning.ask, body.project)
         return run.as_json()
 
     @app.post("/training/{project}/cancel", status_code=202)
-    async def cancel_training(project: int) -> dict[str, Any]:
+    def cancel_training(project: int) -> dict[str, Any]:
         """End the training of a project; what is served is untouched."""
-        run = await asyncio.to_thread(learning.cancel, project)
-        return run.as_json()
+        return learning.cancel(project).as_json()
 
 
 def learning_state(service: Service, learning: Learning) -> dict[str, Any]:

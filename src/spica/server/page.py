@@ -1,8 +1,11 @@
-"""The page at ``/``: what is served, in what state, and what failed."""
+"""The page at ``/``: what is served, in what state, and what failed; its changing part is sent when it changes."""
 
 from __future__ import annotations
 
-import functools
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,67 +21,100 @@ from spica.server.service import Failure, Service
 _TEMPLATES = Path(__file__).parent / "templates"
 
 _RUNS = 6
-"""So many trainings that are over are shown."""
+"""Finished trainings that are shown."""
+
+_EVERY_S = 1.0
+
+_CLOCK = re.compile(r"<p class=.{0,3}when.*", re.DOTALL)
+"""The page's last line tells the time; that alone is no change."""
 
 
-@functools.lru_cache(maxsize=1)
-def _environment() -> Environment:
-    return Environment(
-        loader=FileSystemLoader(_TEMPLATES, encoding="utf-8"),
-        autoescape=select_autoescape(),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+class Page:
+    """The page of one server. For one event loop.
 
+    Args:
+        service: the models and projects.
+        jobs: the bulk jobs.
+        learning: the trainings.
+    """
 
-def render_page(service: Service, jobs: Jobs, learning: Learning) -> str:
-    """The whole page, HTML."""
-    return _environment().get_template("page.html").render(**_view(service, jobs, learning))
+    def __init__(self, service: Service, jobs: Jobs, learning: Learning) -> None:
+        self._service = service
+        self._jobs = jobs
+        self._learning = learning
+        self._made: asyncio.Task[str] | None = None
+        self._at = 0.0
+        self._environment = Environment(
+            loader=FileSystemLoader(_TEMPLATES, encoding="utf-8"),
+            autoescape=select_autoescape(),
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
 
+    def render(self, template: str) -> str:
+        """``page.html``, or ``status.html``, the part of it that changes. May take its time: not on the event loop."""
+        return self._environment.get_template(template).render(**self._view())
 
-def render_status(service: Service, jobs: Jobs, learning: Learning) -> str:
-    """The part of the page that changes, HTML; the page is sent it anew when it has changed."""
-    return _environment().get_template("status.html").render(**_view(service, jobs, learning))
+    async def changes(self, is_stopping: Callable[[], bool]) -> AsyncIterator[str]:
+        """``status.html``, at once and whenever it has changed.
 
+        Args:
+            is_stopping: whether the server ends; it would wait for open connections otherwise.
+        """
+        shown: str | None = None
+        while not is_stopping():
+            html = await self._latest()
+            without_time = _CLOCK.sub("", html)
+            if shown != without_time:
+                shown = without_time
+                yield html
+            await asyncio.sleep(_EVERY_S)
 
-def _view(service: Service, jobs: Jobs, learning: Learning) -> dict[str, Any]:
-    engine = service.predictor.engine.status
-    return {
-        "version": __version__,
-        "weights": service.weights,
-        "model_id": service.predictor.model_id,
-        "classes": class_names(service.predictor.classes),
-        "engine": engine,
-        "seconds_per_image": engine.seconds / engine.images if engine.images else None,
-        "precision": service.precision,
-        "projects": service.projects,
-        "served": {served.project: served for served in service.served},
-        "base_id": service.pool.base_id,
-        "running": learning.trainer.current,
-        "runs": [run for run in learning.runs if run.is_over][:_RUNS],
-        "standings": {standing.project: standing for standing in learning.standings},
-        "failures": service.failures,
-        "jobs": jobs.all,
-        "has_token": jobs.has_token,
-        "task_url": functools.partial(_task_url, jobs.label_studio_url),
-        "duration": _duration,
-        "started": _clock(service.started),
-        "clock": _clock,
-        "moment": lambda text: _clock(datetime.fromisoformat(text)),
-        "now": _clock(datetime.now(UTC)),
-    }
+    async def _latest(self) -> str:
+        """Not older than a second; drawn once, off the event loop, for all who have the page open."""
+        if self._made is None or (self._made.done() and time.monotonic() - self._at >= _EVERY_S):
+            self._at = time.monotonic()
+            self._made = asyncio.create_task(asyncio.to_thread(self.render, "status.html"))
+        return await asyncio.shield(self._made)  # a page that is closed must not take it from the others
 
+    def _view(self) -> dict[str, Any]:
+        service, jobs, learning = self._service, self._jobs, self._learning
+        engine = service.predictor.engine.status
+        return {
+            "version": __version__,
+            "weights": service.weights,
+            "model_id": service.predictor.model_id,
+            "classes": class_names(service.predictor.classes),
+            "engine": engine,
+            "seconds_per_image": engine.seconds / engine.images if engine.images else None,
+            "precision": service.precision,
+            "projects": service.projects,
+            "served": {served.project: served for served in service.served},
+            "base_id": service.pool.base_id,
+            "running": learning.trainer.current,
+            "runs": [run for run in learning.runs if run.is_over][:_RUNS],
+            "standings": {standing.project: standing for standing in learning.standings},
+            "failures": service.failures,
+            "jobs": jobs.all,
+            "has_token": jobs.has_token,
+            "task_url": self._task_url,
+            "duration": _duration,
+            "started": _clock(service.started),
+            "clock": _clock,
+            "moment": lambda text: _clock(datetime.fromisoformat(text)),
+            "now": _clock(datetime.now(UTC)),
+        }
 
-def _task_url(label_studio_url: str, failure: Failure) -> str | None:
-    """Where a failed task is opened in Label Studio; None if that can't be known."""
-    if failure.project is None or failure.task is None:
-        return None
-    return f"{label_studio_url}/projects/{failure.project}/data?task={failure.task}"
+    def _task_url(self, failure: Failure) -> str | None:
+        """Where a failed task is opened in Label Studio; None if that is not known."""
+        if failure.project is None or failure.task is None:
+            return None
+        return f"{self._jobs.label_studio_url}/projects/{failure.project}/data?task={failure.task}"
 
 
 def _duration(seconds: float | None) -> str:
-    """Hours and minutes, or minutes and seconds; a dash for what can't be said."""
+    """Hours and minutes, or minutes and seconds; a dash for None."""
     if seconds is None:
         return "–"
     whole = max(0, round(seconds))

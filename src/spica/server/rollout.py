@@ -18,14 +18,13 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from spica.errors import LabelConfigError, LabelStudioError, SpicaError
+from spica.errors import LabelConfigError, LabelStudioRefusedError, SpicaError
 from spica.http import user_and_password
 from spica.labelstudio.api.records import Backend
 from spica.labelstudio.client import LabelStudioClient
 from spica.models import active
 from spica.models.folders import answers_with, ids
 from spica.prelabel.removal import Left, thin
-from spica.prelabel.selection import is_gone
 from spica.project import ProjectKey
 from spica.server.jobs import Jobs, PrelabelRequest, RunningJob
 from spica.server.service import Service
@@ -225,8 +224,8 @@ class Rollouts:
         with LabelStudioClient(self._settings.label_studio_url, token.get_secret_value()) as client:
             try:
                 config = client.known_project(project).label_config
-            except LabelStudioError as error:
-                if not is_gone(error):
+            except LabelStudioRefusedError as error:
+                if error.http_status != 404:
                     raise
                 self._tell(project, f"Label Studio has no such project any more: {error.summary}")
                 return
@@ -311,7 +310,7 @@ class Rollouts:
         running = [job for job in self._jobs.all if job.project == project and job.finished is None]
         for job in running:
             if job.watch or job.version != version:
-                job.stop()
+                job.stop_signal.set()
         for job in running:
             self._has_ended(job)
         return any(job.watch for job in running)

@@ -127,7 +127,7 @@ class ModelServer:
 
     def close(self) -> None:
         """Answer what is under way, let jobs store what is in hand, then stop. May be called twice."""
-        self.jobs.close()
+        self._service.workers.close()
         self._server.should_exit = True
         self._service.predictor.engine.close()
         if self._thread.is_alive():

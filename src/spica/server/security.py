@@ -14,12 +14,12 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 from starlette.requests import Request
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from spica.errors import AuthenticationError, RequestError, RequestTooLargeError, SpicaError, UsageError
 from spica.labelstudio.launch_env import is_local
 from spica.labelstudio.tokens import WEBHOOK_HEADER, webhook_secret
-from spica.server.border import error_response
+from spica.server.errors import error_response
 from spica.settings import Settings
 
 WEBHOOK = "/webhook"
@@ -157,55 +157,55 @@ def _allowed_name(given: str) -> str:
 
 
 class AccessMiddleware:
-    """Answers what :meth:`Access.check` refuses."""
+    """Answers what :meth:`Access.check` refuses, and bodies that are too large: no more than the limit is read.
 
-    def __init__(self, app: ASGIApp, *, access: Access) -> None:
+    Args:
+        app: the application.
+        access: whom to answer.
+        max_request_bytes: of a body.
+    """
+
+    def __init__(self, app: ASGIApp, *, access: Access, max_request_bytes: int) -> None:
         self._app = app
         self._access = access
+        self._limit = max_request_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or say why not."""
-        if scope["type"] == "http":
-            try:
-                self._access.check(Request(scope))
-            except SpicaError as error:
-                asking = {"WWW-Authenticate": 'Basic realm="Spica", charset="UTF-8"'}
-                headers = asking if isinstance(error, AuthenticationError) else None
-                await error_response(error, headers=headers)(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request, size = Request(scope), 0
 
+        async def limited() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            self._refuse_over(size, request)
+            return message
 
-async def read_body(request: Request, limit: int) -> bytes:
-    """The body of a request, at most ``limit`` bytes of it in memory.
+        try:
+            self._access.check(request)
+            announced = request.headers.get("content-length", "0")
+            if not announced.isdecimal():
+                raise RequestError("the header Content-Length is no number", where=request.url.path, got=announced[:40])
+            self._refuse_over(int(announced), request)
+        except SpicaError as error:
+            asking = {"WWW-Authenticate": 'Basic realm="Spica", charset="UTF-8"'}
+            headers = asking if isinstance(error, AuthenticationError) else None
+            await error_response(error, headers=headers)(scope, receive, send)
+            return
+        await self._app(scope, limited, send)
 
-    Raises:
-        RequestTooLargeError: longer than ``limit`` bytes; the rest is not read.
-        RequestError: the length that the client announced is no number.
-    """
-    announced = request.headers.get("content-length", "0")
-    if not announced.isdecimal():
-        raise RequestError("the header Content-Length is no number", where=request.url.path, got=announced[:40])
-    chunks: list[bytes] = []
-    size = int(announced)
-    _refuse_over(size, limit, request)
-    size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        _refuse_over(size, limit, request)
-        chunks.append(chunk)
-    return b"".join(chunks)
-
-
-def _refuse_over(size: int, limit: int, request: Request) -> None:
-    if size > limit:
-        raise RequestTooLargeError(
-            "the request is too large",
-            where=request.url.path,
-            expected=f"at most {limit} bytes",
-            got=f"{size} bytes or more",
-            hint="select fewer tasks at once, or raise SPICA_MAX_REQUEST_BYTES",
-        )
+    def _refuse_over(self, size: int, request: Request) -> None:
+        if size > self._limit:
+            raise RequestTooLargeError(
+                "the request is too large",
+                where=request.url.path,
+                expected=f"at most {self._limit} bytes",
+                got=f"{size} bytes or more",
+                hint="select fewer tasks at once, or raise SPICA_MAX_REQUEST_BYTES",
+            )
 
 
 def _refuse_foreign(request: Request) -> None:

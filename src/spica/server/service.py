@@ -68,6 +68,16 @@ class Failure:
     task: int | None
     error: SpicaError
 
+    def as_json(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "when": self.when.isoformat(timespec="seconds"),
+            "project": self.project.number if self.project is not None else None,
+            "task": self.task,
+            "code": self.error.code,
+            "reason": self.error.summary,
+        }
+
 
 class Workers:
     """The threads of one server: each is started here, and told here to end. Thread-safe.
@@ -94,6 +104,8 @@ class Workers:
             self._running = [entry for entry in self._running if entry[0].is_alive()]
             thread.start()
             self._running.append((thread, wake))
+        if self.stopping.is_set() and wake is not None:
+            wake()
         return thread
 
     def close(self, timeout_s: float = 30.0) -> None:
