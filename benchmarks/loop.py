@@ -25,10 +25,10 @@ from spica.assistance.edits import Edits, cost_s, edits
 from spica.bench import machine
 from spica.boxes import Detections
 from spica.detectors.contract import Detector
-from spica.detectors.load import load_detector
 from spica.evaluation.coco import evaluate
 from spica.evaluation.predict import image_file, predict
 from spica.models import versions
+from spica.models.load import load_detector
 from spica.models.serving import Serving
 from spica.models.version import ModelVersion
 from spica.settings import Settings

@@ -11,9 +11,9 @@ from statistics import median
 import httpx
 
 from spica.bench import material, startup
-from spica.detectors.load import load_detector
 from spica.images import decode
 from spica.models import store
+from spica.models.load import load_detector
 from spica.models.optimise import optimise
 from spica.models.serving import Serving
 from spica.models.version import ModelVersion

@@ -26,12 +26,12 @@ from spica.bench.table import markdown
 from spica.boxes import Detections
 from spica.demo import model_folder
 from spica.demo.field import render_field
-from spica.detectors.card import read_card
 from spica.detectors.contract import Detector
 from spica.detectors.openvino import OpenVINODetector
 from spica.detectors.tiling import tiled, windows
 from spica.evaluation.matching import match
 from spica.evaluation.truth import Truth
+from spica.models.card import read_card
 from spica.training.footprint import peak_memory_bytes
 
 TILE, OVERLAP = 640, 0.2

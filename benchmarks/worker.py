@@ -23,12 +23,12 @@ from pydantic import SecretStr
 from spica.bench.machine import status_bytes
 from spica.boxes import Detections
 from spica.detectors.contract import Detector, RGBImage
-from spica.detectors.load import load_detector
 from spica.images import decode
 from spica.inference import Engine
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.tokens import LabelStudioAuth
 from spica.models import store
+from spica.models.load import load_detector
 from spica.predictor import Predictor
 from spica.prelabel.claim import Claim
 from spica.prelabel.job import BulkJob

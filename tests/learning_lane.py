@@ -19,11 +19,11 @@ from PIL import Image as PILImage
 
 from live_model import Folder
 from spica.demo import model_folder
-from spica.detectors.card import read_card
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.launch import LabelStudioProcess
 from spica.labelstudio.ports import free_port
 from spica.models import active, versions
+from spica.models.card import read_card
 from spica.models.folders import ids
 from spica.training.recipe import DEFAULT_ARCHITECTURE
 from spica.training.runs import Run, Runs

@@ -25,10 +25,10 @@ from spica.boxes import Detections
 from spica.cli import app
 from spica.demo import model_folder
 from spica.demo.field import render_field
-from spica.detectors.card import Card
 from spica.errors import ModelUnavailableError, UsageError
 from spica.images import decode
 from spica.models import store
+from spica.models.card import Card
 from spica.models.version import ModelVersion
 from spica.settings import Settings
 

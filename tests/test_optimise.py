@@ -20,16 +20,16 @@ from spica.cli.optimise import find_weights, read_truth
 from spica.cli.optimise import optimise as command
 from spica.demo import model_folder
 from spica.demo.field import Field, render_field
-from spica.detectors.card import CARD, check_files, read_card
 from spica.detectors.comparison import LEAST_BOXES, agreement
-from spica.detectors.load import load_detector
 from spica.detectors.openvino import machine
 from spica.detectors.quantisation import quantise
 from spica.detectors.ultralytics import YOLO
 from spica.errors import DataSetError, ModelUnavailableError, StorageError, UsageError, WeightsError
 from spica.models import checks, store
 from spica.models import optimise as optimising
+from spica.models.card import CARD, check_files, read_card
 from spica.models.first_check import FirstCheck
+from spica.models.load import load_detector
 from spica.models.locks import writing
 from spica.models.optimise import KnownImage, find_photographs, optimise
 from spica.models.serving import choose, served_id, wants_check

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from spica.detectors.card import CARD, Card, describe_files
 from spica.detectors.conversion import Request
 from spica.detectors.safetensors_header import read_shapes
-from spica.detectors.version_id import fingerprint, version_id
 from spica.detectors.weights import WeightsInfo
 from spica.files import sha256_file
 from spica.models import store, versions
+from spica.models.card import CARD, Card, describe_files
+from spica.models.version_id import fingerprint, version_id
 
 SETTINGS: Mapping[str, Any] = {"score_floor": 0.05, "max_detections": 1000, "norm_eps": 0.0}
 

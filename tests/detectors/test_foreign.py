@@ -15,10 +15,11 @@ from spica.boxes import Detections
 from spica.detectors import foreign
 from spica.detectors.contract import RGBImage
 from spica.detectors.foreign_detector import ForeignDetector
-from spica.detectors.load import load_detector
 from spica.detectors.weights import inspect
 from spica.errors import DetectorContractError, WeightsError
 from spica.models import store
+from spica.models.card import read_card, weights_info
+from spica.models.load import load_detector
 from spica.models.version import ModelVersion
 
 LAYOUTS = tuple(METADATA)
@@ -205,7 +206,7 @@ def test_numbers_in_another_file(tmp_path: Path) -> None:
     version = prepared(weights, tmp_path / "data")
     assert set(version.card.files) == {"model.onnx", "numbers.data"}
     assert len(load_detector(version, device="cpu").detect([PHOTOS["as it is"][0]])[0]) == 2
-    assert inspect(version.folder).card == version.card
+    assert read_card(version.folder) == version.card
     numbers = weights.with_name("numbers.data")
     numbers.write_bytes(numbers.read_bytes() + b" ")
     assert inspect(weights).sha256 != before.sha256
@@ -248,7 +249,7 @@ def test_a_data_file_that_the_card_does_not_list(tmp_path: Path) -> None:
     card = replace(version.card, files={"model.onnx": version.card.files["model.onnx"]})
     (version.folder / "model.json").write_text(card.as_json(), "utf-8")
     with pytest.raises(WeightsError, match="other files"):
-        inspect(version.folder)
+        weights_info(version.folder)
 
 
 def test_a_card_with_other_classes(tmp_path: Path) -> None:

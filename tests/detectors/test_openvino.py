@@ -17,10 +17,10 @@ from spica.boxes import Detections
 from spica.detectors.comparison import MAX_BOX_PX, MAX_SCORE, compare
 from spica.detectors.contract import Detector, RGBImage
 from spica.detectors.convert import _set_floor
-from spica.detectors.load import load_detector
 from spica.detectors.openvino import OpenVINODetector
 from spica.detectors.torch_gpu import TorchDetector
 from spica.errors import WeightsError
+from spica.models.load import load_detector
 from weights_builder import MAX_DETECTIONS, NORM_EPS, Prepared
 
 PHOTOS = Path(__file__).parents[3] / "shared" / "data"
@@ -180,7 +180,7 @@ def test_serving_never_imports_torch(tutorial: Prepared) -> None:
 import sys
 from pathlib import Path
 import numpy as np
-from spica.detectors.load import load_detector
+from spica.models.load import load_detector
 from spica.models.store import prepare
 version = prepare(Path(sys.argv[1]), data_dir=Path(sys.argv[2]), score_floor=0.05, max_detections=1000, norm_eps=0.0)
 (found,) = load_detector(version).detect([np.zeros((20, 700, 3), np.uint8)])

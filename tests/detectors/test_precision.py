@@ -19,16 +19,24 @@ from PIL import Image
 from spica.boxes import Detections
 from spica.demo import model_folder
 from spica.demo.field import render_field, write_images
-from spica.detectors import openvino
-from spica.detectors.card import CARD, FileEntry, Form, check_files, read_card, record_form
+from spica.detectors import openvino, torch_gpu
 from spica.detectors.contract import Precision
-from spica.detectors.openvino import REST, OpenVINODetector, compile_graph, load_openvino, machine, openvino_core
+from spica.detectors.openvino import (
+    REST,
+    Machine,
+    OpenVINODetector,
+    compile_graph,
+    load_openvino,
+    machine,
+    openvino_core,
+)
 from spica.detectors.quantisation import quantise
 from spica.detectors.quantisation_scope import float_nodes, quantisable_nodes, quantised_consumers
 from spica.detectors.quantise import _Photographs, faster
 from spica.errors import ImageError, StorageError, WeightsError
 from spica.evaluation.matching import match
 from spica.evaluation.truth import Truth
+from spica.models.card import CARD, FileEntry, Form, check_files, read_card, record_form
 
 GRAPH = model_folder() / "model.onnx"
 
@@ -77,6 +85,23 @@ def test_openvinos_default_is_what_the_processor_has() -> None:
     """Where Linux lists no instructions for bfloat16, it is not among the precisions; where it does, it is."""
     flags = set(Path("/proc/cpuinfo").read_text("utf-8").partition("flags")[2].partition("\n")[0].split())
     assert ("bf16" in machine().has) == bool(flags & {"avx512_bf16", "amx_bf16"})
+
+
+@pytest.mark.parametrize("real", [True, False], ids=["bfloat16 in hardware", "an older GPU"])
+def test_a_gpu_is_asked_for_its_name_and_its_bfloat16(real: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that only imitates bfloat16 has f32 alone."""
+    torch = pytest.importorskip("torch", reason="needs the extra spica[train]")
+    monkeypatch.setattr(torch_gpu, "cuda_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: real)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    assert torch_gpu.gpu() == Machine("a GPU", frozenset({"f32", "bf16"} if real else {"f32"}), "cuda")
+
+
+def test_torch_is_not_looked_for_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where NVIDIA's driver is missing, there is no CUDA, and nobody asks torch."""
+    monkeypatch.setattr(torch_gpu, "_nvidia_driver", lambda: False)
+    monkeypatch.setitem(__import__("sys").modules, "torch", None)  # importing it would fail
+    assert torch_gpu.cuda_available() is False
 
 
 # --- what may be quantised
@@ -346,7 +371,7 @@ def version(tmp_path: Path) -> Path:
 
 def int8_form(folder: Path, content: bytes = b"x") -> Form:
     """An int8 form whose files are no graph."""
-    from spica.detectors.card import describe_files
+    from spica.models.card import describe_files
 
     names = ("model-int8-0000.xml", "model-int8-0000.bin")
     for name in names:

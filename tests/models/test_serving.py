@@ -10,10 +10,10 @@ from typing import Any, Literal
 import pytest
 
 from spica.demo import model_folder
-from spica.detectors.card import Card, FileEntry, Form, record_form
 from spica.detectors.openvino import Machine
 from spica.errors import UsageError
 from spica.models import serving, store
+from spica.models.card import Card, FileEntry, Form, record_form
 from spica.models.serving import Serving, choose, known_card, served_id, wants_check
 from spica.models.version import ModelIdentity
 from spica.settings import Settings
@@ -188,9 +188,8 @@ def test_auto_on_a_gpu(
     """On a GPU auto takes bf16 if it has passed its check on this very GPU, and asks for the check else."""
     on_machine(monkeypatch, *BOTH, gpu=has)
     with_forms(monkeypatch, forms)
-    fresh = dataclasses.replace(
-        identity, weights=dataclasses.replace(identity.weights, card=None, format="state_dict", norm="batch")
-    )
+    weights = dataclasses.replace(identity.weights, format="state_dict", norm="batch")
+    fresh = dataclasses.replace(identity, weights=weights, card=None)
     chosen = choose(fresh, settings)
     assert (chosen.precision, told in chosen.why) == (expected, True), chosen.why
     assert wants_check(fresh, settings) is wanted
@@ -263,8 +262,7 @@ def test_a_version_that_is_not_made_yet_is_served_in_f32(
     identity: ModelIdentity, settings: Settings, tmp_path: Path
 ) -> None:
     """Weights before their conversion have no card, and nothing fails for that."""
-    weights = dataclasses.replace(identity.weights, card=None)
-    fresh = dataclasses.replace(identity, id="fresh-1", weights=weights)
+    fresh = dataclasses.replace(identity, id="fresh-1", card=None)
     assert choose(fresh, settings).precision == "f32"
     damaged = tmp_path / "data" / "models" / "fresh-1"
     damaged.mkdir()

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from spica.detectors.card import check_files
 from spica.detectors.conversion import Request
 from spica.errors import StorageError, WeightsError
 from spica.files import put_in_place, scratch
 from spica.models import store
+from spica.models.card import check_files
 from spica.models.locks import hold
 from spica.models.version import ModelIdentity
 from weights_builder import Prepared, hollow_state_dict
@@ -196,7 +196,7 @@ def test_a_renamed_file_keeps_its_version(hollow: Path, tmp_path: Path, conversi
 )
 def test_ids_are_plain(stem: str, slug: str) -> None:
     """An id has small letters, digits and dashes alone, whatever the file is called."""
-    from spica.detectors.version_id import version_id
+    from spica.models.version_id import version_id
 
     assert version_id(stem, "0123456789abcdef") == f"{slug}-01234567"
 
@@ -316,7 +316,7 @@ def test_the_demos_model_is_served(tmp_path: Path, conversion: Conversion) -> No
     """The shipped model version is one that the store takes, in its place, and it finds wheat in a rendered field."""
     from spica.demo import model_folder
     from spica.demo.field import render_field
-    from spica.detectors.load import load_detector
+    from spica.models.load import load_detector
 
     if not (model_folder() / "model.json").is_file():
         pytest.skip("the demo's model has not been trained")

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from project_keys import known
-from spica.detectors.card import WEIGHTS
 from spica.errors import StorageError, UsageError, WeightsError
 from spica.models import active, pins, versions
+from spica.models.card import WEIGHTS
 from spica.models.content import content_digest
 from spica.models.folders import base_of
 from tiny_versions import FakeConversion, add_tiny, cache, fake_conversion, safetensors, tiny_version

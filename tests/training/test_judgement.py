@@ -13,10 +13,10 @@ import pytest
 from project_keys import ONE
 from simulated_detectors import detect, scenes
 from spica.boxes import Detections
-from spica.detectors.card import read_card
 from spica.detectors.openvino import Machine
 from spica.errors import WeightsError
 from spica.models import checks, versions
+from spica.models.card import read_card
 from spica.models.locks import is_held, writing
 from spica.models.serving import Serving, suffix
 from spica.models.version import ModelVersion

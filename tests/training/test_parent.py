@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from project_keys import ONE
-from spica.detectors.card import read_card
 from spica.detectors.weights import WeightsInfo
 from spica.labelstudio.label_config import parse_label_config
 from spica.training import parent
@@ -35,9 +33,8 @@ def request(data_dir: Path, version: str | None) -> Request:
 
 def described(patch: pytest.MonkeyPatch, folder: Path, classes: tuple[str, ...], kind: str) -> None:
     """Have the folder's weights look like those of a real version."""
-    card = read_card(folder)
     info = WeightsInfo(folder, "0" * 64, "safetensors", kind, classes, "frozen", 1)
-    patch.setattr(parent, "inspect", lambda _: replace(info, card=card))
+    patch.setattr(parent, "version_info", lambda *_: info)
     patch.setattr(
         "spica.training.initialise.obstacle", lambda info: None if info.architecture == "known" else "it can't"
     )

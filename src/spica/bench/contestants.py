@@ -9,12 +9,12 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from spica.boxes import Detections
-from spica.detectors.load import load_detector
 from spica.detectors.postprocess import postprocess
 from spica.detectors.weights import inspect
 from spica.errors import WeightsError
 from spica.images import decode
 from spica.models import store
+from spica.models.load import load_detector
 from spica.models.serving import Serving
 from spica.models.version import ModelVersion
 

@@ -179,9 +179,9 @@ def _grouped(dataset: DataSet) -> DataSet:
 
 
 def _load(path: Path, settings: Settings, labels: str | None) -> tuple[Detector, Model]:
-    from spica.detectors.load import load_detector
     from spica.evaluation.report import Model
     from spica.models import store
+    from spica.models.load import load_detector
     from spica.models.serving import choose, served_id
 
     identity = identify(path, settings)

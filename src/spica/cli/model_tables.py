@@ -11,9 +11,9 @@ from rich.table import Table
 
 from spica.classes import class_names
 from spica.cli.console import out
-from spica.detectors.card import Card
 from spica.errors import StorageError
 from spica.models import active
+from spica.models.card import Card
 from spica.models.listed import Listed, holdout_of, verdict_of
 from spica.models.version import ModelVersion
 from spica.project import ProjectKey

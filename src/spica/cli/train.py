@@ -237,9 +237,9 @@ def _parts(dataset: DataSet, others: DataSet | None, record: Path | None) -> tup
 def _architecture(arch: str | None, init: Path | None) -> str | None:
     if arch is not None or init is None:
         return arch
-    from spica.detectors.weights import inspect
+    from spica.models.card import weights_info
 
-    return inspect(init).architecture
+    return weights_info(init).architecture
 
 
 def _recipe(n_images: int, arch: str | None, init: Path | None, **chosen: Any) -> Recipe:

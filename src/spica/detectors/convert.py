@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spica.boxes import Detections
-from spica.detectors.card import WEIGHTS
 from spica.detectors.child import answer
 from spica.detectors.comparison import Comparison, compare, rendered_images
 from spica.detectors.contract import RGBImage
@@ -120,7 +119,7 @@ def _keep_weights(model: torch.nn.Module, folder: Path, told: dict[str, str], in
     tensors = {key: value.contiguous() for key, value in model.state_dict().items()}
     content = save(tensors, {f"spica.{key}": value for key, value in metadata.items()})
     try:
-        (folder / WEIGHTS).write_bytes(content)
+        (folder / "model.safetensors").write_bytes(content)
     except OSError as error:
         raise storage_error(error, folder) from error
 

@@ -7,18 +7,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from spica.detectors import detr, ultralytics
-from spica.detectors.card import CARD, GRAPHS, Card
-from spica.detectors.contract import Precision
 from spica.detectors.layouts import Foreign
 from spica.detectors.onnx_metadata import OnnxSummary, Port, read_summary
 from spica.detectors.refusals import few, shown
 from spica.errors import WeightsError
-
-if TYPE_CHECKING:
-    from spica.detectors.foreign_detector import ForeignDetector
 
 ARCHITECTURES: Final = frozenset(
     {ultralytics.YOLO, ultralytics.YOLOV5, ultralytics.RTDETR, detr.DEPLOYED, detr.HUGGING_FACE, detr.RF_DETR}
@@ -33,6 +28,8 @@ SUPPORTED: Final = (
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _SHOWN_PORTS = 6
+_RESERVED = ("model.json", "model.xml", "model.onnx")
+"""Names that mean something in the folder of a model version."""
 
 
 def recognise(summary: OnnxSummary) -> Foreign | str:
@@ -76,7 +73,7 @@ def data_files(path: Path, summary: OnnxSummary | None = None) -> tuple[Path, ..
     summary = read_summary(path) if summary is None else summary
     files = tuple(path.parent / location for location in sorted(summary.external_files))
     names = sorted(summary.external_files)
-    outside = [name for name in names if not _PLAIN_NAME.fullmatch(name) or name.lower() in (CARD, *GRAPHS)]
+    outside = [name for name in names if not _PLAIN_NAME.fullmatch(name) or name.lower() in _RESERVED]
     if outside or (summary.external and not files):
         raise WeightsError(
             "the numbers of this network are to be read from a place that is not allowed",
@@ -94,44 +91,6 @@ def data_files(path: Path, summary: OnnxSummary | None = None) -> tuple[Path, ..
             hint="copy that file too: the numbers are in it",
         )
     return files
-
-
-def is_foreign(card: Card) -> bool:
-    """Whether a version is a network of others, to be opened with :func:`open_foreign`."""
-    return card.architecture in ARCHITECTURES
-
-
-def open_foreign(
-    graph: Path,
-    card: Card,
-    *,
-    threads: int = 0,
-    cache_dir: Path | None = None,
-    precision: Precision = "f32",
-) -> ForeignDetector:
-    """The detector for a network of others.
-
-    Args:
-        graph: the ``.onnx`` of a version whose files have been checked.
-        card: of that version: its classes, ``score_floor`` and ``max_detections``.
-        threads: of the network; 0 lets the runtime choose.
-        cache_dir: where the compiled graph is kept, None for nowhere.
-        precision: ``f32`` or ``bf16``.
-
-    Raises:
-        WeightsError: OpenVINO can't run the graph, or it is not what the card says.
-    """
-    from spica.detectors.foreign_detector import ForeignDetector
-
-    return ForeignDetector(
-        graph,
-        card.classes,
-        score_floor=card.score_floor,
-        max_detections=card.max_detections,
-        threads=threads,
-        cache_dir=cache_dir,
-        precision=precision,
-    )
 
 
 def _told(ports: list[Port]) -> str:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
+import os
+import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -10,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from spica.boxes import Detections
-from spica.detectors.contract import RGBImage, checked, input_size_of
+from spica.detectors.contract import Precision, RGBImage, checked, input_size_of
+from spica.detectors.openvino import Machine
 from spica.detectors.postprocess import pad_extreme_aspect, postprocess
 
 if TYPE_CHECKING:
@@ -162,3 +167,32 @@ def _float32(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _float32(item) for key, item in value.items()}
     return type(value)(map(_float32, value))
+
+
+def gpu() -> Machine | None:
+    """The GPU that torch computes on here, with bf16 where it multiplies bfloat16 itself; None without one."""
+    if not cuda_available():
+        return None
+    import torch
+
+    has: set[Precision] = {"f32"}
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        has.add("bf16")
+    return Machine(torch.cuda.get_device_name(), frozenset(has), "cuda")
+
+
+def cuda_available() -> bool:
+    """Whether torch can compute on a GPU here; torch is imported only if a driver of NVIDIA's is found."""
+    if not _nvidia_driver() or importlib.util.find_spec("torch") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _nvidia_driver() -> bool:
+    if sys.platform == "win32":
+        return Path(os.environ.get("SYSTEMROOT", r"C:\Windows"), "System32", "nvcuda.dll").exists()
+    if sys.platform == "darwin":
+        return False
+    return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None  # the latter in WSL

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from spica.detectors.architecture import Norm, Recognised, find_state_dict, recognise
-from spica.detectors.card import CARD, Card, check_files, read_card
-from spica.detectors.foreign import data_files, is_foreign, recognised
+from spica.detectors.foreign import data_files, recognised
 from spica.detectors.ir_metadata import read_rt_info
 from spica.detectors.onnx_metadata import OnnxSummary, read_summary
 from spica.detectors.refusals import EXPECTED, FIRST_CHOICES, damaged, few, other_graph, shown, yolo_export
@@ -52,14 +51,13 @@ class WeightsInfo:
     """What a weights file is.
 
     Attributes:
-        path: the file, or the folder of a model version.
+        path: the file, or the folder of a model version (:func:`spica.models.card.weights_info`).
         sha256: of the file's bytes, in hex; of an IR over both files, of a version over its files' digests.
         format: how the numbers are kept.
         architecture: torchvision's name, Spica's own, or what an exported graph says of itself.
         classes: names by class id, without the background; empty strings where the weights carry none.
         norm: the kind of batch norm the weights were trained with, None for exported graphs.
         nbytes: of all files together.
-        card: of a model version, None for a file on its own.
         input_size: in pixels the sides to which the shorter side of images is scaled, and which the longer one does not
             exceed, where the file says them; None for the network's own.
     """
@@ -71,7 +69,6 @@ class WeightsInfo:
     classes: tuple[str, ...]
     norm: Norm | None
     nbytes: int
-    card: Card | None = None
     input_size: tuple[int, int] | None = None
 
     @property
@@ -86,10 +83,7 @@ class WeightsInfo:
 
 
 def inspect(path: Path, architecture: str | None = None) -> WeightsInfo:
-    """What the weights file, or the folder of a model version, is.
-
-    Torch is not imported and nothing in the file is run. A graph that stands beside the card that describes it is
-    taken as that model version.
+    """What the weights file is. Torch is not imported and nothing in the file is run.
 
     Two networks have the same keys and shapes (torchvision's ``fasterrcnn_mobilenet_v3_large_fpn`` for images of 800
     pixels and ``…_320_fpn`` for 320). Which one it is says, in this order, the file's own metadata
@@ -97,8 +91,8 @@ def inspect(path: Path, architecture: str | None = None) -> WeightsInfo:
     of it; else it is the first, and the log says so.
 
     Args:
-        path: the file or folder.
-        architecture: of a state_dict; one whose shapes differ is refused, and graphs and versions don't need it.
+        path: the file.
+        architecture: of a state_dict; one whose shapes differ is refused, and graphs don't need it.
 
     Raises:
         WeightsError: missing, empty, damaged, unsafe, or of a kind that is not served; each with its own message.
@@ -106,7 +100,12 @@ def inspect(path: Path, architecture: str | None = None) -> WeightsInfo:
     path = Path(path)
     try:
         if path.is_dir():
-            return _folder(path)
+            raise WeightsError(
+                "this is a folder, not a weights file",
+                where=str(path),
+                expected=f"{EXPECTED}; or the folder of a model version, with model.json in it",
+                hint=_inside(path),
+            )
         if not path.exists():
             raise WeightsError(
                 "there is no such weights file",
@@ -131,9 +130,9 @@ def inspect(path: Path, architecture: str | None = None) -> WeightsInfo:
 def _file(path: Path, architecture: str | None) -> WeightsInfo:
     suffix = path.suffix.lower()
     if suffix == ".onnx":
-        return _version_of(path) or _onnx(path)
+        return _onnx(path)
     if suffix == ".xml":
-        return _version_of(path) or _openvino(path)
+        return _openvino(path)
     with path.open("rb") as file:
         start = file.read(64)
     if suffix == ".safetensors" or (start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size):
@@ -228,7 +227,7 @@ def _foreign(path: Path, summary: OnnxSummary) -> WeightsInfo:
     network = recognised(path, summary)
     files = (path, *data_files(path, summary))
     digests = [sha256_file(file) for file in files]
-    digest = digests[0] if len(digests) == 1 else _joined(digests)
+    digest = joined(digests)
     nbytes = sum(file.stat().st_size for file in files)
     return WeightsInfo(path, digest, "onnx", network.architecture, network.classes, None, nbytes)
 
@@ -252,7 +251,7 @@ def _graph(path: Path, kind: Format, metadata: Mapping[str, str], files: tuple[P
     digests = [sha256_file(file) for file in files]
     return WeightsInfo(
         path,
-        digests[0] if len(digests) == 1 else _joined(digests),
+        joined(digests),
         kind,
         shown(metadata.get("spica.architecture", "unknown")),
         classes,
@@ -261,50 +260,11 @@ def _graph(path: Path, kind: Format, metadata: Mapping[str, str], files: tuple[P
     )
 
 
-def _folder(folder: Path) -> WeightsInfo:
-    if not (folder / CARD).is_file():
-        raise WeightsError(
-            "this is a folder, not a weights file",
-            where=str(folder),
-            expected=f"{EXPECTED}; or the folder of a model version, with {CARD} in it",
-            hint=_inside(folder),
-        )
-    card = read_card(folder)
-    check_files(folder, card)
-    if card.graph == "model.onnx" and not _has_its_numbers(folder, card):
-        raise other_graph(folder / card.graph, "a graph whose numbers are kept in other files")
-    return WeightsInfo(
-        folder,
-        _joined([entry.sha256 for _, entry in sorted(card.files.items())]),
-        "onnx" if card.graph == "model.onnx" else "openvino",
-        card.architecture,
-        card.classes,
-        None,
-        sum(entry.bytes for entry in card.files.values()),
-        card,
-    )
-
-
 def _inside(folder: Path) -> str:
     """Which file of a folder to give."""
     if any(folder.glob("*.onnx")) or not any(folder.glob("*.xml")):
         return "give the file inside it"
     return f"OpenVINO exports of others are not served; for YOLO: {yolo_export(folder)}"
-
-
-def _has_its_numbers(folder: Path, card: Card) -> bool:
-    """Whether all numbers of a version's ONNX file are in files that its card lists."""
-    summary = read_summary(folder / card.graph)
-    return not summary.external or (
-        is_foreign(card) and all(file.name in card.files for file in data_files(folder / card.graph, summary))
-    )
-
-
-def _version_of(graph: Path) -> WeightsInfo | None:
-    """The model version that a graph belongs to, if a card beside it says so."""
-    if not (graph.parent / CARD).is_file():
-        return None
-    return _folder(graph.parent) if read_card(graph.parent).graph == graph.name else None
 
 
 def _class_names(metadata: Mapping[str, str], path: Path) -> tuple[str, ...]:
@@ -320,5 +280,6 @@ def _class_names(metadata: Mapping[str, str], path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _joined(digests: list[str]) -> str:
-    return hashlib.sha256("\n".join(digests).encode("ascii")).hexdigest()
+def joined(digests: list[str]) -> str:
+    """One digest for several files, of their digests in this order."""
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode("ascii")).hexdigest()

@@ -14,10 +14,8 @@ from typing import Any, Final
 import numpy as np
 
 from spica.boxes import Detections
-from spica.detectors.card import Form, record_form
 from spica.detectors.comparison import LEAST_BOXES, Agreement, agreement
 from spica.detectors.contract import Detector, Precision
-from spica.detectors.load import computed_by, load_detector
 from spica.detectors.openvino import Machine, machine
 from spica.errors import ImageError, ModelUnavailableError
 from spica.evaluation.bootstrap import Interval, difference, draws
@@ -25,6 +23,8 @@ from spica.evaluation.coco import Metrics, evaluate
 from spica.evaluation.matching import match_all
 from spica.evaluation.truth import Truth
 from spica.images import Image, decode
+from spica.models.card import Form, record_form
+from spica.models.load import computed_by, load_detector
 from spica.models.locks import writing
 from spica.models.serving import Serving
 from spica.models.version import ModelVersion

@@ -6,10 +6,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from spica.detectors.card import CARD, WEIGHTS, Card, FileEntry, read_card
 from spica.detectors.refusals import shown
-from spica.detectors.weights import inspect
 from spica.errors import UsageError, WeightsError
+from spica.models.card import CARD, WEIGHTS, Card, FileEntry, read_card, version_info
 from spica.models.version import ModelVersion
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -80,11 +79,8 @@ def open_version(data_dir: Path, version: str) -> ModelVersion:
         WeightsError: damaged: the card can't be read, is another version's, or a file is missing or differs.
     """
     folder = folder_of(data_dir, version)
-    peek(data_dir, version)
-    info = inspect(folder)
-    card = info.card
-    if card is None or card.id != version:
-        raise _damaged(folder, "another version's card")
+    card = peek(data_dir, version)
+    info = version_info(folder, card)
     source = folder / WEIGHTS if WEIGHTS in card.files else None
     return ModelVersion(folder, card, data_dir / "cache" / f"{version}-{info.sha256[:8]}", source)
 

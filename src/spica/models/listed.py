@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from spica.detectors.card import Card
 from spica.errors import SpicaError, StorageError
 from spica.models import active
+from spica.models.card import Card
 from spica.models.folders import folder_of, ids, peek
 from spica.models.pins import pinned
 from spica.project import ProjectKey

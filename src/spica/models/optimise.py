@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import Any, Final
 
 from spica.boxes import Detections
-from spica.detectors.card import Card, Form, describe_files, read_card, record_form
 from spica.detectors.contract import Detector, Precision, input_size_of
 from spica.detectors.foreign import ARCHITECTURES as FOREIGN
-from spica.detectors.load import computed_by, gpu
 from spica.detectors.openvino import Machine, OpenVINODetector
 from spica.detectors.quantisation import MAX_CALIBRATION_IMAGES, quantise
+from spica.detectors.torch_gpu import gpu
 from spica.detectors.weights import inspect
 from spica.errors import DataSetError, UsageError, WeightsError
 from spica.evaluation.coco import Metrics, evaluate
 from spica.evaluation.truth import Truth
 from spica.files import scratch, storage_error
+from spica.models.card import Card, Form, describe_files, read_card, record_form
 from spica.models.checks import Check, Run, detector_in, judge, readable, run_all, spread
+from spica.models.load import computed_by
 from spica.models.locks import writing
 from spica.models.version import ModelVersion
 from spica.settings import Settings

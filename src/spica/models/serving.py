@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
-from spica.detectors.card import WEIGHTS, Card, Form, read_card
 from spica.detectors.contract import Precision
-from spica.detectors.load import gpu
 from spica.detectors.openvino import Machine, machine
+from spica.detectors.torch_gpu import gpu
 from spica.errors import UsageError, WeightsError
+from spica.models.card import WEIGHTS, Card, Form, read_card
 from spica.models.version import ModelIdentity
 from spica.settings import Settings
 
@@ -99,7 +99,7 @@ def wants_check(identity: ModelIdentity, settings: Settings) -> bool:
 
     Never for a version outside the store: its folder is somebody's, who may optimise it but did not ask for that.
     """
-    if settings.precision != "auto" or (identity.weights.card is not None and not _is_stored(identity, settings)):
+    if settings.precision != "auto" or (identity.card is not None and not _is_stored(identity, settings)):
         return False
     card = known_card(identity, settings.data_dir)
     here = _computed_by(identity, card)
@@ -119,9 +119,8 @@ def _computed_by(identity: ModelIdentity, card: Card | None) -> Machine:
 
 def _keeps_weights(identity: ModelIdentity, card: Card | None) -> bool:
     """Whether the folder of a version has what torch can load."""
-    path = identity.weights.path
-    folder = path if path.is_dir() else path.parent
-    return card is not None and card.norm is not None and WEIGHTS in card.files and (folder / WEIGHTS).is_file()
+    keeps = card is not None and card.norm is not None and WEIGHTS in card.files
+    return keeps and (identity.weights.path / WEIGHTS).is_file()
 
 
 def _of(here: Machine, forms: Mapping[str, Form]) -> dict[str, Form]:
@@ -137,11 +136,7 @@ def _is_stored(identity: ModelIdentity, settings: Settings) -> bool:
 
 def known_card(identity: ModelIdentity, data_dir: Path) -> Card | None:
     """The card as it is on the disk now; None before a version is made, or if it can't be read."""
-    if identity.weights.card is not None:
-        path = identity.weights.path
-        folder = path if path.is_dir() else path.parent
-    else:
-        folder = data_dir / "models" / identity.id
+    folder = identity.weights.path if identity.card is not None else data_dir / "models" / identity.id
     try:
         return read_card(folder)
     except WeightsError:  # not made yet, or damaged: then it will be made again, without other forms

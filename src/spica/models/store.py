@@ -19,16 +19,25 @@ from pathlib import Path
 from typing import Any
 
 from spica.detectors.architecture import eps_is_a_setting, own_eps
-from spica.detectors.card import CARD, WEIGHTS, Card, check_files, describe_files, read_card
 from spica.detectors.conversion import Request, convert
 from spica.detectors.foreign import ARCHITECTURES, data_files
 from spica.detectors.refusals import damaged
-from spica.detectors.version_id import fingerprint, version_id
 from spica.detectors.weights import WeightsInfo, inspect
 from spica.errors import StorageError, WeightsError
 from spica.files import discard, put_in_place, scratch, storage_error, sync, sync_folder
+from spica.models.card import (
+    CARD,
+    WEIGHTS,
+    Card,
+    check_files,
+    describe_files,
+    read_card,
+    version_folder,
+    version_info,
+)
 from spica.models.locks import is_held, writing
 from spica.models.version import ModelIdentity, ModelVersion, Origin
+from spica.models.version_id import fingerprint, version_id
 
 logger = logging.getLogger(__name__)
 
@@ -92,12 +101,11 @@ def identify(
     Raises:
         WeightsError: the file can't be used.
     """
+    folder = version_folder(weights)
+    if folder is not None:
+        card = read_card(folder)
+        return identity_of(card, version_info(folder, card))
     info = inspect(weights, architecture)
-    if info.card is not None:
-        card = info.card
-        return ModelIdentity(
-            card.id, card.name, card.fingerprint, info, card.score_floor, card.max_detections, card.norm_eps
-        )
     if info.architecture in ARCHITECTURES:  # of others, whose boxes are sorted out here
         return _identity(info, data_dir, score_floor=score_floor, max_detections=max_detections, norm_eps=None)
     if not info.needs_conversion:
@@ -105,6 +113,13 @@ def identify(
     settable = eps_is_a_setting(info.architecture, info.norm or "batch")
     eps = norm_eps if settable else own_eps(info.architecture)
     return _identity(info, data_dir, score_floor=score_floor, max_detections=max_detections, norm_eps=eps)
+
+
+def identity_of(card: Card, info: WeightsInfo) -> ModelIdentity:
+    """What a version with a card of its own is served as."""
+    return ModelIdentity(
+        card.id, card.name, card.fingerprint, info, card.score_floor, card.max_detections, card.norm_eps, card
+    )
 
 
 def ensure(
@@ -131,9 +146,8 @@ def ensure(
         StorageError: the store can't be written, or the version in it can't be read now.
         ModelUnavailableError: ``stop`` was set.
     """
-    if identity.weights.card is not None:
-        folder = identity.weights.path if identity.weights.path.is_dir() else identity.weights.path.parent
-        card = identity.weights.card
+    if identity.card is not None:
+        folder, card = identity.weights.path, identity.card
         return ModelVersion(folder, card, _cache_dir(identity, data_dir), _source(folder, card))
     for _ in range(_ATTEMPTS):
         found = _stored(identity, data_dir)

@@ -17,12 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from spica.detectors.card import CARD, MAX_CARD_BYTES, WEIGHTS, Card, check_files, read_card
-from spica.detectors.plain_weights import write_state_dict
 from spica.detectors.refusals import few, shown
 from spica.errors import StorageError, UsageError, WeightsError
 from spica.files import put_in_place, scratch, storage_error, sync, sync_folder
+from spica.models.card import CARD, MAX_CARD_BYTES, WEIGHTS, Card, check_files, read_card
 from spica.models.folders import files_of, is_id, open_version
+from spica.models.plain_weights import write_state_dict
 from spica.models.version import ModelVersion
 
 _MAX_ENTRIES = 1000

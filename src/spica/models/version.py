@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spica.detectors.card import Card
 from spica.detectors.weights import WeightsInfo
+from spica.models.card import Card
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,7 @@ class ModelIdentity:
         score_floor: boxes with a lower score are never kept.
         max_detections: at most so many boxes an image; None if an exported graph does not say.
         norm_eps: eps of the batch norm, None for exported graphs.
+        card: of a version that has one already, whose folder is ``weights.path``; None for a weights file.
     """
 
     id: str
@@ -32,6 +33,7 @@ class ModelIdentity:
     score_floor: float
     max_detections: int | None
     norm_eps: float | None
+    card: Card | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -14,17 +14,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from spica.detectors.card import CARD, GRAPHS, MAX_CARD_BYTES, WEIGHTS, read_card
 from spica.detectors.refusals import shown
-from spica.detectors.version_id import fingerprint, version_id
 from spica.errors import UsageError, WeightsError
 from spica.files import write_text
 from spica.models import store
+from spica.models.card import CARD, GRAPHS, MAX_CARD_BYTES, WEIGHTS, read_card
 from spica.models.content import content_digest
 from spica.models.folders import base_of, find, open_version, peek
 from spica.models.listed import Listed, Use, listing
 from spica.models.locks import Lease, hold, writing
 from spica.models.version import ModelIdentity, ModelVersion, Origin
+from spica.models.version_id import fingerprint, version_id
 
 __all__ = ["Lease", "Listed", "Use", "add", "all", "find", "hold", "open", "peek", "record"]
 

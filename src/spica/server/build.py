@@ -12,9 +12,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-from spica.detectors.card import Card
 from spica.detectors.contract import Detector
-from spica.detectors.load import load_detector
 from spica.detectors.weights import WeightsInfo
 from spica.errors import StorageError, UsageError
 from spica.inference import Engine
@@ -25,7 +23,9 @@ from spica.labelstudio.regions import check_result
 from spica.labelstudio.tokens import LabelStudioAuth
 from spica.models import active, store
 from spica.models.active import Resolution
+from spica.models.card import Card
 from spica.models.folders import folder_of, open_version, peek
+from spica.models.load import load_detector
 from spica.models.locks import hold
 from spica.models.serving import Serving, choose, served_id
 from spica.models.version import ModelIdentity, ModelVersion
@@ -87,14 +87,13 @@ def build_service(engine: Engine, identity: ModelIdentity, settings: Settings) -
         resolve=lambda project: resolve(settings.data_dir, project, identity.id),
         load=lambda version: build_version(version, settings, media=default.media),
     )
-    named = identity.name if identity.weights.card is not None else identity.weights.path.name
-    path = identity.weights.path
+    named = identity.name if identity.card is not None else identity.weights.path.name
     return Service(
         default,
         weights=named,
         pool=pool,
         precision=choose(identity, settings).text,
-        folder=(path if path.is_dir() else path.parent) if identity.weights.card is not None else None,
+        folder=identity.weights.path if identity.card is not None else None,
     )
 
 
@@ -171,11 +170,8 @@ def _identity(folder: Path, card: Card) -> ModelIdentity:
         card.classes,
         None,
         sum(entry.bytes for entry in card.files.values()),
-        card,
     )
-    return ModelIdentity(
-        card.id, card.name, card.fingerprint, weights, card.score_floor, card.max_detections, card.norm_eps
-    )
+    return store.identity_of(card, weights)
 
 
 def _media(settings: Settings) -> MediaReader:

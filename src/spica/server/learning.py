@@ -399,7 +399,7 @@ class Learning:
 
     def _learned(self, project: ProjectKey, asked: bool) -> dict[int, str]:
         """What was learned from last: by the active version, or (unless a person asks) by one that was refused."""
-        from spica.detectors.card import read_card
+        from spica.models.card import read_card
 
         if not asked:
             judged = next((run for run in self.trainer.of(project) if run.is_judged), None)

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from spica.classes import map_classes
 from spica.detectors.architecture import FULL_TAIL, Norm, expected_shapes, names
-from spica.detectors.card import WEIGHTS
 from spica.detectors.own_networks import BUILDERS, load_backbone
 from spica.detectors.weights import WeightsInfo, inspect
 from spica.errors import TrainingError, WeightsError
+from spica.models.card import WEIGHTS, weights_info
 from spica.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def source_of(info: WeightsInfo) -> Path | None:
     if info.format in ("state_dict", "safetensors"):
         return info.path
     source = info.path / WEIGHTS
-    return source if info.card is not None and source.is_file() else None
+    return source if source.is_file() else None
 
 
 def grown(
@@ -264,7 +264,7 @@ def downloaded(url: str) -> dict[str, Tensor]:
 def _from_file(recipe: Recipe, classes: tuple[str, ...], init: Path, init_classes: Sequence[str] | None) -> Start:
     from spica.detectors.torchvision_export import load_state_dict
 
-    info = inspect(init)
+    info = weights_info(init)
     reason = obstacle(info, recipe.architecture)
     source = source_of(info)
     if reason is not None or source is None:

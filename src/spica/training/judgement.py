@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 
 from spica.boxes import Detections
 from spica.classes import ClassMap, map_classes
-from spica.detectors.card import record_form
 from spica.detectors.contract import Detector
-from spica.detectors.load import computed_by, load_detector
 from spica.errors import ImageError, MediaError, SpicaError
 from spica.evaluation.truth import Truth
 from spica.images import decode
 from spica.models import checks
+from spica.models.card import record_form
 from spica.models.checks import Check, Run
+from spica.models.load import computed_by, load_detector
 from spica.models.locks import hold, writing
 from spica.models.serving import Serving, tile_of
 from spica.models.version import ModelVersion

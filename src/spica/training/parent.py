@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from spica.classes import class_names
-from spica.detectors.card import read_card
 from spica.detectors.contract import Detector
-from spica.detectors.load import load_detector
-from spica.detectors.weights import inspect
 from spica.errors import SpicaError
 from spica.labelstudio.control_tags import RectangleControl
 from spica.labelstudio.label_config import match_labels
 from spica.models import versions
+from spica.models.card import read_card, version_info
+from spica.models.load import load_detector
 from spica.models.serving import Serving
 from spica.models.version import ModelVersion
 from spica.training import initialise
@@ -59,10 +58,11 @@ def read(request: Request, controls: Sequence[RectangleControl]) -> Parent | Non
     if request.parent is None or request.parent_id is None:
         return None
     folder = Path(request.parent)
-    info = inspect(folder)
+    card = read_card(folder)
+    info = version_info(folder, card)
     why_not = initialise.obstacle(info)
     names = _names(info.classes, controls)
-    drift = Drift.of(info.card.gate if info.card is not None else None)
+    drift = Drift.of(card.gate)
     return Parent(folder, request.parent_id, names, folder if why_not is None else None, why_not, drift)
 
 

@@ -43,7 +43,7 @@ def write(trained: Trained, out: Path, *, data: DataSet, valid: DataSet | None, 
         StorageError: the folder can't be written.
         TrainingError: a file can't be written.
     """
-    from spica.detectors.plain_weights import write_state_dict
+    from spica.models.plain_weights import write_state_dict
 
     try:
         with scratch(out.parent) as aside:

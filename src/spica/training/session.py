@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from spica.detectors.weights import inspect
 from spica.errors import DataSetError
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.control_tags import RectangleControl
@@ -16,6 +15,7 @@ from spica.labelstudio.label_config import effective_threshold, parse_extra_para
 from spica.labelstudio.media import MediaReader
 from spica.labelstudio.tokens import LabelStudioAuth
 from spica.models import versions
+from spica.models.card import weights_info
 from spica.models.version import ModelVersion
 from spica.training import annotations as submissions
 from spica.training import holdout, loop, material
@@ -162,7 +162,7 @@ def _train(request: Request, train: DataSet, parent: Parent | None, tell: Tell) 
     seed = mixed(train.fingerprint, request.run) % 2**31  # a run after a refusal is another attempt, not the same again
     chosen: dict[str, Any] = {"norm_eps": float(request.settings["norm_eps"]), "threads": request.threads, "seed": seed}
     chosen |= request.settings.get("recipe") or {}
-    architecture = chosen.pop("architecture", None) or (inspect(init).architecture if init is not None else None)
+    architecture = chosen.pop("architecture", None) or (weights_info(init).architecture if init is not None else None)
     recipe = Recipe.for_data(len(train.examples), architecture, continued=init is not None, **chosen)
     tell(stage="training", epochs=recipe.epochs)
     trained = loop.train(

@@ -2,75 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-import os
-import shutil
-import sys
-from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
-from spica.detectors.card import Card
 from spica.detectors.contract import Detector, Precision
+from spica.detectors.foreign import ARCHITECTURES
 from spica.detectors.openvino import Machine, OpenVINODetector, machine
+from spica.detectors.torch_gpu import cuda_available, gpu
 from spica.detectors.weights import inspect
 from spica.errors import WeightsError
+from spica.models.serving import Serving
+from spica.models.version import ModelVersion
 
 logger = logging.getLogger(__name__)
 
 Device = Literal["auto", "cpu", "cuda"]
 
 
-class Servable(Protocol):
-    """What must be known of a model version to run it (:class:`spica.models.version.ModelVersion` is one)."""
-
-    @property
-    def folder(self) -> Path:
-        """Where the files are."""
-        ...
-
-    @property
-    def card(self) -> Card:
-        """What the files are."""
-        ...
-
-    @property
-    def cache_dir(self) -> Path | None:
-        """Where the compiled graph may be kept."""
-        ...
-
-    @property
-    def source(self) -> Path | None:
-        """The weights file that torch can load, if it is at hand."""
-        ...
-
-
-class Manner(Protocol):
-    """How a version is to be computed (:class:`spica.models.serving.Serving` is one)."""
-
-    @property
-    def precision(self) -> Precision:
-        """The arithmetic."""
-        ...
-
-    @property
-    def text(self) -> str:
-        """Precision and tiles, and why, for the log."""
-        ...
-
-    @property
-    def tile(self) -> int | Literal["auto"] | None:
-        """Side of a tile in pixels, ``auto`` for tiles in large images only, None for none."""
-        ...
-
-    @property
-    def overlap(self) -> float:
-        """Share of a tile that its neighbour sees too."""
-        ...
-
-
 def load_detector(
-    version: Servable, *, threads: int = 0, device: Device = "auto", serving: Manner | None = None
+    version: ModelVersion, *, threads: int = 0, device: Device = "auto", serving: Serving | None = None
 ) -> Detector:
     """The detector for a version: torch where there is CUDA and the weights file is at hand, else OpenVINO.
 
@@ -101,7 +51,7 @@ def load_detector(
     )
 
 
-def _load(version: Servable, *, threads: int, device: Device, precision: Precision) -> Detector:
+def _load(version: ModelVersion, *, threads: int, device: Device, precision: Precision) -> Detector:
     card = version.card
     wanted = device == "cuda" or (device == "auto" and precision != "int8" and cuda_available())
     if wanted and version.source is not None and card.norm is not None:
@@ -120,11 +70,18 @@ def _load(version: Servable, *, threads: int, device: Device, precision: Precisi
             bf16=precision == "bf16",
         )
     graph = version.folder / _graph(version, precision)
-    if card.graph.endswith(".onnx"):
-        from spica.detectors.foreign import is_foreign, open_foreign
+    if card.graph.endswith(".onnx") and card.architecture in ARCHITECTURES:
+        from spica.detectors.foreign_detector import ForeignDetector
 
-        if is_foreign(card):
-            return open_foreign(graph, card, threads=threads, cache_dir=version.cache_dir, precision=precision)
+        return ForeignDetector(
+            graph,
+            card.classes,
+            score_floor=card.score_floor,
+            max_detections=card.max_detections,
+            threads=threads,
+            cache_dir=version.cache_dir,
+            precision=precision,
+        )
     return OpenVINODetector(
         graph,
         card.classes,
@@ -134,7 +91,7 @@ def _load(version: Servable, *, threads: int, device: Device, precision: Precisi
     )
 
 
-def _graph(version: Servable, precision: Precision) -> str:
+def _graph(version: ModelVersion, precision: Precision) -> str:
     """The file that is run in an arithmetic."""
     if precision != "int8":
         return version.card.graph
@@ -148,36 +105,7 @@ def _graph(version: Servable, precision: Precision) -> str:
     return form.graph
 
 
-def computed_by(version: Servable) -> Machine:
+def computed_by(version: ModelVersion) -> Machine:
     """What computes a version here in f32 or bf16: the GPU where torch runs it, else the processor."""
     here = gpu() if version.source is not None and version.card.norm is not None else None
     return here or machine()
-
-
-def gpu() -> Machine | None:
-    """The GPU that torch computes on here, with bf16 where it multiplies bfloat16 itself; None without one."""
-    if not cuda_available():
-        return None
-    import torch
-
-    has: set[Precision] = {"f32"}
-    if torch.cuda.is_bf16_supported(including_emulation=False):
-        has.add("bf16")
-    return Machine(torch.cuda.get_device_name(), frozenset(has), "cuda")
-
-
-def cuda_available() -> bool:
-    """Whether torch can compute on a GPU here; torch is imported only if a driver of NVIDIA's is found."""
-    if not _nvidia_driver() or importlib.util.find_spec("torch") is None:
-        return False
-    import torch
-
-    return torch.cuda.is_available()
-
-
-def _nvidia_driver() -> bool:
-    if sys.platform == "win32":
-        return Path(os.environ.get("SYSTEMROOT", r"C:\Windows"), "System32", "nvcuda.dll").exists()
-    if sys.platform == "darwin":
-        return False
-    return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None  # the latter in WSL

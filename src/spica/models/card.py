@@ -13,10 +13,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spica.detectors.refusals import damaged, shown
-from spica.detectors.version_id import fingerprint, version_id
+from spica.detectors.foreign import ARCHITECTURES, data_files
+from spica.detectors.onnx_metadata import read_summary
+from spica.detectors.refusals import damaged, other_graph, shown
+from spica.detectors.weights import WeightsInfo, inspect, joined
 from spica.errors import WeightsError
 from spica.files import patiently, sha256_file, storage_error
+from spica.models.version_id import fingerprint, version_id
 
 CARD = "model.json"
 """Name of the card in a version's folder."""
@@ -166,6 +169,58 @@ def read_card(folder: Path) -> Card:
         return _card(told)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise damaged(path, f"a card with a wrong or missing entry: {error}") from error
+
+
+def weights_info(path: Path, architecture: str | None = None) -> WeightsInfo:
+    """What a weights file is, or a model version: its folder, or the graph in it.
+
+    Args:
+        path: the file or folder.
+        architecture: of a state_dict that fits several networks (:func:`spica.detectors.weights.inspect`).
+
+    Raises:
+        WeightsError: missing, damaged, unsafe, or of a kind that is not served; each with its own message.
+    """
+    folder = version_folder(path)
+    return inspect(path, architecture) if folder is None else version_info(folder, read_card(folder))
+
+
+def version_folder(path: Path) -> Path | None:
+    """The folder of the model version that a path is, or whose graph it is; None for a file on its own."""
+    if path.is_dir():
+        return path if (path / CARD).is_file() else None
+    named = path.name in GRAPHS and (path.parent / CARD).is_file() and read_card(path.parent).graph == path.name
+    return path.parent if named else None
+
+
+def version_info(folder: Path, card: Card) -> WeightsInfo:
+    """What a model version is as weights; every file is compared with the card.
+
+    Raises:
+        WeightsError: a file is missing or differs, or the graph's numbers are in files that the card doesn't list.
+    """
+    check_files(folder, card)
+    is_onnx = card.graph == "model.onnx"
+    if is_onnx and not _has_its_numbers(folder, card):
+        raise other_graph(folder / card.graph, "a graph whose numbers are kept in other files")
+    return WeightsInfo(
+        folder,
+        joined([entry.sha256 for _, entry in sorted(card.files.items())]),
+        "onnx" if is_onnx else "openvino",
+        card.architecture,
+        card.classes,
+        None,
+        sum(entry.bytes for entry in card.files.values()),
+    )
+
+
+def _has_its_numbers(folder: Path, card: Card) -> bool:
+    """Whether all numbers of a version's ONNX file are in files that its card lists."""
+    graph = folder / card.graph
+    summary = read_summary(graph)
+    if not summary.external:
+        return True
+    return card.architecture in ARCHITECTURES and all(file.name in card.files for file in data_files(graph, summary))
 
 
 def check_files(folder: Path, card: Card) -> None:

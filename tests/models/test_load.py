@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from spica.detectors import load
-from spica.detectors.card import Card, FileEntry, Form
 from spica.detectors.openvino import Machine
+from spica.models import load
+from spica.models.card import Card, FileEntry, Form
 from spica.models.serving import Serving
 from spica.models.version import ModelVersion
 
@@ -77,21 +77,10 @@ def test_a_gpu_computes_bf16_but_not_int8(
     assert detector.options.get("bf16") == bf16
 
 
-@pytest.mark.parametrize("real", [True, False], ids=["bfloat16 in hardware", "an older GPU"])
-def test_a_gpu_is_asked_for_its_name_and_its_bfloat16(real: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU that only imitates bfloat16 has f32 alone; without the weights at hand the processor computes."""
-    torch = pytest.importorskip("torch", reason="needs the extra spica[train]")
-    monkeypatch.setattr(load, "cuda_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: real)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+def test_a_version_without_its_weights_is_computed_by_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU counts only where torch has the weights at hand."""
+    gpu = Machine("a GPU", frozenset({"f32", "bf16"}), "cuda")
+    monkeypatch.setattr(load, "gpu", lambda: gpu)
     monkeypatch.setattr(load, "machine", lambda: Machine("a processor", frozenset({"f32"})))
-    found = load.computed_by(ModelVersion(Path("v"), CARD, Path("c"), Path("w.pth")))
-    assert found == Machine("a GPU", frozenset({"f32", "bf16"} if real else {"f32"}), "cuda")
+    assert load.computed_by(ModelVersion(Path("v"), CARD, Path("c"), Path("w.pth"))) == gpu
     assert load.computed_by(ModelVersion(Path("v"), CARD, Path("c"), None)).processor == "a processor"
-
-
-def test_torch_is_not_looked_for_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where NVIDIA's driver is missing, there is no CUDA, and nobody asks torch."""
-    monkeypatch.setattr(load, "_nvidia_driver", lambda: False)
-    monkeypatch.setitem(__import__("sys").modules, "torch", None)  # importing it would fail
-    assert load.cuda_available() is False
