@@ -43,8 +43,8 @@ def main() -> None:
 @contextlib.contextmanager
 def demo(folder: Path, port: int, model_port: int) -> Iterator[None]:
     """`spica demo`, ready; stopped after the block."""
-    command = [sys.executable, "-u", "-m", "spica", "demo", "--no-browser", "--data-dir", str(folder)]
-    command += ["--port", str(port), "--model-port", str(model_port)]
+    command = [sys.executable, "-u", "-m", "spica", "demo", "--no-browser", "--folder", str(folder)]
+    command += ["--label-studio-port", str(port), "--port", str(model_port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8") as child:
         try:
             if not any("Ctrl-C" in line for line in child.stdout or ()):  # the frame, printed when everything is ready

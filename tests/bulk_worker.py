@@ -17,7 +17,6 @@ from typing import Any
 from scripted_detector import detections
 from spica import cli
 from spica.boxes import Detections
-from spica.cli import jobs
 from spica.detectors.contract import RGBImage
 from spica.inference import Engine
 from spica.labelstudio.client import LabelStudioClient
@@ -88,7 +87,7 @@ def main() -> None:
     replaced: list[tuple[Any, str, Any]] = [
         (LabelStudioClient, "create_predictions", create_predictions),
         (build, "build_engine", engine),
-        (jobs, "identify", lambda _path, _settings: Identity(model)),
+        (sys.modules["spica.cli.prelabel"], "identify", lambda _path, _settings: Identity(model)),
     ]
     for owner, name, instead in replaced:
         setattr(owner, name, instead)

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from spica.cli.options import with_new_names
 from spica.demo import model_folder
+from spica.labelstudio.credentials import load_or_create
+from weights_builder import hollow_state_dict
 
 
 def spica(*arguments: str | Path, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -56,18 +59,33 @@ def test_help_shows_every_command_and_is_light(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("up", "demo", "serve", "connect", "predictions", "doctor"):
-        assert command in done.stdout
+    for text in ("up", "demo", "serve", "connect", "predictions", "doctor", "settings", "--install-completion"):
+        assert text in done.stdout
 
 
-def test_up_without_labels_says_what_is_missing(tmp_path: Path, photos: Path) -> None:
-    """Labels or a configuration: one of them."""
-    done = spica("up", photos, "--weights", model_folder(), cwd=tmp_path)
-    assert_refused(done, 2, "the labels are missing", "--labels spike")
+def test_up_needs_labels_only_for_weights_that_name_no_classes(tmp_path: Path, photos: Path) -> None:
+    """A plain state_dict does not say what its classes are called; labels and a configuration exclude each other."""
+    torch = pytest.importorskip("torch", reason="needs the extra spica[train]")
+    torch.save(hollow_state_dict(3), tmp_path / "plain.pth")
+    done = spica("up", photos, "--weights", "plain.pth", cwd=tmp_path)
+    assert_refused(done, 2, "the labels are missing", "2 classes without names", "--labels spike,leaf")
     config = tmp_path / "config.xml"
     config.write_text("<View/>", "utf-8")
     both = spica("up", photos, "--weights", "x", "--labels", "a", "--label-config", config, cwd=tmp_path)
     assert_refused(both, 2, "labels are given twice")
+
+
+def test_up_says_that_no_class_meets_a_label_before_anything_is_started(tmp_path: Path, photos: Path) -> None:
+    """Both lists of names are in the message, and no data folder is made."""
+    done = spica("up", photos, "--weights", model_folder(), "--labels", "panicle,leaf", cwd=tmp_path)
+    assert_refused(done, 1, "no class of the model meets a label", "expected: spike", "got:      panicle, leaf")
+    assert not (tmp_path / "spica-data").exists()
+
+
+def test_up_on_a_photograph_names_its_folder(tmp_path: Path, photos: Path) -> None:
+    """A file is a slip that the message puts right."""
+    done = spica("up", photos / "a.jpg", "--weights", model_folder(), cwd=tmp_path)
+    assert_refused(done, 2, "a file", f"the folder that the photographs lie in, here {photos}")
 
 
 @pytest.mark.parametrize(
@@ -186,3 +204,72 @@ def test_what_the_system_or_its_environment_refuses_is_a_sentence(
     (tmp_path / "a.json").write_text(json.dumps(body), "utf-8")
     url = {"LABEL_STUDIO_URL": "http://192.0.2.1:8080"}
     assert_refused(spica(*arguments, cwd=tmp_path, env={**url, **env}), status, told)
+
+
+@pytest.mark.parametrize(
+    ("command", "typed", "meant", "noted"),
+    [
+        ("prelabel", "--filter 5 --all", "--tab 5 --include-annotated", 2),
+        ("prelabel", "--filter=5", "--tab=5", 1),
+        ("refresh", "--all", "--include-annotated", 1),
+        ("evaluate", "--all", "--all", 0),
+        ("up", "p --port 8080 --model-port 8010", "p --label-studio-port 8080 --port 8010", 2),
+        ("up", "p --port 8010 --label-studio-port 8080", "p --port 8010 --label-studio-port 8080", 0),
+        ("up", "p --port 8080", "p --port 8080", 1),
+        ("demo", "--data-dir d", "--folder d", 1),
+    ],
+)
+def test_old_names_of_options_work_with_a_note(
+    command: str, typed: str, meant: str, noted: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For one release; `--port` beside `--model-port` is Label Studio's, as it was."""
+    assert with_new_names(command, typed.split()) == meant.split()
+    assert capsys.readouterr().err.count("Note: ") == noted
+
+
+def test_an_old_variable_works_with_a_note_and_quiet_leaves_it_out(tmp_path: Path) -> None:
+    """SPICA_PORT is Label Studio's port, under its new name."""
+    env = {"SPICA_PORT": "8099"}
+    done = spica("settings", cwd=tmp_path, env=env)
+    assert "SPICA_LABEL_STUDIO_PORT = 8099  (environment (SPICA_PORT))" in done.stdout
+    assert "Note: the environment variable SPICA_PORT" in done.stderr
+    assert spica("-q", "settings", cwd=tmp_path, env=env).stderr == ""
+
+
+def test_settings_shows_each_with_its_source_and_no_secret(tmp_path: Path) -> None:
+    """Option, environment, the files of `spica up`, default."""
+    folder = tmp_path / "spica-data" / "label-studio"
+    folder.mkdir(parents=True)
+    token = load_or_create(folder).token
+    done = spica(
+        *("settings", "--json", "--data-dir", "spica-data"),
+        cwd=tmp_path,
+        env={"SPICA_THRESHOLD": "0.4", "SPICA_BASIC_AUTH": "me:hidden"},
+    )
+    rows = {row["setting"]: row for row in json.loads(done.stdout)}
+    assert rows["threshold"]["value"] == 0.4
+    sources = {name: rows[name]["source"] for name in ("data_dir", "threshold", "label_studio_api_key", "host")}
+    assert sources == {
+        "data_dir": "option",
+        "threshold": "environment (SPICA_THRESHOLD)",
+        "label_studio_api_key": "file of `spica up`",
+        "host": "default",
+    }
+    assert token not in done.stdout
+    assert "hidden" not in done.stdout.replace("(set, not shown)", "")
+
+
+@pytest.mark.parametrize(
+    "command", ["connect --project 1", "doctor", "predictions list --project 1", "train --project 1 --out a.pth"]
+)
+def test_a_data_folder_that_is_not_there_is_named(tmp_path: Path, command: str) -> None:
+    """Not a missing token, and no new folder."""
+    done = spica(*command.split(), "--data-dir", "nowhere", cwd=tmp_path)
+    assert_refused(done, 2, "no such data folder", "--data-dir nowhere")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_what_a_server_computes_by_is_not_asked_of_it(tmp_path: Path) -> None:
+    """A threshold that would be ignored is refused, with what does it."""
+    done = spica("prelabel", "--project", "1", "--threshold", "0.3", cwd=tmp_path)
+    assert_refused(done, 2, "--threshold", "--weights FILE")

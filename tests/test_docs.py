@@ -54,6 +54,15 @@ def test_every_command_explains_itself_with_an_example(name: str) -> None:
     assert re.search(rf"Example\[/bold\]: {name}\b", text), text
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_the_short_options(name: str) -> None:
+    """-h, -v and -q, as people try them."""
+    command = COMMANDS[name]
+    context = command.make_context(name, [], resilient_parsing=True)
+    options = {option for parameter in command.get_params(context) for option in parameter.opts}
+    assert {"-h", "-v", "-q"} <= options
+
+
 @pytest.mark.parametrize("document", ["README.md", "README.ja.md"])
 @pytest.mark.parametrize("name", COMMANDS)
 def test_both_readmes_tell_every_command(document: str, name: str) -> None:

@@ -17,11 +17,11 @@ import pytest
 from fake_spica import FakeSpica
 from recording_server import Answer, RecordingServer
 from spica.cli.moving import _version_at
-from spica.cli.remote import RemoteServer
-from spica.connect import _ask
+from spica.connect import RemoteServer
 from spica.doctor import examine
 from spica.errors import SpicaError, UsageError
 from spica.labelstudio.client import LabelStudioClient
+from spica.project import ProjectKey
 from spica.server.forward import Forwarder, _CallersAuth
 from spica.settings import Settings
 
@@ -41,10 +41,15 @@ def state(url: str) -> Any:
         return server.state()
 
 
+def setup(url: str) -> Any:
+    with RemoteServer(url, None) as server:
+        return server.setup(ProjectKey(1), "<View/>")
+
+
 CLIENTS: dict[str, Callable[[str], Any]] = {
     "Label Studio": whoami,
     "the commands about a server": state,
-    "spica connect": lambda url: _ask(url, SETUP, None),
+    "spica connect": setup,
     "spica models activate": lambda url: _version_at(url, SETUP, None),
 }
 

@@ -243,7 +243,9 @@ def test_delete_and_pins(run: Run, tmp_path: Path, pair: tuple[str, str]) -> Non
     assert "spica models unpin" in run("delete", pair[1]).err
     assert "not pinned any more" in run("unpin", pair[1]).out
     assert "was not pinned" in run("unpin", pair[1]).out
-    done = run("delete", pair[1])
+    assert "--yes" in run("delete", pair[1]).err
+    assert "would be deleted" in run("delete", pair[1], "--dry-run").out
+    done = run("delete", pair[1], "--yes")
     assert done.status == 0, done.err
     assert f"Deleted {pair[1]}" in done.out
     assert [each.id for each in versions.all(tmp_path)] == [pair[0]]

@@ -28,13 +28,11 @@ def test_the_ecosystems_names_work(monkeypatch: pytest.MonkeyPatch, name: str) -
     """Label Studio's own variables are understood."""
     monkeypatch.setenv(name, "http://labels.example:8080/sub")
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", "secret")
-    monkeypatch.setenv("LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED", "true")
     monkeypatch.setenv("LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT", "/写真")
     settings = Settings()
     assert settings.label_studio_url == "http://labels.example:8080/sub"
     assert settings.label_studio_api_key is not None
     assert settings.label_studio_api_key.get_secret_value() == "secret"
-    assert settings.local_files_serving_enabled
     assert settings.local_files_document_root == Path("/写真")
 
 
@@ -47,7 +45,12 @@ def test_secrets_do_not_show() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("SPICA_THRESHOLD", "1.1"), ("SPICA_THRESHOLD", "high"), ("SPICA_PORT", "70000"), ("SPICA_MAX_DETECTIONS", "0")],
+    [
+        ("SPICA_THRESHOLD", "1.1"),
+        ("SPICA_THRESHOLD", "high"),
+        ("SPICA_LABEL_STUDIO_PORT", "70000"),
+        ("SPICA_MAX_DETECTIONS", "0"),
+    ],
 )
 def test_values_out_of_range_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     """A wrong value is an error, not silently another."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import sys
@@ -21,7 +20,6 @@ from spica.up import (
     label_config_for,
     prepare_data_dir,
     project_title,
-    write_json,
 )
 
 
@@ -38,19 +36,19 @@ def test_photographs_are_found_in_sub_folders_whatever_their_names(tmp_path: Pat
     touch(tmp_path / "notes.txt")
     touch(tmp_path / "sub/e.tiff")
     touch(tmp_path / "._a.jpg")  # macOS's shadow of a.jpg
-    assert find_images(tmp_path).photographs == expected
+    assert find_images(tmp_path)[0] == expected
 
 
 def test_what_is_passed_over_is_named(tmp_path: Path) -> None:
     """Kinds and their number, three names, and what to do; the systems' own hidden files are no news."""
     for name in ("a.jpg", "grey.tif", "sub/b.TIF", "c.jp2", "写真.heic", "README", ".DS_Store", "Thumbs.db", ".git/x"):
         touch(tmp_path / name)
-    told = find_images(tmp_path).passed_over
+    _, told = find_images(tmp_path)
     assert told is not None
     for part in ("2 .tif", "1 .jp2", "1 .heic", "1 without an ending", "(README, c.jp2, grey.tif, …)", "PNG or JPEG"):
         assert part in told
     assert "DS_Store" not in told
-    assert find_images(touch(tmp_path / "alone" / "a.png").parent).passed_over is None
+    assert find_images(touch(tmp_path / "alone" / "a.png").parent)[1] is None
 
 
 @pytest.mark.parametrize("name", ["田", "ab", "p" * 51, "圃場" * 40, "x" * 42 + " 2024 plot 1 " + "y" * 9])
@@ -140,19 +138,6 @@ def test_the_document_root_stays_what_it_was(tmp_path: Path) -> None:
         document_root(data, tmp_path / "p")
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    """After a failure the old file is there as it was, and nothing beside it."""
-    path = tmp_path / "写真.json"
-    write_json(path, {"a": "あ"})
-    assert json.loads(path.read_text("utf-8")) == {"a": "あ"}
-    with pytest.raises(StorageError):
-        write_json(tmp_path / "no" / "such" / "folder.json", {})
-    with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
-    assert json.loads(path.read_text("utf-8")) == {"a": "あ"}
-    assert [each.name for each in tmp_path.iterdir()] == ["写真.json"]
-
-
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.8.8.8"])
 def test_this_machines_own_addresses_are_fine(host: str) -> None:
     """Only this machine can reach a server there."""
@@ -186,5 +171,5 @@ def test_a_networks_ipv6_address_is_refused_with_what_works() -> None:
 @pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
 def test_all_addresses_are_the_old_ones_too() -> None:
     """Whoever listens on :: answers at 127.0.0.1, where Label Studio looks."""
-    with bind("::", 0, option="--model-port") as listening:
+    with bind("::", 0, option="--port") as listening:
         socket.create_connection(("127.0.0.1", listening.getsockname()[1]), timeout=10).close()

@@ -1,11 +1,12 @@
-"""Every setting once: name, default, help and environment variable.
+"""Every setting once: name, default, limits, help and environment variables.
 
-Commands take their defaults and help texts from here, the documentation's table is generated from here.
-The names that Label Studio's own ecosystem uses (``LABEL_STUDIO_…``) are kept; ours begin with ``SPICA_``.
+Commands take their defaults and help texts from here; `spica settings` and the reference are made from here.
+Names that Label Studio's own ecosystem uses (``LABEL_STUDIO_…``) are kept; ours begin with ``SPICA_``.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,18 +18,23 @@ from spica.errors import UsageError
 
 Precision = Literal["auto", "f32", "bf16", "int8"]
 
+OLD_VARIABLES = {"SPICA_PORT": "SPICA_LABEL_STUDIO_PORT"}
+"""Environment variables that were renamed; the old name works for one release."""
+
 
 def default_label_studio_data_dir() -> Path:
-    """Where Label Studio keeps its data when it is told nothing else."""
+    """Where Label Studio keeps its data unless configured otherwise."""
     return Path(platformdirs.user_data_dir("label-studio"))
 
 
-def _env(*names: str) -> AliasChoices:
-    return AliasChoices(*names)
+def _setting(default: Any, variables: str, description: str, **limits: Any) -> Any:
+    """A field with its environment variables, separated by spaces; a callable default is called."""
+    made = {"default_factory": default} if callable(default) else {"default": default}
+    return Field(**made, **limits, validation_alias=AliasChoices(*variables.split()), description=description)
 
 
 def _split(value: object) -> object:
-    """Names separated by commas, as the environment has them."""
+    """Names separated by commas or spaces, as the environment has them."""
     return tuple(filter(None, value.replace(",", " ").split())) if isinstance(value, str) else value
 
 
@@ -36,7 +42,7 @@ class Settings(BaseSettings):
     """The settings of one process, read from the environment when created, never at import.
 
     Raises:
-        UsageError: one has no usable value.
+        UsageError: a value that can't be used.
     """
 
     model_config = SettingsConfigDict(populate_by_name=True, env_ignore_empty=True, extra="ignore")
@@ -50,213 +56,154 @@ class Settings(BaseSettings):
                 "a setting has no usable value",
                 where=str(first["loc"][0]) if first["loc"] else None,
                 expected=first["msg"],
-                hint="see `spica --help` for the settings and their environment variables",
+                hint="`spica settings` lists the settings and their environment variables",
             ) from None
 
     # Label Studio
-    label_studio_url: str = Field(
-        default="http://127.0.0.1:8080",
-        validation_alias=_env("LABEL_STUDIO_URL", "LABEL_STUDIO_HOST"),
-        description="Address of Label Studio.",
+    label_studio_url: str = _setting(
+        "http://127.0.0.1:8080", "LABEL_STUDIO_URL LABEL_STUDIO_HOST", "Address of Label Studio."
     )
-    label_studio_api_key: SecretStr | None = Field(
-        default=None,
-        validation_alias=_env("LABEL_STUDIO_API_KEY", "LABEL_STUDIO_ACCESS_TOKEN"),
-        description="Access token of Label Studio, legacy or personal.",
+    label_studio_api_key: SecretStr | None = _setting(
+        None, "LABEL_STUDIO_API_KEY LABEL_STUDIO_ACCESS_TOKEN", "Access token of Label Studio, legacy or personal."
     )
-    label_studio_data_dir: Path = Field(
-        default_factory=default_label_studio_data_dir,
-        validation_alias=_env("LABEL_STUDIO_BASE_DATA_DIR"),
-        description="Label Studio's data folder; uploaded images are read from its media/upload.",
+    label_studio_data_dir: Path = _setting(
+        default_label_studio_data_dir,
+        "LABEL_STUDIO_BASE_DATA_DIR",
+        "Label Studio's data folder; uploaded images are read from its media/upload.",
     )
-    local_files_serving_enabled: bool = Field(
-        default=False,
-        validation_alias=_env("LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED", "LOCAL_FILES_SERVING_ENABLED"),
-        description="Whether Label Studio serves local files, as its own process was told.",
+    local_files_document_root: Path | None = _setting(
+        None,
+        "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT LOCAL_FILES_DOCUMENT_ROOT",
+        "The folder below which Label Studio serves local files; images are read from it.",
     )
-    local_files_document_root: Path | None = Field(
-        default=None,
-        validation_alias=_env("LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT", "LOCAL_FILES_DOCUMENT_ROOT"),
-        description="The folder below which Label Studio serves local files; images are read from it.",
+    label_studio_port: int = _setting(
+        8080, "SPICA_LABEL_STUDIO_PORT SPICA_PORT", "Port of the Label Studio that is started.", ge=0, le=65535
     )
 
     # Spica's own places
-    data_dir: Path = Field(
-        default_factory=lambda: Path(platformdirs.user_data_dir("spica")),
-        validation_alias=_env("SPICA_DATA_DIR"),
-        description="Folder of the converted models and, for `spica up`, of Label Studio's data.",
+    data_dir: Path = _setting(
+        lambda: Path(platformdirs.user_data_dir("spica")),
+        "SPICA_DATA_DIR",
+        "Spica's data folder: model versions, which of them are active, and the Label Studio of `spica up`.",
     )
-    host: str = Field(default="127.0.0.1", validation_alias=_env("SPICA_HOST"), description="Address to bind to.")
-    port: int = Field(
-        default=8080, ge=0, le=65535, validation_alias=_env("SPICA_PORT"), description="Port of Label Studio."
-    )
-    model_port: int = Field(
-        default=8010, ge=0, le=65535, validation_alias=_env("SPICA_MODEL_PORT"), description="Port of the model server."
-    )
+    host: str = _setting("127.0.0.1", "SPICA_HOST", "Address to bind to.")
+    model_port: int = _setting(8010, "SPICA_MODEL_PORT", "Port of the model server.", ge=0, le=65535)
 
     # What is shown
-    threshold: float = Field(
-        default=0.6,
+    threshold: float = _setting(
+        0.6,
+        "SPICA_THRESHOLD",
+        "Boxes with a lower score are not shown; extra params or a control tag may say otherwise.",
         ge=0,
         le=1,
-        validation_alias=_env("SPICA_THRESHOLD"),
-        description="Boxes with a lower score are not shown; extra params or a control tag may say otherwise.",
     )
 
     # What the network answers; changing one of these changes the model's version
-    score_floor: float = Field(
-        default=0.05,
+    score_floor: float = _setting(
+        0.05, "SPICA_SCORE_FLOOR", "Raw detections with a lower score are never kept.", ge=0, lt=1
+    )
+    max_detections: int = _setting(1000, "SPICA_MAX_DETECTIONS", "Most boxes in one image.", ge=1, le=10000)
+    norm_eps: float = _setting(
+        0.0,
+        "SPICA_NORM_EPS",
+        "eps of the frozen batch norm: 0 as in the training notebook, 1e-5 as in the tutorial's script.",
         ge=0,
         lt=1,
-        validation_alias=_env("SPICA_SCORE_FLOOR"),
-        description="Raw detections with a lower score are never kept.",
     )
-    max_detections: int = Field(
-        default=1000,
-        ge=1,
-        le=10000,
-        validation_alias=_env("SPICA_MAX_DETECTIONS"),
-        description="At most so many boxes an image.",
-    )
-    norm_eps: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        validation_alias=_env("SPICA_NORM_EPS"),
-        description="eps of the frozen batch norm: 0 as in the training notebook, 1e-5 as in the tutorial's script.",
-    )
-
-    architecture: str | None = Field(
-        default=None,
-        validation_alias=_env("SPICA_ARCHITECTURE"),
-        description="The network of a state_dict, where the file alone does not tell: "
+    architecture: str | None = _setting(
+        None,
+        "SPICA_ARCHITECTURE",
+        "The network of a state_dict, where the file alone does not tell: "
         "fasterrcnn_mobilenet_v3_large_320_fpn has the same tensors as fasterrcnn_mobilenet_v3_large_fpn.",
     )
 
     # How it is computed; changing one of these changes the version too
-    precision: Precision = Field(
-        default="auto",
-        validation_alias=_env("SPICA_PRECISION"),
-        description="Arithmetic of the network: f32 gives torch's own boxes; auto takes the fastest that this machine "
+    precision: Precision = _setting(
+        "auto",
+        "SPICA_PRECISION",
+        "Number format the network computes in: f32 gives torch's own boxes; auto takes the fastest that this machine "
         "has and that has passed its check.",
     )
-    tile: str = Field(
-        default="off",
+    tile: str = _setting(
+        "off",
+        "SPICA_TILE",
+        "Split large photographs into tiles of this many pixels; auto does so above a size, off never.",
         pattern=r"^(off|auto|[0-9]{2,5})$",
-        validation_alias=_env("SPICA_TILE"),
-        description="Look at large photographs in tiles of so many pixels; auto does so above a size, off never.",
     )
-    overlap: float = Field(
-        default=0.2,
-        ge=0,
-        le=0.5,
-        validation_alias=_env("SPICA_OVERLAP"),
-        description="Share of a tile that its neighbour sees too.",
-    )
+    overlap: float = _setting(0.2, "SPICA_OVERLAP", "Share of a tile that overlaps its neighbour.", ge=0, le=0.5)
 
     # Learning
-    train_after: int = Field(
-        default=20,
-        ge=1,
-        validation_alias=_env("SPICA_TRAIN_AFTER"),
-        description="Train after so many new submissions, where Label Studio's switch is on.",
+    train_after: int = _setting(
+        20, "SPICA_TRAIN_AFTER", "New submissions that start a training, where Label Studio's switch is on.", ge=1
     )
-    holdout_share: float = Field(
-        default=0.2,
+    holdout_share: float = _setting(
+        0.2,
+        "SPICA_HOLDOUT_SHARE",
+        "Share of the annotated images that is never trained on, to judge new versions by.",
         gt=0,
         lt=1,
-        validation_alias=_env("SPICA_HOLDOUT_SHARE"),
-        description="Share of the annotated images that is never trained on, to judge new versions by.",
     )
-    holdout_min: int = Field(
-        default=10,
-        ge=1,
-        validation_alias=_env("SPICA_HOLDOUT_MIN"),
-        description="At least so many images are held out.",
+    holdout_min: int = _setting(10, "SPICA_HOLDOUT_MIN", "Fewest images that are held out.", ge=1)
+    train_threads: int = _setting(
+        0, "SPICA_TRAIN_THREADS", "Threads of a training; 0 for half of the processors.", ge=0
     )
-    train_threads: int = Field(
-        default=0,
+    train_memory_bytes: int = _setting(
+        8 * 2**30, "SPICA_TRAIN_MEMORY_BYTES", "A training that needs more memory is ended.", ge=2**30
+    )
+    models_bytes: int = _setting(
+        20 * 2**30,
+        "SPICA_MODELS_BYTES",
+        "Disk space for model versions; the oldest go first, never an active or pinned one, or a parent.",
         ge=0,
-        validation_alias=_env("SPICA_TRAIN_THREADS"),
-        description="Threads of a training; 0 for half of the processors.",
-    )
-    train_memory_bytes: int = Field(
-        default=8 * 2**30,
-        ge=2**30,
-        validation_alias=_env("SPICA_TRAIN_MEMORY_BYTES"),
-        description="A training that needs more memory is ended.",
-    )
-    models_bytes: int = Field(
-        default=20 * 2**30,
-        ge=0,
-        validation_alias=_env("SPICA_MODELS_BYTES"),
-        description="Disk space for model versions; the oldest go first, never an active or pinned one, or a parent.",
     )
 
     # Limits
-    max_pixels: int = Field(
-        default=150_000_000,
+    max_pixels: int = _setting(
+        150_000_000,
+        "SPICA_MAX_PIXELS",
+        "Larger images (width x height) are refused before they are decoded.",
         ge=1,
-        validation_alias=_env("SPICA_MAX_PIXELS"),
-        description="Larger images (width x height) are refused before they are decoded.",
     )
-    max_image_bytes: int = Field(
-        default=512 * 2**20,
-        ge=1,
-        validation_alias=_env("SPICA_MAX_IMAGE_BYTES"),
-        description="Larger image files are refused before they are read.",
+    max_image_bytes: int = _setting(
+        512 * 2**20, "SPICA_MAX_IMAGE_BYTES", "Larger image files are refused before they are read.", ge=1
     )
-    max_request_bytes: int = Field(
-        default=64 * 2**20,
-        ge=1,
-        validation_alias=_env("SPICA_MAX_REQUEST_BYTES"),
-        description="Larger request bodies are refused.",
+    max_request_bytes: int = _setting(64 * 2**20, "SPICA_MAX_REQUEST_BYTES", "Larger request bodies are refused.", ge=1)
+    max_tasks: int = _setting(1000, "SPICA_MAX_TASKS", "Most tasks in one prediction request.", ge=1)
+    queue_size: int = _setting(
+        1024, "SPICA_QUEUE_SIZE", "Most images that wait for the network; further requests are answered 503.", ge=1
     )
-    max_tasks: int = Field(
-        default=1000,
-        ge=1,
-        validation_alias=_env("SPICA_MAX_TASKS"),
-        description="At most so many tasks in one prediction request.",
+    memory_bytes: int = _setting(
+        64 * 2**20, "SPICA_MEMORY_BYTES", "Memory for raw detections that are remembered.", ge=0
     )
-    queue_size: int = Field(
-        default=1024,
-        ge=1,
-        validation_alias=_env("SPICA_QUEUE_SIZE"),
-        description="At most so many images wait for the network; further requests are answered 503.",
+    threads: int = _setting(0, "SPICA_THREADS", "Threads of the network; 0 lets the runtime choose.", ge=0)
+    media_timeout_s: float = _setting(
+        30.0, "SPICA_MEDIA_TIMEOUT", "Seconds to wait for an image that comes over HTTP.", gt=0
     )
-    memory_bytes: int = Field(
-        default=64 * 2**20,
-        ge=0,
-        validation_alias=_env("SPICA_MEMORY_BYTES"),
-        description="Memory for raw detections that are remembered.",
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = _setting(
+        (),
+        "SPICA_ALLOWED_HOSTS",
+        "Further host names under which the model server is reached, such as host.docker.internal.",
     )
-    threads: int = Field(
-        default=0,
-        ge=0,
-        validation_alias=_env("SPICA_THREADS"),
-        description="Threads of the network; 0 lets the runtime choose.",
+    basic_auth: Annotated[SecretStr | None, NoDecode] = _setting(
+        None, "SPICA_BASIC_AUTH", "user:password that Label Studio must send to the model server."
     )
-    media_timeout_s: float = Field(
-        default=30.0,
-        gt=0,
-        validation_alias=_env("SPICA_MEDIA_TIMEOUT"),
-        description="Seconds to wait for an image that comes over HTTP.",
-    )
-    allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
-        default=(),
-        validation_alias=_env("SPICA_ALLOWED_HOSTS"),
-        description="Further host names under which the model server is reached, such as host.docker.internal.",
-    )
-    basic_auth: Annotated[SecretStr | None, NoDecode] = Field(
-        default=None,
-        validation_alias=_env("SPICA_BASIC_AUTH"),
-        description="user:password that Label Studio must send to the model server.",
-    )
+
+
+def variables_of(name: str) -> list[str]:
+    """The environment variables of a setting, the preferred one first; renamed ones are left out."""
+    alias = Settings.model_fields[name].validation_alias
+    names = [str(choice) for choice in alias.choices] if isinstance(alias, AliasChoices) else []
+    return [each for each in names if each not in OLD_VARIABLES]
 
 
 def help_for(name: str) -> str:
-    """The help text of a setting, its environment variable included."""
-    field = Settings.model_fields[name]
-    alias = field.validation_alias
+    """The help text of a setting with its environment variable."""
+    return f"{Settings.model_fields[name].description} ({variables_of(name)[0]})"
+
+
+def variable_set(name: str) -> str | None:
+    """The environment variable that a setting comes from; None where none is set."""
+    present = {key.upper() for key, value in os.environ.items() if value}
+    alias = Settings.model_fields[name].validation_alias
     names = [str(choice) for choice in alias.choices] if isinstance(alias, AliasChoices) else []
-    return f"{field.description} ({names[0]})" if names else str(field.description)
+    return next((each for each in names if each in present), None)

@@ -6,18 +6,17 @@ import contextlib
 import hashlib
 import html
 import json
-import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import SecretStr
 
 from spica.errors import LabelConfigError, LabelStudioError, StorageError, UsageError
+from spica.files import write_text
 from spica.http import same_url, user_and_password
 from spica.inference import Engine
 from spica.labelstudio.api.projects import MAX_TITLE, MIN_TITLE
@@ -25,7 +24,7 @@ from spica.labelstudio.api.records import Project
 from spica.labelstudio.api.storages import IMAGE_REGEX, SHOWN
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.known import LABEL_STUDIO_FOLDER, remember
-from spica.labelstudio.label_config import parse_label_config
+from spica.labelstudio.label_config import match_controls, parse_label_config
 from spica.labelstudio.launch import LabelStudioProcess
 from spica.labelstudio.launch_env import is_local, large_project_switches
 from spica.labelstudio.ports import reachable
@@ -33,7 +32,6 @@ from spica.labelstudio.served import ServedFolder
 from spica.models.first_check import FirstCheck
 from spica.models.serving import wants_check
 from spica.models.version import ModelIdentity
-from spica.predictor import PredictionSpec
 from spica.prelabel.progress import Progress
 from spica.server.build import build_engine, build_service
 from spica.server.jobs import PrelabelRequest
@@ -49,33 +47,27 @@ MADE_BY_UP = "made by `spica up`"
 _OF_SYSTEMS = ("thumbs.db", "desktop.ini")
 """Files that Windows puts into folders of photographs."""
 
+_SHOWN = ", ".join(f".{ending}" for ending in SHOWN)
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What ``spica up`` was asked for.
+    """What ``spica up`` was asked for; addresses, ports and the data folder are in the settings.
 
     Attributes:
-        images: folder of photographs, sub-folders included.
-        photographs: how many there are.
+        images: folder of photographs, resolved.
+        photographs: in it, sub-folders included.
         identity: the weights, inspected.
-        label_config: Label Studio's XML.
+        label_config: Label Studio's XML, for a new project.
         title: of the project.
-        data_dir: the one folder for everything that is kept.
-        host: address both servers bind to.
-        port: of Label Studio; 0 for a free one.
-        model_port: of the model server; 0 for a free one.
-        expose: whether ``host`` may be another than this machine's own.
+        expose: whether ``settings.host`` may be another address than this machine's own.
     """
 
     images: Path
-    photographs: int
+    photographs: Sequence[Path]
     identity: ModelIdentity
     label_config: str
     title: str
-    data_dir: Path
-    host: str
-    port: int
-    model_port: int
     expose: bool = False
 
 
@@ -87,12 +79,7 @@ class Ready:
         project: in Label Studio.
         url: of the project's page.
         model_url: of the model server.
-        email: login.
-        password: login.
-        adopted: whether Label Studio was running before.
-        local: whether only this machine can reach both servers.
-        log: Label Studio's log file.
-        alive: tells whether Label Studio still runs.
+        label_studio: the process, or the one that was running before.
         progress: of the predictions that this run has made.
         tasks: in the project.
         predicted: tasks with a prediction of the served version.
@@ -101,15 +88,239 @@ class Ready:
     project: Project
     url: str
     model_url: str
-    email: str
-    password: str
-    adopted: bool
-    local: bool
-    log: Path
-    alive: Callable[[], bool]
+    label_studio: LabelStudioProcess
     progress: Progress
     tasks: int
     predicted: int
+
+    def check(self) -> None:
+        """Raise unless every task has a prediction.
+
+        Raises:
+            LabelStudioError: some have none; the reasons are in the message.
+        """
+        if self.tasks and self.predicted == self.tasks:
+            return
+        reasons = "; ".join(f"task {task}: {error.what}" for task, error in self.progress.failures[:3])
+        raise LabelStudioError(
+            "not every task has a prediction",
+            where=self.url,
+            expected=f"{self.tasks} tasks with a prediction",
+            got=f"{self.predicted}" + (f" ({reasons})" if reasons else ""),
+        )
+
+
+@contextlib.contextmanager
+def running(
+    request: Request,
+    settings: Settings,
+    *,
+    say: Callable[[str], None],
+    note: Callable[[str], None],
+    on_progress: Callable[[Progress], None],
+) -> Iterator[Ready]:
+    """Everything started, connected and predicted; stopped on leaving the block, whatever happened in it.
+
+    Args:
+        request: what to start.
+        settings: the rest; ``data_dir`` is the one folder for everything that is kept.
+        say: called with what is being done, a line each.
+        note: called with what stops nothing but should be known, a line each.
+        on_progress: called with how far the predictions are.
+
+    Raises:
+        SpicaError: what failed; nothing keeps running.
+    """
+    refuse_exposed(settings.host, expose=request.expose)
+    folder = settings.data_dir / LABEL_STUDIO_FOLDER
+    root = document_root(settings.data_dir, request.images)
+    served = ServedFolder(settings.data_dir, root, request.images)
+    for line in served.take_over(folder):
+        note(line)
+    model_host = host_of_model(settings.host)
+    if settings.model_port:
+        ensure_port_free(model_host, settings.model_port, option="--port")
+    with contextlib.ExitStack() as stack:
+
+        def start_engine() -> Engine:
+            return stack.enter_context(build_engine(request.identity, settings))
+
+        # The model loads, and is converted and checked the first time, while Label Studio starts.
+        needs_check = wants_check(request.identity, settings)
+        first_check = FirstCheck(request.identity, request.photographs, settings) if needs_check else None
+        engine = start_engine() if first_check is None else None
+        if first_check is not None:
+            stack.enter_context(first_check)
+
+        say("Starting Label Studio" + ("" if folder.exists() else " (the first time takes longer)"))
+        label_studio = stack.enter_context(
+            LabelStudioProcess.start(
+                folder,
+                host=settings.host,
+                backend_host=reachable(model_host),
+                port=settings.label_studio_port,
+                document_root=root,
+                served_root=served.path,
+                on_progress=say,
+                extra_env=large_project_switches(len(request.photographs)),
+            )
+        )
+        serves_links_only = label_studio.served_root == served.path
+        if not serves_links_only:
+            note(
+                f"the Label Studio that runs on this data serves all files below {label_studio.served_root}, Spica's "
+                "password and database too: stop it, and run this command again"
+            )
+        remember(label_studio.url, folder)
+        client = stack.enter_context(LabelStudioClient(label_studio.url, label_studio.credentials.token))
+        if client.find_project(request.title) is None:
+            check_labels(request.identity.classes, request.label_config)
+
+        say(f"Loading the model {request.identity.id}")
+        if first_check is not None:
+            first_check.wait()
+        engine = engine or start_engine()
+        settings = settings.model_copy(
+            update={
+                "label_studio_url": label_studio.url,
+                "label_studio_api_key": SecretStr(label_studio.credentials.token),
+                "label_studio_data_dir": folder,
+                "local_files_document_root": root,
+            }
+        )
+        service = build_service(engine, request.identity, settings)
+        server = stack.enter_context(ModelServer(service, settings, host=model_host, port=settings.model_port))
+        engine.wait_ready()
+
+        say("Connecting the project")
+        project = _project(client, request, note)
+        storage = client.ensure_local_storage(
+            project.id, served.within(request.images) if serves_links_only else request.images
+        )
+        client.sync_storage(storage.id)
+        connect_model(client, project, server.url, note, user_and_password(settings.basic_auth))
+        spec = service.spec(project.key, project.label_config)
+        for problem in spec.problems:
+            note(problem)
+        progress = _predict(server, project, note, on_progress)
+        tasks, predicted = count_predicted(client, project.id, spec.version)
+        url = f"{label_studio.url}/projects/{project.id}/data"
+        yield Ready(project, url, server.url, label_studio, progress, tasks, predicted)
+
+
+# --- the steps -------------------------------------------------------------------------------------------------------
+
+
+def _project(client: LabelStudioClient, request: Request, note: Callable[[str], None]) -> Project:
+    """The project of this title, made where there is none."""
+    project = client.find_project(request.title)
+    if project is None:
+        return client.create_project(request.title, request.label_config)
+    asked, there = _labels(request.label_config), _labels(project.label_config)
+    # It may have been refined in Label Studio since: that is the newer word, and colours are no difference.
+    same = "".join(project.label_config.split()) == "".join(request.label_config.split())
+    if not same and (set(asked) != set(there) or request.label_config != label_config_for(asked)):
+        note(
+            f"the project {project.title!r} has its labelling configuration already and keeps it, with the labels "
+            f"{', '.join(there) or '(none)'}; asked for: {', '.join(asked)}. Change it in Label Studio under "
+            "Settings > Labeling Interface, or give another title with --project"
+        )
+    return project
+
+
+def _labels(label_config: str) -> list[str]:
+    try:
+        controls = parse_label_config(label_config).controls
+    except LabelConfigError:  # somebody's project, which may be about anything
+        return []
+    return list(dict.fromkeys(label.value for control in controls for label in control.labels))
+
+
+def connect_model(
+    client: LabelStudioClient,
+    project: Project,
+    model_url: str,
+    note: Callable[[str], None],
+    basic_auth: tuple[str, str] | None = None,
+) -> None:
+    """Connect our server: a former run's connection follows it to its address, and other people's models stay."""
+    before = client.backends(project.id)
+    former = [row for row in before if row.description == MADE_BY_UP and not same_url(row.url, model_url)]
+    is_there = any(same_url(row.url, model_url) for row in before)
+    moved = former.pop(0) if former and not is_there else None
+    for surplus in former:
+        client.disconnect_backend(surplus)
+    connected = client.connect_backend(
+        project.id, url=model_url, basic_auth=basic_auth, description=MADE_BY_UP, moved=moved
+    )
+    for warning in connected.warnings:
+        note(warning)
+    first = client.backends(project.id)[0]
+    if first.id != connected.id:
+        note(
+            f"Label Studio asks only the first connected model, {first.title!r} at {first.url}, when a task is opened; "
+            "if that one is not wanted, delete it under Settings > Model"
+        )
+
+
+def _predict(
+    server: ModelServer, project: Project, note: Callable[[str], None], on_progress: Callable[[Progress], None]
+) -> Progress:
+    """Predict what has no prediction, by a job that the server's page shows too."""
+    try:
+        job, _ = server.jobs.start(PrelabelRequest(project=project.id, all=True))
+    except LabelConfigError as error:  # the labels can be changed in Label Studio, which therefore has to go on
+        note(error.summary)
+        return Progress(total=0)
+    return job.follow(on_progress)
+
+
+def count_predicted(client: LabelStudioClient, project: int, version: str) -> tuple[int, int]:
+    """The tasks of a project, and those of them with a prediction of a version, by Label Studio's own counters."""
+    tasks = client.task_count(project)
+    # The first takes versions whose names contain this one for it, the second counts a prediction stored twice.
+    having = tasks - client.count_tasks(project, without_version=version)
+    return tasks, min(having, client.prediction_versions(project).get(version, 0))
+
+
+# --- checked before anything is started ------------------------------------------------------------------------------
+
+
+def labels_of(identity: ModelIdentity) -> list[str]:
+    """The classes that weights know by name, for a project's labels.
+
+    Raises:
+        UsageError: they carry no names.
+    """
+    if all(identity.classes):
+        return list(identity.classes)
+    number = len(identity.classes)
+    classes = "1 class" if number == 1 else f"{number} classes"
+    raise UsageError(
+        "the labels are missing",
+        where="spica up",
+        expected="--labels or --label-config: these weights don't say what their classes are called",
+        got=f"{classes} without names",
+        hint="for example: --labels " + ("spike" if number == 1 else "spike,leaf"),
+    )
+
+
+def check_labels(classes: Sequence[str], label_config: str) -> None:
+    """Raise unless some class of the model meets a label.
+
+    Raises:
+        LabelConfigError: no box could be shown.
+    """
+    matches = match_controls(classes, parse_label_config(label_config))
+    if all(match.is_empty for match in matches):
+        raise LabelConfigError(
+            "no class of the model meets a label, so that no box could be shown",
+            where="--labels, --label-config",
+            expected=", ".join(filter(None, classes)) or f"{len(classes)} labels, one for each of the model's classes",
+            got=", ".join(name for match in matches for name in match.label_names),
+            hint="give the model's own names (without --labels, weights that know them give them), or a configuration "
+            'with <Label value="…" predicted_values="class name"/>',
+        )
 
 
 def label_config_for(labels: list[str]) -> str:
@@ -148,154 +359,49 @@ def project_title(folder: Path) -> str:
     return name
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What lies in a folder, sub-folders included, sorted.
-
-    Attributes:
-        photographs: what Label Studio can show.
-        others: the other files, but for hidden ones.
-    """
-
-    photographs: list[Path]
-    others: list[Path]
-
-    @property
-    def passed_over(self) -> str | None:
-        """A line about the other files; None without any."""
-        if not self.others:
-            return None
-        kinds = Counter(path.suffix.lower() or "without an ending" for path in self.others)
-        counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8))
-        names = ", ".join(path.name for path in self.others[:3]) + (", …" if len(self.others) > 3 else "")
-        return (
-            f"files in the folder that are passed over: {counts} ({names}). Browsers show {_SHOWN} only; save "
-            "photographs of other kinds as PNG or JPEG"
-        )
-
-
-_SHOWN = ", ".join(f".{ending}" for ending in SHOWN)
-
-
-def find_images(folder: Path) -> Found:
-    """The photographs below a folder.
+def find_images(folder: Path) -> tuple[list[Path], str | None]:
+    """The photographs below a folder, sorted, and a line about the other files, None without any.
 
     Raises:
         UsageError: no such folder, or no photographs in it.
     """
     if not folder.is_dir():
+        is_file = folder.is_file()
         raise UsageError(
             "there is no such folder of photographs",
             where=str(folder),
             expected="a folder",
-            got="a file" if folder.exists() else "nothing",
-            hint="check the spelling; put quotes around a name with spaces",
+            got="a file" if is_file else "nothing",
+            hint=f"give the folder that the photographs lie in, here {folder.parent}"
+            if is_file
+            else "check the spelling; put quotes around a name with spaces",
         )
     is_shown = re.compile(IMAGE_REGEX).match
-    found = Found([], [])
+    photographs: list[Path] = []
+    others: list[Path] = []
     for path in sorted(folder.rglob("*")):
-        if not path.is_file():
-            continue
-        if is_shown(path.name):
-            found.photographs.append(path)
-        elif path.name.lower() not in _OF_SYSTEMS and not any(
-            part.startswith(".") for part in path.relative_to(folder).parts
-        ):
-            found.others.append(path)
-    if not found.photographs:
-        endings = sorted({path.suffix.lower() for path in found.others})[:8]
+        if path.is_file() and is_shown(path.name):
+            photographs.append(path)
+        elif path.is_file() and path.name.lower() not in _OF_SYSTEMS:
+            hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+            others += [] if hidden else [path]
+    kinds = Counter(path.suffix.lower() or "without an ending" for path in others).most_common(8)
+    if not photographs:
         raise UsageError(
             "there are no photographs in this folder that a browser can show",
             where=str(folder),
             expected=f"files ending in {_SHOWN}",
-            got=f"files ending in {', '.join(endings)}" if endings else "an empty folder",
-            hint="save photographs of other kinds as PNG or JPEG" if endings else None,
+            got=f"files ending in {', '.join(sorted(kind for kind, _ in kinds))}" if kinds else "an empty folder",
+            hint="save photographs of other kinds as PNG or JPEG" if kinds else None,
         )
-    return found
-
-
-@contextlib.contextmanager
-def running(
-    request: Request,
-    settings: Settings,
-    *,
-    say: Callable[[str], None],
-    note: Callable[[str], None],
-    on_progress: Callable[[Progress], None],
-) -> Iterator[Ready]:
-    """Everything started, connected and predicted; stopped on leaving the block, whatever happened in it.
-
-    Args:
-        request: what to start.
-        settings: the rest.
-        say: told what is being done, a line each.
-        note: told what can't be met but stops nothing, a line each.
-        on_progress: told how far the predictions are.
-
-    Raises:
-        SpicaError: what failed; nothing keeps running.
-    """
-    refuse_exposed(request.host, expose=request.expose)
-    images = request.images.resolve()
-    data_dir = prepare_data_dir(request.data_dir, images)
-    root = document_root(data_dir, images)
-    served = ServedFolder(data_dir, root, images)
-    for line in served.take_over(data_dir / LABEL_STUDIO_FOLDER):
-        note(line)
-    model_host = host_of_model(request.host)
-    if request.model_port:
-        ensure_port_free(model_host, request.model_port, option="--model-port")
-    with contextlib.ExitStack() as stack:
-        # The model loads, and is converted and checked the first time, while Label Studio starts.
-        loading = stack.enter_context(_loading(request, settings.model_copy(update={"data_dir": data_dir})))
-        say(
-            "Starting Label Studio"
-            + ("" if (data_dir / LABEL_STUDIO_FOLDER).exists() else " (the first time takes longer)")
-        )
-        label_studio = stack.enter_context(
-            LabelStudioProcess.start(
-                data_dir / LABEL_STUDIO_FOLDER,
-                host=request.host,
-                backend_host=reachable(model_host),
-                port=request.port,
-                document_root=root,
-                served_root=served.path,
-                on_progress=say,
-                extra_env=large_project_switches(request.photographs),
-            )
-        )
-        is_narrow = label_studio.served_root == served.path
-        if not is_narrow:
-            note(
-                f"the Label Studio that runs on this data serves all files below {label_studio.served_root}, Spica's "
-                "password and database too: stop it, and run this command again"
-            )
-        remember(label_studio.url, data_dir / LABEL_STUDIO_FOLDER)
-        client = stack.enter_context(LabelStudioClient(label_studio.url, label_studio.credentials.token))
-        settings = settings.model_copy(
-            update={
-                "label_studio_url": label_studio.url,
-                "label_studio_api_key": SecretStr(label_studio.credentials.token),
-                "label_studio_data_dir": data_dir / LABEL_STUDIO_FOLDER,
-                "local_files_document_root": root,
-                "data_dir": data_dir,
-            }
-        )
-        say(f"Loading the model {request.identity.id}")
-        engine = loading()
-        service = build_service(engine, request.identity, settings)
-        server = stack.enter_context(ModelServer(service, settings, host=model_host, port=request.model_port))
-        engine.wait_ready()
-        say("Connecting the project")
-        project = _project(client, request, note)
-        storage = client.ensure_local_storage(project.id, served.within(images) if is_narrow else images)
-        client.sync_storage(storage.id)
-        _connect(client, project, server.url, note, user_and_password(settings.basic_auth))
-        spec = service.spec(project.key, project.label_config)
-        for problem in spec.problems:
-            note(problem)
-        progress = _prelabel(server, project, note, on_progress)
-        yield _ready(client, project, spec, label_studio, server, progress, request.host)
+    if not others:
+        return photographs, None
+    counts = ", ".join(f"{number} {kind}" for kind, number in kinds)
+    names = ", ".join(path.name for path in others[:3]) + (", …" if len(others) > 3 else "")
+    return photographs, (
+        f"files in the folder that are passed over: {counts} ({names}). Browsers show {_SHOWN} only; save "
+        "photographs of other kinds as PNG or JPEG"
+    )
 
 
 def host_of_model(host: str) -> str:
@@ -319,126 +425,8 @@ def host_of_model(host: str) -> str:
     )
 
 
-@contextlib.contextmanager
-def _loading(request: Request, settings: Settings) -> Iterator[Callable[[], Engine]]:
-    """Begin to load the model; calling what is given waits for what decides the arithmetic, and gives the engine."""
-    with contextlib.ExitStack() as stack:
-
-        def started() -> Engine:
-            return stack.enter_context(build_engine(request.identity, settings))
-
-        if not wants_check(request.identity, settings):
-            engine = started()
-            yield lambda: engine
-            return
-        check = stack.enter_context(FirstCheck(request.identity, find_images(request.images).photographs, settings))
-
-        def checked() -> Engine:
-            check.wait()
-            return started()
-
-        yield checked
-
-
-def _prelabel(
-    server: ModelServer, project: Project, note: Callable[[str], None], on_progress: Callable[[Progress], None]
-) -> Progress:
-    """Predict what has no prediction, by a job that the server's page shows too."""
-    try:
-        job, _ = server.jobs.start(PrelabelRequest(project=project.id, all=True))
-    except LabelConfigError as error:  # the labels can be mended in Label Studio, which therefore has to go on
-        note(error.summary)
-        return Progress(total=0)
-    return job.follow(on_progress)
-
-
-def _ready(
-    client: LabelStudioClient,
-    project: Project,
-    spec: PredictionSpec,
-    label_studio: LabelStudioProcess,
-    server: ModelServer,
-    progress: Progress,
-    host: str,
-) -> Ready:
-    tasks, predicted = count_predicted(client, project.id, spec.version)
-    return Ready(
-        project=project,
-        url=f"{label_studio.url}/projects/{project.id}/data",
-        model_url=server.url,
-        email=label_studio.credentials.email,
-        password=label_studio.credentials.password,
-        adopted=label_studio.adopted,
-        local=is_local(host),
-        log=label_studio.log_file,
-        alive=lambda: label_studio.is_running,
-        progress=progress,
-        tasks=tasks,
-        predicted=predicted,
-    )
-
-
-def count_predicted(client: LabelStudioClient, project: int, version: str) -> tuple[int, int]:
-    """The tasks of a project, and those of them with a prediction of a version, by Label Studio's own counters."""
-    tasks = client.task_count(project)
-    # The first takes versions whose names contain this one for it, the second counts a prediction stored twice.
-    having = tasks - client.count_tasks(project, without_version=version)
-    return tasks, min(having, client.prediction_versions(project).get(version, 0))
-
-
-def _connect(
-    client: LabelStudioClient,
-    project: Project,
-    model_url: str,
-    note: Callable[[str], None],
-    basic_auth: tuple[str, str] | None = None,
-) -> None:
-    """Connect our server: a former run's connection follows it to its address, and other people's models stay."""
-    before = client.backends(project.id)
-    former = [each for each in before if each.description == MADE_BY_UP and not same_url(each.url, model_url)]
-    is_there = any(same_url(each.url, model_url) for each in before)
-    moved = former.pop(0) if former and not is_there else None
-    for surplus in former:
-        client.disconnect_backend(surplus)
-    connected = client.connect_backend(
-        project.id, url=model_url, basic_auth=basic_auth, description=MADE_BY_UP, moved=moved
-    )
-    for warning in connected.warnings:
-        note(warning)
-    first = client.backends(project.id)[0]
-    if first.id != connected.id:
-        note(
-            f"Label Studio asks only the first connected model, {first.title!r} at {first.url}, when a task is opened; "
-            "if that one is not wanted, delete it under Settings > Model"
-        )
-
-
-def _project(client: LabelStudioClient, request: Request, note: Callable[[str], None]) -> Project:
-    project = client.find_project(request.title)
-    if project is None:
-        return client.create_project(request.title, request.label_config)
-    asked, there = _labels(request.label_config), _labels(project.label_config)
-    # The person may have refined it in Label Studio since: theirs is the newer word, and colours are no difference.
-    same = "".join(project.label_config.split()) == "".join(request.label_config.split())
-    if not same and (set(asked) != set(there) or request.label_config != label_config_for(asked)):
-        note(
-            f"the project {project.title!r} has its labelling configuration already and keeps it, with the labels "
-            f"{', '.join(there) or '(none)'}; asked for: {', '.join(asked)}. Change it in Label Studio under "
-            "Settings > Labeling Interface, or give another title with --project"
-        )
-    return project
-
-
-def _labels(label_config: str) -> list[str]:
-    try:
-        controls = parse_label_config(label_config).controls
-    except LabelConfigError:  # somebody's project, which may be about anything
-        return []
-    return list(dict.fromkeys(label.value for control in controls for label in control.labels))
-
-
 def prepare_data_dir(data_dir: Path, images: Path) -> Path:
-    """The data folder, resolved, made, and found writable.
+    """The data folder, resolved, made, and tried by writing to it.
 
     Raises:
         UsageError: it lies inside the folder of photographs.
@@ -474,7 +462,7 @@ def document_root(data_dir: Path, images: Path) -> Path:
     """
     record = data_dir / "document-root.json"
     if not record.exists():
-        write_json(record, {"document_root": str(images.parent)})
+        write_text(record, json.dumps({"document_root": str(images.parent)}, ensure_ascii=False, indent=2))
     root = Path(json.loads(record.read_text("utf-8"))["document_root"])
     if root == images or not images.is_relative_to(root):
         raise UsageError(
@@ -485,36 +473,3 @@ def document_root(data_dir: Path, images: Path) -> Path:
             hint="use another --data-dir for these photographs",
         )
     return root
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a JSON file whole or not at all.
-
-    Raises:
-        StorageError: disk full, or no permission.
-    """
-    text = json.dumps(value, ensure_ascii=False, indent=2)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(text, "utf-8")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise StorageError("a file can't be written", where=str(path), got=error.strerror) from None
-
-
-def check(ready: Ready) -> None:
-    """Raise unless every task has a prediction.
-
-    Raises:
-        LabelStudioError: some have none; the reasons are in the message.
-    """
-    if ready.tasks and ready.predicted == ready.tasks:
-        return
-    reasons = "; ".join(f"task {task}: {error.what}" for task, error in ready.progress.failures[:3])
-    raise LabelStudioError(
-        "not every task has a prediction",
-        where=ready.url,
-        expected=f"{ready.tasks} tasks with a prediction",
-        got=f"{ready.predicted}" + (f" ({reasons})" if reasons else ""),
-    )

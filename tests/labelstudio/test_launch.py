@@ -304,7 +304,7 @@ def test_port_taken(tmp_path: Path) -> None:
         port = holder.getsockname()[1]
         with pytest.raises(LaunchError, match=f"127.0.0.1:{port}") as caught:
             LabelStudioProcess.start(tmp_path / "data", port=port, document_root=tmp_path)
-    assert "--port" in str(caught.value.hint)
+    assert "--label-studio-port" in str(caught.value.hint)
     assert not (tmp_path / "data" / launch.LOG_NAME).exists()
 
 

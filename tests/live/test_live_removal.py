@@ -131,7 +131,7 @@ def test_delete_spares_what_may_be_open(
     def delete(*options: str) -> str:
         env = {"LABEL_STUDIO_URL": label_studio.url, "LABEL_STUDIO_API_KEY": label_studio.credentials.token}
         backup = ["--backup", str(tmp_path / f"{len(options)}.jsonl")]
-        line = ["predictions", "delete", "--project", str(project.id), *backup, *options]
+        line = ["predictions", "delete", "--project", str(project.id), "--yes", *backup, *options]
         result = CliRunner().invoke(app, line, env={**env, "COLUMNS": "400"})
         assert result.exit_code == 0, result.output
         return result.output

@@ -266,20 +266,20 @@ def test_what_is_left_alone_and_what_narrows(
     assert exit_code(run("prelabel", "--project", number, "--task", str(tasks[3]), "--task", str(tasks[5]))) == 0
     assert done() == [3, 5]
     both = view("and", below(tasks[5]), above(tasks[3]))
-    assert exit_code(run("prelabel", "--project", number, "--filter", both)) == 0
+    assert exit_code(run("prelabel", "--project", number, "--tab", both)) == 0
     assert done() == [3, 4, 5]
     either = view("or", below(tasks[2]), above(tasks[6]), UNLABELLED)
-    dry = run("prelabel", "--project", number, "--filter", either, "--dry-run")
+    dry = run("prelabel", "--project", number, "--tab", either, "--dry-run")
     assert exit_code(dry) == 0, told(dry)
     some = view("or", below(tasks[2]), above(tasks[6]))
-    assert exit_code(run("prelabel", "--project", number, "--filter", some)) == 0
+    assert exit_code(run("prelabel", "--project", number, "--tab", some)) == 0
     assert done() == [1, 3, 4, 5, 7]
     dry = run("prelabel", "--project", number, "--dry-run")
     assert "2 tasks would be predicted" in told(dry)
     assert "1 tasks that carry annotations are left alone" in told(dry)
     assert exit_code(run("prelabel", "--project", number)) == 0
     assert done() == [1, 2, 3, 4, 5, 6, 7]
-    assert exit_code(run("prelabel", "--project", number, "--all")) == 0
+    assert exit_code(run("prelabel", "--project", number, "--include-annotated")) == 0
     assert done() == list(range(8))
 
 
@@ -298,7 +298,7 @@ def test_bad_input(client: LabelStudioClient, bulk_project: Project, folder: Fol
     (task,) = client.import_tasks(bulk_project.id, [{"data": {"image": "/data/local-files/?d=gone.png"}}])
     code, said = refused("--project", number, "--task", "999999")
     assert (code, "no such tasks" in said, "999999" in said) == (2, True, True), said
-    code, said = refused("--project", number, "--filter", "999999")
+    code, said = refused("--project", number, "--tab", "999999")
     assert (code, "no such view" in said) == (2, True), said
     code, said = refused("--project", number, token="0" * 40)
     assert (code, "refused the legacy token" in said) == (1, True), said
@@ -342,7 +342,8 @@ def test_refresh_after_a_change_of_version(
     client.update_project(bulk_project.id, model_version="old")
 
     def refresh(*options: str) -> Result:
-        return run("predictions", "refresh", "--project", str(bulk_project.id), "--backup", str(backup), *options)
+        line = ["predictions", "refresh", "--project", str(bulk_project.id), "--backup", str(backup), "--yes"]
+        return run(*line, *options)
 
     def versions(task: int) -> list[str]:
         return [each.model_version.split("-")[0] for each in client.predictions_of_task(task)]
@@ -352,14 +353,26 @@ def test_refresh_after_a_change_of_version(
     assert "Spared 1" in told(result)
     assert (versions(good), backup.exists()) == (["old", "live"], False)
     assert client.project(bulk_project.id).model_version.startswith("live-0001")
-    assert "Deleted 1 older predictions" in told(refresh("--now"))
+    asked = run("predictions", "refresh", "--project", str(bulk_project.id), "--backup", str(backup), "--now")
+    assert (exit_code(asked), versions(good), backup.exists()) == (2, ["old", "live"], False), told(asked)
+    assert "--yes" in told(asked)
+    assert "1 older prediction would be deleted" in told(refresh("--now", "--dry-run"))
+    assert "Deleted 1 older prediction;" in told(refresh("--now"))
     assert (versions(good), versions(broken), versions(annotated)) == (["live"], ["old"], ["old"])
     row = client.call("GET", "/api/tasks/", params={"project": bulk_project.id, "include": "id,total_predictions"})
     assert {each["id"]: each["total_predictions"] for each in row["tasks"]} == dict.fromkeys(tasks, 1)
     (line,) = backup.read_text("utf-8").splitlines()
     assert json.loads(line)["task"] == good
     everything = run(
-        "predictions", "refresh", "--project", str(bulk_project.id), "--all", "--now", "--backup", f"{backup}.2"
+        "predictions",
+        "refresh",
+        "--project",
+        str(bulk_project.id),
+        "--include-annotated",
+        "--now",
+        "--yes",
+        "--backup",
+        f"{backup}.2",
     )
     assert "Deleted 1 older" in told(everything)
     assert versions(annotated) == ["live"]

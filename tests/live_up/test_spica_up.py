@@ -184,7 +184,18 @@ def test_the_demo_predicts_all_its_photographs(run: Callable[..., Terminal]) -> 
 def test_up_adds_new_photographs_and_doubles_nothing(run: Callable[..., Terminal], photographs: Path) -> None:
     """A second run with two more photographs adds these; the predictions of the first keep their ids."""
     data = photographs.parent / "spica-data"
-    command = ["up", photographs, "--weights", model_folder(), *LABELS, "--check", "--port", "0", "--model-port", "0"]
+    command = [
+        "up",
+        photographs,
+        "--weights",
+        model_folder(),
+        *LABELS,
+        "--check",
+        "--port",
+        "0",
+        "--label-studio-port",
+        "0",
+    ]
     terminal = run(*command)
     assert terminal.wait() == 0, terminal.text
     assert terminal.lines[-1].startswith("3 tasks, 3 predicted, ")
@@ -217,7 +228,7 @@ def test_up_names_what_it_does_not_take(run: Callable[..., Terminal], photograph
     with Image.open(next(photographs.glob("*.*"))) as photograph:
         for name in ("a.jpg", "b.avif", "grey 16.tif"):
             photograph.save(folder / name)
-    command = ["up", folder, "--weights", model_folder(), "--check", "--port", "0", "--model-port", "0"]
+    command = ["up", folder, "--weights", model_folder(), "--check", "--port", "0", "--label-studio-port", "0"]
     terminal = run(*command, *LABELS)
     assert terminal.wait() == 0, terminal.text
     assert terminal.lines[-1].startswith("2 tasks, 2 predicted, ")
@@ -235,7 +246,7 @@ def test_up_with_a_broken_photograph_predicts_the_others_and_says_which(
     """With --check the exit status is not 0, and the reason is printed."""
     (photographs / "壊れた.jpg").write_bytes(b"\xff\xd8\xff and then nothing")
     terminal = run(
-        "up", photographs, "--weights", model_folder(), *LABELS, "--check", "--port", "0", "--model-port", "0"
+        "up", photographs, "--weights", model_folder(), *LABELS, "--check", "--port", "0", "--label-studio-port", "0"
     )
     assert terminal.wait() == 1, terminal.text
     assert "not every task has a prediction" in terminal.text
@@ -253,7 +264,18 @@ def test_up_on_another_address_connects_the_model(
         pytest.skip("this machine has no such address")
     monkeypatch.setenv("NO_PROXY", host)
     terminal = run(
-        *("up", photographs, "--weights", model_folder(), *LABELS, "--check", "--port", "0", "--model-port", "0"),
+        *(
+            "up",
+            photographs,
+            "--weights",
+            model_folder(),
+            *LABELS,
+            "--check",
+            "--port",
+            "0",
+            "--label-studio-port",
+            "0",
+        ),
         *("--host", host, *(["--expose"] if kind == "network" else [])),
     )
     assert terminal.wait() == 0, terminal.text
@@ -273,7 +295,7 @@ def test_ctrl_c_stops_both_servers_and_the_next_run_finds_everything(
     """The frame tells address, login and data; Ctrl-C ends with status 0 and closes both ports."""
     port, model_port = free_port(), free_port()
     command = ["up", photographs, "--weights", model_folder(), *LABELS, "--no-browser"]
-    command += ["--port", str(port), "--model-port", str(model_port)]
+    command += ["--label-studio-port", str(port), "--port", str(model_port)]
     terminal = run(*command)
     url = terminal.wait_for(r"Open\s+(http://\S+/projects/\d+/data)")[1]
     password = terminal.wait_for(r"Password\s+(\S+)")[1]
@@ -303,7 +325,7 @@ def test_label_studio_does_not_outlive_the_command(run: Callable[..., Terminal],
     port = free_port()
     terminal = run(
         *("up", photographs, "--weights", model_folder(), *LABELS, "--no-browser"),
-        *("--port", str(port), "--model-port", "0"),
+        *("--label-studio-port", str(port), "--port", "0"),
     )
     terminal.wait_for("Stop")
     state = json.loads((photographs.parent / "spica-data" / "label-studio" / "label-studio.json").read_text("utf-8"))
@@ -321,7 +343,7 @@ def test_a_label_studio_that_runs_in_the_data_folder_is_used_and_left_running(
     """Two of them on one database would be a disaster."""
     data = photographs.parent / "spica-data" / "label-studio"
     with LabelStudioProcess.start(data, port=0, document_root=photographs.parent) as process:
-        terminal = run("up", photographs, "--weights", model_folder(), *LABELS, "--check", "--model-port", "0")
+        terminal = run("up", photographs, "--weights", model_folder(), *LABELS, "--check", "--port", "0")
         assert terminal.wait() == 0, terminal.text
         assert process.is_running
         with process.client() as client:
@@ -333,7 +355,18 @@ def test_no_local_storage_reaches_anything_but_the_photographs(run: Callable[...
     parent, data = photographs.parent, photographs.parent / "spica-data"
     (parent / "private").mkdir()
     (parent / "private" / "diary.txt").write_text("secret", "utf-8")
-    command = ["up", photographs, "--weights", model_folder(), *LABELS, "--check", "--port", "0", "--model-port", "0"]
+    command = [
+        "up",
+        photographs,
+        "--weights",
+        model_folder(),
+        *LABELS,
+        "--check",
+        "--port",
+        "0",
+        "--label-studio-port",
+        "0",
+    ]
     terminal = run(*command)
     assert terminal.wait() == 0, terminal.text
     served, password = data / "served", load_or_create(data / "label-studio").password
@@ -374,10 +407,21 @@ def test_data_of_an_older_spica_is_taken_over(run: Callable[..., Terminal], phot
         client.sync_storage(client.ensure_local_storage(project.id, photographs).id)
         before = {task.id: task.data["image"] for task in client.iter_tasks(project.id)}
         client.call("POST", f"/api/tasks/{min(before)}/annotations/", json={"result": []})
-        running = run("up", photographs, "--weights", model_folder(), *LABELS, "--check", "--model-port", "0")
+        running = run("up", photographs, "--weights", model_folder(), *LABELS, "--check", "--port", "0")
         assert running.wait() == 0, running.text
         assert "Note: the Label Studio that runs on this data serves all files below" in running.text
-    command = ["up", photographs, "--weights", model_folder(), *LABELS, "--check", "--port", "0", "--model-port", "0"]
+    command = [
+        "up",
+        photographs,
+        "--weights",
+        model_folder(),
+        *LABELS,
+        "--check",
+        "--port",
+        "0",
+        "--label-studio-port",
+        "0",
+    ]
     for _ in range(2):
         terminal = run(*command)
         assert terminal.wait() == 0, terminal.text
@@ -399,8 +443,8 @@ def test_a_taken_port_is_said_before_anything_is_started(run: Callable[..., Term
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        for option in ("--port", "--model-port"):
-            other = "--model-port" if option == "--port" else "--port"
+        for option in ("--port", "--label-studio-port"):
+            other = "--label-studio-port" if option == "--port" else "--port"
             terminal = run(
                 *("up", photographs, "--weights", model_folder(), *LABELS, "--check", option, port, other, "0")
             )
@@ -415,7 +459,7 @@ def test_labels_that_the_model_does_not_know_are_said_and_nothing_is_stored(
 ) -> None:
     """Both name lists are printed; no task gets an empty prediction."""
     command = ["up", photographs, "--weights", model_folder(), "--labels", "panicle"]
-    terminal = run(*command, "--check", "--port", "0", "--model-port", "0")
+    terminal = run(*command, "--check", "--port", "0", "--label-studio-port", "0")
     assert terminal.wait() == 1, terminal.text
     assert "spike" in terminal.text
     assert "panicle" in terminal.text

@@ -10,7 +10,7 @@ from fake_spica import FakeSpica
 from scripted_backend import ScriptedBackend
 from spica.labelstudio.api.records import Project
 from spica.labelstudio.client import LabelStudioClient
-from spica.up import _connect, count_predicted
+from spica.up import connect_model, count_predicted
 
 pytestmark = pytest.mark.label_studio
 
@@ -27,7 +27,7 @@ def test_a_stopped_model_of_somebody_else_stays(client: LabelStudioClient, proje
         theirs = client.connect_backend(project.id, url=stopped.url, extra_params=THEIRS)
     notes: list[str] = []
     with FakeSpica() as ours:
-        _connect(client, project, ours.url, notes.append)
+        connect_model(client, project, ours.url, notes.append)
         kept, made = client.backends(project.id)
         assert hooks(client, project) == sorted([f"{stopped.url}/webhook", f"{ours.url}/webhook"])
     assert (kept.id, kept.url, made.url) == (theirs.id, theirs.url, ours.url)
@@ -41,11 +41,11 @@ def test_the_connection_of_a_former_run_follows_to_another_port(client: LabelStu
     """The row, its extra params and one webhook go on at the new address; no second model appears."""
     notes: list[str] = []
     with FakeSpica() as before:
-        _connect(client, project, before.url, notes.append)
+        connect_model(client, project, before.url, notes.append)
         (made,) = client.backends(project.id)
         client.connect_backend(project.id, url=before.url, extra_params=THEIRS)
     with FakeSpica() as now:
-        _connect(client, project, now.url, notes.append)
+        connect_model(client, project, now.url, notes.append)
         (moved,) = client.backends(project.id)
         assert moved.is_connected
         assert (moved.id, moved.url) == (made.id, now.url)
@@ -61,7 +61,7 @@ def test_label_studio_is_told_the_password_of_the_model_server(client: LabelStud
     for _ in range(2):
         with FakeSpica() as ours:
             ours.basic_auth = "user:pass:word"
-            _connect(client, project, ours.url, notes.append, ("user", "pass:word"))
+            connect_model(client, project, ours.url, notes.append, ("user", "pass:word"))
             (backend,) = client.backends(project.id)
             assert (backend.is_connected, backend.url) == (True, ours.url)
 
@@ -70,14 +70,14 @@ def test_a_connection_made_by_hand_is_used_and_not_doubled(client: LabelStudioCl
     """Where `spica connect` has connected the very address, that row serves, and a former run's own goes."""
     notes: list[str] = []
     with FakeSpica() as before:
-        _connect(client, project, before.url, notes.append)
+        connect_model(client, project, before.url, notes.append)
     with FakeSpica() as now:
         by_hand = client.connect_backend(project.id, url=now.url)
-        _connect(client, project, now.url, notes.append)
+        connect_model(client, project, now.url, notes.append)
         assert [backend.id for backend in client.backends(project.id)] == [by_hand.id]
         assert hooks(client, project) == [f"{now.url}/webhook"]
     with FakeSpica() as later:
-        _connect(client, project, later.url, notes.append)
+        connect_model(client, project, later.url, notes.append)
         assert by_hand.id in [backend.id for backend in client.backends(project.id)]
 
 

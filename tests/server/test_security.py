@@ -12,11 +12,11 @@ import pytest
 from starlette.requests import Request
 
 from model_server import CONFIG, ModelServer, model_servers
-from spica.cli.remote import RemoteError, RemoteServer
-from spica.connect import _ask
+from spica.connect import RemoteError, RemoteServer
 from spica.doctor import examine
-from spica.errors import LaunchError, RequestError, UsageError
+from spica.errors import RequestError, UsageError
 from spica.labelstudio.tokens import WEBHOOK_HEADER, webhook_secret
+from spica.project import ProjectKey
 from spica.server.security import Access
 from spica.settings import Settings
 
@@ -232,8 +232,8 @@ def test_commands_say_which_option_admits_the_name(open_server: ModelServer, mon
     with RemoteServer(url, None) as remote, pytest.raises(RemoteError) as refusal:
         remote.state()
     assert wanted in str(refusal.value.hint)
-    with pytest.raises(LaunchError) as refused:
-        _ask(url, {"project": "1", "schema": CONFIG}, None)
+    with RemoteServer(url, None) as remote, pytest.raises(RemoteError) as refused:
+        remote.setup(ProjectKey(1), CONFIG)
     assert wanted in str(refused.value.hint)
     findings = examine(Settings(label_studio_url="http://127.0.0.1:9"), project=None, model_url=url)
     (found,) = [each for each in findings if each.check == "model-server-reachable"]

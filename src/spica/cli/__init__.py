@@ -12,14 +12,14 @@ from rich.markup import escape
 
 from spica import __version__
 from spica.cli.bench import bench
-from spica.cli.console import err, out
+from spica.cli.console import err, out, set_verbosity
 from spica.cli.evaluate import evaluate
 from spica.cli.export import export
 from spica.cli.models import models_app
+from spica.cli.options import HELP, add_commands, note_old_variables
 from spica.cli.predictions import predictions_app
 from spica.cli.prelabel import prelabel
-from spica.cli.server import connect, doctor, serve
-from spica.cli.status import status
+from spica.cli.server import connect, doctor, serve, settings_command, status
 from spica.cli.train import train
 from spica.cli.up import demo, up
 from spica.errors import SpicaError
@@ -27,14 +27,14 @@ from spica.errors import SpicaError
 app = typer.Typer(
     name="spica",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings=HELP,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="A detector proposes boxes, you correct them in Label Studio.\n\n"
     "[bold]Example[/bold]: spica up photos --weights gwhd.pth --labels spike",
+    epilog="Every option that names an environment variable can be set by it; `spica settings` lists all settings.",
 )
-for command in (demo, up, serve, connect, prelabel, status, doctor, train, evaluate, export, bench):
-    app.command()(command)
+add_commands(app, demo, up, serve, connect, prelabel, status, doctor, train, evaluate, export, bench, settings_command)
 app.add_typer(predictions_app, name="predictions")
 app.add_typer(models_app, name="models")
 
@@ -50,8 +50,11 @@ def _main(
     version: Annotated[
         bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
     ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what is done.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notes, no progress.")] = False,
 ) -> None:
-    pass
+    set_verbosity(verbose=verbose, quiet=quiet)
+    note_old_variables()
 
 
 def main() -> None:

@@ -7,9 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
-
-from spica.cli.console import client_for, err
+from spica.cli.console import client_for, note
+from spica.cli.progress import Bar, working
 from spica.errors import UsageError
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ def read_data(
     """A data set from files."""
     from spica.training.sources import load
 
-    with err.status(f"Reading {escape(str(data))} …"):
+    with working(f"Reading {data} …"):
         return load(data, images=images, split=split, classes=classes, allow_partial=allow_partial, notes=notes)
 
 
@@ -63,8 +62,6 @@ def fetch_project(
     project: int, settings: Settings, *, allow_partial: bool, notes: Path | None
 ) -> tuple[DataSet, ProjectKey]:
     """A project's data set, its images kept in Spica's own folder; and which project it is."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from spica.labelstudio.media import MediaReader
     from spica.labelstudio.tokens import LabelStudioAuth
     from spica.training.annotations import fetch
@@ -83,15 +80,13 @@ def fetch_project(
                 timeout_s=settings.media_timeout_s,
             )
         )
-        columns = (TextColumn("Reading annotations"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        bar = stack.enter_context(Progress(*columns, console=err, transient=True))
-        row = bar.add_task("", total=None)
+        bar = stack.enter_context(Bar("Reading annotations", transient=True))
         found = fetch(
             client,
             media,
             project,
             photos_in(settings.data_dir),
-            progress=lambda done, total: bar.update(row, completed=done, total=total),
+            progress=bar.show,
             allow_partial=allow_partial,
             notes=notes,
         )
@@ -101,4 +96,4 @@ def fetch_project(
 def tell_problems(dataset: DataSet) -> None:
     """What was left out or mended, on screen."""
     for problem in dataset.problems:
-        err.print(f"[yellow]Note:[/yellow] {escape(problem)}")
+        note(problem)

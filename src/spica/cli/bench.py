@@ -11,10 +11,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from spica.cli.console import err, out, settings_with
-from spica.cli.options import Eps, MaxDetections
+from spica.cli.console import note, out, settings_with
+from spica.cli.options import AsJson, DataDir, Eps, MaxDetections
+from spica.cli.progress import working
 from spica.errors import UsageError
-from spica.settings import help_for
 
 
 def bench(
@@ -37,10 +37,10 @@ def bench(
         ),
     ] = None,
     no_server: Annotated[bool, typer.Option("--no-server", help="Without starting the server.")] = False,
-    data_dir: Annotated[Path | None, typer.Option(help=help_for("data_dir"), show_default="the user's")] = None,
+    data_dir: DataDir = None,
     norm_eps: Eps = None,
     max_detections: MaxDetections = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure on this machine: the tutorial's way against Spica's, in turn, on the same photographs.
 
@@ -64,7 +64,7 @@ def bench(
         if weights is None:
             weights = untrained_weights(scratch / "untrained.pth")
             settings = settings.model_copy(update={"data_dir": scratch / "data"})
-        with err.status("Preparing") as status:
+        with working("Preparing") as say:
             result = run(
                 weights,
                 seen.paths,
@@ -72,7 +72,7 @@ def bench(
                 ways=cast("list[Way] | None", chosen),
                 rounds=rounds,
                 startups=0 if no_server else 1,
-                say=lambda text: status.update(escape(text)),
+                say=say,
             )
     notes = [*seen.notes, *result.notes]
     if as_json:
@@ -93,6 +93,6 @@ def bench(
     for line in list(zip(*columns, strict=True))[1:]:
         table.add_row(*line)
     out.print(table)
-    for note in notes:
-        out.print(f"Note: {escape(note)}.")
+    for text in notes:
+        note(f"{text}.")
     out.print("Seconds hold for this machine in this moment; compare ways within one table only.")

@@ -20,9 +20,11 @@ from spica.cli.options import (
     AllowPartial,
     AnnotatedData,
     AnnotatedProject,
+    AnyWeights,
     ChosenPrecision,
+    DataDir,
     Eps,
-    LabelStudioDataDir,
+    ImagesOfData,
     MaxDetections,
     NotesFile,
     Overlap,
@@ -31,6 +33,7 @@ from spica.cli.options import (
     Token,
     Url,
 )
+from spica.cli.progress import Bar, working
 from spica.errors import DataSetError, UsageError
 
 if TYPE_CHECKING:
@@ -48,18 +51,13 @@ SOME_FAILED = 3
 
 
 def evaluate(
-    weights: Annotated[
-        str,
-        typer.Argument(help="Weights file, folder of a model version, or id of one in the store.", show_default=False),
-    ],
+    weights: AnyWeights,
     data: AnnotatedData = None,
     project: AnnotatedProject = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Of a project all images, not only those held out of training.")
     ] = False,
-    images: Annotated[
-        Path | None, typer.Option(help="Where the images of DATA are, if not beside it.", show_default=False)
-    ] = None,
+    images: ImagesOfData = None,
     split: Annotated[
         str | None, typer.Option(help="Only this part (train, val, test) of a YOLO or VOC folder.", show_default="all")
     ] = None,
@@ -87,7 +85,7 @@ def evaluate(
     overlap: Overlap = None,
     url: Url = None,
     token: Token = None,
-    data_dir: LabelStudioDataDir = None,
+    data_dir: DataDir = None,
 ) -> None:
     """Judge a model by annotated images: COCO's metrics, counts, and what is left for a person to correct.
 
@@ -174,7 +172,7 @@ def _grouped(dataset: DataSet) -> DataSet:
     """With tiles of one photo and near-duplicates told, so that the interval does not take them for independent."""
     from spica.training.likeness import grouped
 
-    with err.status("Looking for images that show the same thing …"):
+    with working("Looking for images that show the same thing …"):
         return grouped(dataset)
 
 
@@ -193,8 +191,8 @@ def _load(path: Path, settings: Settings, labels: str | None) -> tuple[Detector,
             expected=f"{len(identity.classes)} names, separated by commas",
             got=str(len(names)),
         )
-    with err.status("Loading the model …") as status:
-        version = store.ensure(identity, data_dir=settings.data_dir, progress=lambda text: status.update(escape(text)))
+    with working("Loading the model …") as say:
+        version = store.ensure(identity, data_dir=settings.data_dir, progress=say)
         serving = choose(identity, settings)
         detector = load_detector(version, threads=settings.threads, serving=serving)
     return detector, Model(served_id(identity, serving), identity.architecture, names, serving.precision)
@@ -239,18 +237,14 @@ def _judge(
 
 
 def _predict(detector: Detector, dataset: DataSet, settings: Settings) -> Predictions:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from spica.evaluation.predict import image_file, predict
 
     images = [
         image_file(each.path, max_pixels=settings.max_pixels, size=(each.truth.width, each.truth.height))
         for each in dataset.examples
     ]
-    columns = (TextColumn("Looking at images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True) as bar:
-        row = bar.add_task("", total=len(images))
-        (predictions,) = predict([detector], images, between=lambda done: bar.update(row, completed=done))
+    with Bar("Looking at images", transient=True) as bar:
+        (predictions,) = predict([detector], images, between=lambda done: bar.show(done, len(images)))
     return predictions
 
 

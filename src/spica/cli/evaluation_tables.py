@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from spica.cli.console import err, out
+from spica.cli.console import err, note, out
 
 if TYPE_CHECKING:
     from spica.evaluation.report import Report
@@ -60,8 +60,8 @@ def show(report: Report) -> None:
 
 def tell(report: Report) -> None:
     """Notes and failures on standard error."""
-    for note in report.notes:
-        err.print(f"[yellow]Note:[/yellow] {escape(note)}")
+    for text in report.notes:
+        note(text)
     for name, reason in report.failures[:_MOST_FAILURES]:
         err.print(f"[red]Failed:[/red] {escape(name)}: {escape(reason)}")
     if len(report.failures) > _MOST_FAILURES:

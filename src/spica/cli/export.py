@@ -14,7 +14,8 @@ from spica.cli.options import (
     AllowPartial,
     AnnotatedData,
     AnnotatedProject,
-    LabelStudioDataDir,
+    DataDir,
+    ImagesOfData,
     NotesFile,
     Token,
     Url,
@@ -28,15 +29,13 @@ def export(
     folder: Annotated[
         Path | None, typer.Option("--out", help="The new folder.", show_default="project-N-FORMAT or DATA-FORMAT")
     ] = None,
-    images: Annotated[
-        Path | None, typer.Option(help="Where the images of DATA are, if not beside it.", show_default=False)
-    ] = None,
+    images: ImagesOfData = None,
     allow_partial: AllowPartial = False,
     notes: NotesFile = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
     url: Url = None,
     token: Token = None,
-    data_dir: LabelStudioDataDir = None,
+    data_dir: DataDir = None,
 ) -> None:
     """Write annotated images as COCO, YOLO or Pascal VOC, with stable class ids and upright images.
 

@@ -9,10 +9,25 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from spica.cli.console import err, identify, out, settings_with
+from spica.cli.console import confirm, identify, note, out, settings_with
 from spica.cli.moving import Place, move
 from spica.cli.optimise import optimise
-from spica.cli.options import Eps, MaxDetections, ModelUrl, ProjectNumber, ServerAuth, Token, Url
+from spica.cli.options import (
+    HELP,
+    AsJson,
+    BasicAuth,
+    DataDir,
+    DryRun,
+    Eps,
+    MaxDetections,
+    ModelUrl,
+    ProjectNumber,
+    Token,
+    Url,
+    Yes,
+    add_commands,
+)
+from spica.cli.progress import working
 from spica.cli.projects import project_here
 
 if TYPE_CHECKING:
@@ -21,31 +36,20 @@ if TYPE_CHECKING:
 
 models_app = typer.Typer(
     no_args_is_help=True,
+    context_settings=HELP,
     help="Model versions: list, compare, activate, go back, export, import, delete.\n\n"
     "[bold]Example[/bold]: spica models list",
 )
-models_app.command()(optimise)
 
-DataDir = Annotated[
-    Path | None,
-    typer.Option(
-        "--data-dir",
-        help="Folder with the models, as given to `spica serve`; that of `spica up` is named in its frame. "
-        "(SPICA_DATA_DIR)",
-        show_default="the user's",
-    ),
-]
 VersionId = Annotated[
     str, typer.Argument(help="Id of a version, its beginning, or the digits at its end.", show_default=False)
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 Refresh = Annotated[
     bool,
     typer.Option("--refresh", help="Wait for the new boxes of unlabelled tasks."),
 ]
 
 
-@models_app.command("list")
 def list_models(
     project: Annotated[
         int | None, typer.Option("--project", min=1, help="Only what this project uses.", show_default=False)
@@ -72,7 +76,6 @@ def list_models(
     print_list(folder, found, pointers)
 
 
-@models_app.command("show")
 def show_model(version: VersionId, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Everything about a version, after checking every file of it.
 
@@ -91,7 +94,6 @@ def show_model(version: VersionId, data_dir: DataDir = None, as_json: AsJson = F
     print_card(opened, listed)
 
 
-@models_app.command("diff")
 def diff_models(
     version: VersionId,
     other: Annotated[str, typer.Argument(help="Id of another.", show_default=False)],
@@ -115,7 +117,6 @@ def diff_models(
     print_comparison(first.id, second.id, rows)
 
 
-@models_app.command("activate")
 def activate_model(
     version: VersionId,
     project: ProjectNumber,
@@ -124,11 +125,12 @@ def activate_model(
         bool, typer.Option("--any-weights", help="Serve it whatever --weights the server was started with.")
     ] = False,
     refresh: Refresh = False,
+    yes: Yes = False,
     model_url: ModelUrl = None,
     url: Url = None,
     token: Token = None,
     data_dir: DataDir = None,
-    basic_auth: ServerAuth = None,
+    basic_auth: BasicAuth = None,
 ) -> None:
     """Serve a project with a version from now on; also one that the gate has refused.
 
@@ -159,18 +161,18 @@ def activate_model(
         )
     if now.base is not None:
         out.print(f"This holds where the server's --weights are {escape(now.base)}.")
-    _follow(project, wanted, was, place, refresh=refresh)
+    _follow(project, wanted, was, place, refresh=refresh, yes=yes)
 
 
-@models_app.command("rollback")
 def rollback_model(
     project: ProjectNumber,
     refresh: Refresh = False,
+    yes: Yes = False,
     model_url: ModelUrl = None,
     url: Url = None,
     token: Token = None,
     data_dir: DataDir = None,
-    basic_auth: ServerAuth = None,
+    basic_auth: BasicAuth = None,
 ) -> None:
     """Back to what was active in a project before; again, and it goes one step further back.
 
@@ -189,10 +191,9 @@ def rollback_model(
     )
     if was is not None:
         out.print(f"To undo this: spica models activate {escape(was)} --project {project}")
-    _follow(project, now.version, was, place, refresh=refresh)
+    _follow(project, now.version, was, place, refresh=refresh, yes=yes)
 
 
-@models_app.command("export")
 def export_model(
     version: VersionId,
     to: Annotated[
@@ -217,7 +218,6 @@ def export_model(
     out.print(f"Wrote {escape(str(export(opened, to)))}.")
 
 
-@models_app.command("import")
 def import_model(
     source: Annotated[
         Path, typer.Argument(help="Version's folder or .zip, or a weights file.", show_default=False, metavar="FILE")
@@ -240,26 +240,32 @@ def import_model(
         settings = settings_with(data_dir=folder, norm_eps=norm_eps, max_detections=max_detections)
         identity = identify(source, settings)
         is_new = not (folder / "models" / identity.id).exists()
-        with err.status("") as status:
-            version = store.ensure(identity, data_dir=folder, progress=lambda line: status.update(escape(line)))
+        with working() as say:
+            version = store.ensure(identity, data_dir=folder, progress=say)
     out.print(f"Imported {escape(version.id)}." if is_new else f"{escape(version.id)} is in the store already.")
     out.print(f"To serve a project with it: spica models activate {escape(version.id)} --project N")
 
 
-@models_app.command("delete")
-def delete_model(version: VersionId, data_dir: DataDir = None) -> None:
+def delete_model(version: VersionId, yes: Yes = False, dry_run: DryRun = False, data_dir: DataDir = None) -> None:
     """Delete a version and its caches; not an active one, its parent, a pinned one, or one that a server has loaded.
+
+    It asks before; --yes answers for you.
 
     [bold]Example[/bold]: spica models delete gwhd-1a2b3c4d
     """
     from spica.models import space, versions
 
     folder = _data_dir(data_dir)
-    gone = space.delete(folder, versions.find(folder, version))
+    found = versions.find(folder, version)
+    space.delete(folder, found, dry_run=True)  # refused before anybody is asked
+    if dry_run:
+        out.print(f"{escape(found)} would be deleted. Nothing was changed.")
+        return
+    confirm(f"Delete {found}? It can't be brought back.", yes=yes, refusal=f"{found} would be deleted for good")
+    gone = space.delete(folder, found)
     out.print(f"Deleted {escape(gone.id)}, {gone.bytes / 2**20:.1f} MB.")
 
 
-@models_app.command("pin")
 def pin_model(version: VersionId, data_dir: DataDir = None) -> None:
     """Keep a version, however little space there is.
 
@@ -273,7 +279,6 @@ def pin_model(version: VersionId, data_dir: DataDir = None) -> None:
     out.print(f"{escape(found)} is pinned.")
 
 
-@models_app.command("unpin")
 def unpin_model(version: VersionId, data_dir: DataDir = None) -> None:
     """Let a pinned version go: it may be deleted when space is needed.
 
@@ -302,11 +307,11 @@ def _before(folder: Path, project: ProjectKey) -> Pointer | None:
     try:
         return active.read(folder, project)
     except StorageError as error:
-        err.print(f"[yellow]Note:[/yellow] {escape(error.summary)}")
+        note(error.summary)
         return None
 
 
-def _follow(project: int, version: str | None, before: str | None, place: Place, *, refresh: bool) -> None:
+def _follow(project: int, version: str | None, before: str | None, place: Place, *, refresh: bool, yes: bool) -> None:
     move(project, version, before, place, lambda line: out.print(escape(line)))
     if not refresh:
         out.print(
@@ -318,9 +323,26 @@ def _follow(project: int, version: str | None, before: str | None, place: Place,
 
     refresh_predictions(
         project,
+        yes=yes,
         model_url=place.model_url,
         url=place.url,
         token=place.token,
-        data_dir=place.label_studio_dir,
+        data_dir=place.data_dir,
         basic_auth=place.basic_auth,
     )
+
+
+add_commands(
+    models_app,
+    optimise,
+    list_models,
+    show_model,
+    diff_models,
+    activate_model,
+    rollback_model,
+    export_model,
+    import_model,
+    delete_model,
+    pin_model,
+    unpin_model,
+)

@@ -11,10 +11,11 @@ import typer
 from rich.markup import escape
 
 from spica.cli.annotated import tell_problems
-from spica.cli.console import err, identify, out, settings_with
-from spica.cli.options import Eps, MaxDetections, Threshold
+from spica.cli.console import identify, note, out, settings_with
+from spica.cli.options import AnyWeights, DataDir, Eps, MaxDetections, Threshold
+from spica.cli.progress import working
 from spica.errors import DataSetError, WeightsError
-from spica.settings import Settings, help_for
+from spica.settings import Settings
 
 if TYPE_CHECKING:
     from spica.models.checks import Check
@@ -23,10 +24,7 @@ if TYPE_CHECKING:
 
 
 def optimise(
-    weights: Annotated[
-        str,
-        typer.Argument(help="Weights file, folder of a model version, or id of one in the store.", show_default=False),
-    ],
+    weights: AnyWeights,
     images: Annotated[
         Path,
         typer.Option(help="Folder of photographs of your own, sub-folders included.", show_default=False),
@@ -38,7 +36,7 @@ def optimise(
     accept_loss: Annotated[
         bool, typer.Option("--accept-loss", help="Install a form that loses too much, and write that into the card.")
     ] = False,
-    data_dir: Annotated[Path | None, typer.Option(help=help_for("data_dir"), show_default="the user's")] = None,
+    data_dir: DataDir = None,
     threshold: Threshold = None,
     norm_eps: Eps = None,
     max_detections: MaxDetections = None,
@@ -59,11 +57,7 @@ def optimise(
     require_packages(identity.architecture, truth=truth is not None)
     photographs = find_photographs(images)
     known = read_truth(truth, images, identity.classes) if truth is not None else None
-    with err.status("") as status:
-
-        def say(line: str) -> None:
-            status.update(escape(line))
-
+    with working() as say:
         version = store.ensure(identity, data_dir=settings.data_dir, progress=say)
         report = make(version, photographs, settings, truth=known, accept_loss=accept_loss, progress=say)
     print_report(report, accept_loss=accept_loss)
@@ -165,8 +159,8 @@ def print_report(report: Report, *, accept_loss: bool) -> None:
             f"int8 was made with {report.calibrated} photographs; compared on {report.checked}, "
             f"{report.unseen} of which int8 was not made with."
         )
-    for note in report.notes:
-        err.print(f"[yellow]Note:[/yellow] {escape(note)}")
+    for text in report.notes:
+        note(text)
     if report.installed:
         out.print(f"--precision auto may take from now on: {', '.join(report.installed)}.")
 

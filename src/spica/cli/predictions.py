@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
-from spica.cli.console import client_for, err, label_studio, out
-from spica.cli.jobs import Order, label_studio_of, run_job, sum_up
+from spica.cli.console import client_for, confirm, count, err, label_studio, note, out
 from spica.cli.options import (
+    HELP,
+    AsJson,
+    BasicAuth,
+    DataDir,
+    DryRun,
+    IncludeAnnotated,
     JobWeights,
-    LabelStudioDataDir,
     ModelUrl,
     ProjectNumber,
     Report,
-    ServerAuth,
     Threshold,
     Token,
     Url,
+    Yes,
+    add_commands,
 )
+from spica.cli.prelabel import JobOptions, look, print_result, run_job
 from spica.errors import UsageError
+from spica.settings import Settings
 
 if TYPE_CHECKING:
     from spica.prelabel.removal import Removal
@@ -33,21 +43,25 @@ Now = Annotated[
         "--now", help="Also those of tasks that may be open: whoever has one open loses what they submit of it."
     ),
 ]
+Backup = Annotated[
+    Path | None,
+    typer.Option(
+        "--backup",
+        help="Where to write what is deleted.",
+        show_default="backups/predictions-PROJECT-TIME.jsonl in the data folder",
+    ),
+]
 
 predictions_app = typer.Typer(
     no_args_is_help=True,
+    context_settings=HELP,
     help="Predictions that Label Studio stores: list, delete, restore, refresh.\n\n"
     "[bold]Example[/bold]: spica predictions list --project 1",
 )
 
 
-@predictions_app.command("list")
 def list_predictions(
-    project: ProjectNumber,
-    url: Url = None,
-    token: Token = None,
-    data_dir: LabelStudioDataDir = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    project: ProjectNumber, url: Url = None, token: Token = None, data_dir: DataDir = None, as_json: AsJson = False
 ) -> None:
     """How many predictions are stored, by version.
 
@@ -64,25 +78,23 @@ def list_predictions(
     from rich.table import Table
 
     table = Table("Version", "Predictions", title=f"Project {project}", title_justify="left")
-    for version, count in versions.items():
-        table.add_row(escape(version), str(count))
+    for version, number in versions.items():
+        table.add_row(escape(version), str(number))
     out.print(table, soft_wrap=False)
 
 
-@predictions_app.command("delete")
 def delete_predictions(
     project: ProjectNumber,
     version: Annotated[str | None, typer.Option(help="Only this version.", show_default="all versions")] = None,
-    backup: Annotated[
-        Path | None,
-        typer.Option(help="Where to write what is deleted.", show_default="predictions-PROJECT-TIME.jsonl"),
-    ] = None,
+    backup: Backup = None,
     now: Now = False,
+    yes: Yes = False,
+    dry_run: DryRun = False,
     url: Url = None,
     token: Token = None,
-    data_dir: LabelStudioDataDir = None,
+    data_dir: DataDir = None,
 ) -> None:
-    """Delete predictions, after writing them to a file. Annotations stay.
+    """Delete predictions, after writing them to a file. Annotations stay. It asks before; --yes answers for you.
 
     Spared, and counted: what was shown in the last 24 hours to whoever opened its task (the version that Label Studio
     shows is shown now), and what an annotation was made from.
@@ -92,8 +104,8 @@ def delete_predictions(
     from spica.labelstudio.api.predictions import version_filter
     from spica.prelabel.removal import remove
 
-    path = backup or _backup_path(project)
-    with client_for(label_studio(url, token, data_dir)) as client:
+    settings = label_studio(url, token, data_dir)
+    with client_for(settings) as client:
         known = client.prediction_versions(project)
         if version is not None and version not in known:
             raise UsageError(
@@ -102,6 +114,7 @@ def delete_predictions(
                 expected=", ".join(known) or "none are stored",
                 got=version,
             )
+        path = _backup_path(backup, settings, project)
         removal = remove(
             client,
             project,
@@ -109,16 +122,16 @@ def delete_predictions(
             backup=path,
             filters=(version_filter("contains", version),) if version else (),
             now=now,
+            confirm=_asking(project, "prediction", path, yes=yes, dry_run=dry_run),
         )
-    _tell(removal, "predictions")
+    _print_removal(removal, "predictions", dry_run=dry_run)
 
 
-@predictions_app.command("restore")
 def restore_predictions(
     file: Annotated[Path, typer.Argument(help="What `delete` has written.", show_default=False)],
     url: Url = None,
     token: Token = None,
-    data_dir: LabelStudioDataDir = None,
+    data_dir: DataDir = None,
 ) -> None:
     """Put deleted predictions back; those that are there already are left alone.
 
@@ -128,94 +141,118 @@ def restore_predictions(
 
     with client_for(label_studio(url, token, data_dir)) as client:
         report = restore(client, file)
-    out.print(f"Restored {report.restored} predictions; {report.present} were there already.")
+    out.print(f"Restored {count(report.restored, 'prediction')}; {report.present} were there already.")
     if report.gone_tasks:
-        err.print(f"[yellow]Note:[/yellow] these tasks are gone: {', '.join(map(str, report.gone_tasks))}")
+        note(f"these tasks are gone: {', '.join(map(str, report.gone_tasks))}")
     for line in report.refused[:10]:
-        err.print(f"[yellow]Note:[/yellow] refused by Label Studio: {escape(line)}")
+        err.print(f"[yellow]Refused by Label Studio:[/yellow] {escape(line)}")
     if not report.is_complete:
         raise typer.Exit(1)
 
 
-@predictions_app.command("refresh")
 def refresh_predictions(
     project: ProjectNumber,
-    annotated: Annotated[
-        bool, typer.Option("--all", help="Tasks that already carry annotations too; they are left alone otherwise.")
-    ] = False,
-    backup: Annotated[
-        Path | None,
-        typer.Option(help="Where to write what is deleted.", show_default="predictions-PROJECT-TIME.jsonl"),
-    ] = None,
+    include_annotated: IncludeAnnotated = False,
+    backup: Backup = None,
     now: Now = False,
+    yes: Yes = False,
+    dry_run: DryRun = False,
     report: Report = None,
     model_url: ModelUrl = None,
     weights: JobWeights = None,
     url: Url = None,
     token: Token = None,
-    data_dir: LabelStudioDataDir = None,
-    basic_auth: ServerAuth = None,
+    data_dir: DataDir = None,
+    basic_auth: BasicAuth = None,
     threshold: Threshold = None,
 ) -> None:
     """After a change of the model: the new version's predictions, which Label Studio shows from then on.
 
-    Older ones go when nobody can have them open any more: 24 hours after the new one was stored. What is spared is
-    counted, also what an annotation was made from; a task that could not be predicted keeps what it has. What is
-    deleted is written to a file before; `spica predictions restore` puts it back.
+    Older ones are deleted when nobody can have them open any more: 24 hours after the new one was stored. It asks
+    before; --yes answers for you. What is spared is counted, also what an annotation was made from; a task that could
+    not be predicted keeps what it has. What is deleted is written to a file before; `spica predictions restore` puts
+    it back.
 
     [bold]Example[/bold]: spica predictions refresh --project 1
 
-    [bold]Exit status[/bold]: as that of `spica prelabel`.
+    [bold]Exit status[/bold]: as that of `spica prelabel`; 2 also if older ones are left because nobody could be asked.
     """
-    from contextlib import ExitStack
-
     from spica.labelstudio.api.predictions import version_filter
     from spica.labelstudio.api.worklist import UNLABELLED
     from spica.prelabel.progress import FailureFile
     from spica.prelabel.removal import remove
     from spica.prelabel.selection import Selection
 
-    order = Order(
+    options = JobOptions(
         project=project,
-        selection=Selection(annotated=annotated),
+        selection=Selection(annotated=include_annotated),
         watch=False,
         weights=weights,
         model_url=model_url,
         url=url,
         token=token,
         data_dir=data_dir,
-        settings={"threshold": threshold, "basic_auth": basic_auth},
+        basic_auth=basic_auth,
+        computing={"threshold": threshold},
     )
-    path = backup or _backup_path(project)
     with ExitStack() as stack:
-        client = stack.enter_context(client_for(label_studio_of(order)))
-        file = stack.enter_context(FailureFile(report)) if report is not None else None
-        result = run_job(order, file)
-        sum_up(result, project, file)
-        if result.state != "stopped":
-            version = result.version
+        settings = options.label_studio()
+        client = stack.enter_context(client_for(settings))
+        exit_code = 0
+        if dry_run:
+            work = look(options)
+            version = str(work["version"])
+            out.print(f"{count(work['total'], 'task')} would be predicted as {escape(version)}.")
+        else:
+            file = stack.enter_context(FailureFile(report)) if report is not None else None
+            result = run_job(options, file)
+            print_result(result, project, file)
+            version, exit_code = result.version, result.exit_code
+            if result.state == "stopped":
+                raise typer.Exit(exit_code)
             for warning in client.show_version(project, version, basic_auth=basic_auth):
-                err.print(f"[yellow]Note:[/yellow] {escape(warning)}")
-            having = (version_filter("contains", version),)
-            removal = remove(
-                client,
-                project,
-                lambda each, stored: each.model_version != version and any(e.model_version == version for e in stored),
-                backup=path,
-                filters=having if annotated else (*having, UNLABELLED),
-                now=now,
-            )
-            _tell(removal, "older predictions")
-    if result.exit_code:
-        raise typer.Exit(result.exit_code)
+                note(warning)
+        having = (version_filter("contains", version),)
+        path = _backup_path(backup, settings, project)
+        removal = remove(
+            client,
+            project,
+            lambda each, stored: each.model_version != version and any(e.model_version == version for e in stored),
+            backup=path,
+            filters=having if include_annotated else (*having, UNLABELLED),
+            now=now,
+            confirm=_asking(project, "older prediction", path, yes=yes, dry_run=dry_run),
+        )
+        _print_removal(removal, "older predictions", dry_run=dry_run)
+    if exit_code:
+        raise typer.Exit(exit_code)
 
 
-def _tell(removal: Removal, what: str) -> None:
+def _asking(project: int, noun: str, path: Path, *, yes: bool, dry_run: bool) -> Callable[[int], bool]:
+    """Told how many would be deleted, whether they are to be."""
+
+    def ask(number: int) -> bool:
+        if dry_run:
+            out.print(f"{count(number, noun)} would be deleted. Nothing was changed.")
+            return False
+        if number == 0:
+            return False
+        confirm(
+            f"Delete {count(number, noun)} of project {project}? They are kept in {path}.",
+            yes=yes,
+            refusal=f"{count(number, noun)} of project {project} would be deleted, and nobody can be asked",
+        )
+        return True
+
+    return ask
+
+
+def _print_removal(removal: Removal, what: str, *, dry_run: bool) -> None:
     if removal.path is not None:
         path = escape(str(removal.path))
-        out.print(f"Deleted {removal.deleted} {what}; they are kept in {path}.")
+        out.print(f"Deleted {count(removal.deleted, what.removesuffix('s'))}; they are kept in {path}.")
         out.print(f"To put them back: spica predictions restore {path}")
-    elif not removal.shown and not removal.open and not removal.named:
+    elif not dry_run and not removal.shown and not removal.open and not removal.named:
         out.print(f"There are no {what} to delete.")
     if removal.shown:
         out.print(
@@ -231,7 +268,12 @@ def _tell(removal: Removal, what: str) -> None:
         out.print(f"Kept {removal.named}, which annotations were made from.")
 
 
-def _backup_path(project: int) -> Path:
-    from datetime import UTC, datetime
+def _backup_path(backup: Path | None, settings: Settings, project: int) -> Path:
+    if backup is not None:
+        return backup
+    folder = settings.data_dir / "backups"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"predictions-{project}-{datetime.now(UTC).strftime('%Y%m%dT%H%M%SZ')}.jsonl"
 
-    return Path(f"predictions-{project}-{datetime.now(UTC).strftime('%Y%m%dT%H%M%SZ')}.jsonl")
+
+add_commands(predictions_app, list_predictions, delete_predictions, restore_predictions, refresh_predictions)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -13,16 +9,18 @@ import typer
 from rich.markup import escape
 
 from spica.cli.annotated import fetch_project, read_data, require_one, tell_problems
-from spica.cli.console import err, label_studio, out, settings_with
+from spica.cli.console import err, label_studio, note, out, settings_with
 from spica.cli.options import (
     AllowPartial,
     AnnotatedData,
     AnnotatedProject,
-    LabelStudioDataDir,
+    DataDir,
+    ImagesOfData,
     NotesFile,
     Token,
     Url,
 )
+from spica.cli.progress import ctrl_c, working
 from spica.errors import UsageError
 
 if TYPE_CHECKING:
@@ -50,9 +48,7 @@ def train(
             show_default="a fifth of DATA judges, and the last epoch is taken",
         ),
     ] = None,
-    images: Annotated[
-        Path | None, typer.Option(help="Where the images of DATA are, if not beside it.", show_default=False)
-    ] = None,
+    images: ImagesOfData = None,
     arch: Annotated[
         str | None,
         typer.Option(
@@ -109,7 +105,7 @@ def train(
     ] = False,
     url: Url = None,
     token: Token = None,
-    data_dir: LabelStudioDataDir = None,
+    data_dir: DataDir = None,
 ) -> None:
     """Train a detector on annotated images.
 
@@ -230,7 +226,7 @@ def _parts(dataset: DataSet, others: DataSet | None, record: Path | None) -> tup
     seen = {example.digest for example in learned.examples}
     double = sum(example.digest in seen for example in others.examples)
     if double:
-        err.print(f"[yellow]Note:[/yellow] {double} validation images are learned from too: the metrics flatter.")
+        note(f"{double} validation images are learned from too: the metrics flatter.")
     return learned, others
 
 
@@ -270,9 +266,8 @@ def _train(
     boxes = f"{len(learned.examples)} images with {learned.boxes} boxes"
     judging = f", judged by {len(judged.examples)} others" if judged is not None else ""
     out.print(f"Training {recipe.architecture} on {boxes}{judging}: {', '.join(map(escape, learned.classes))}")
-    stop = threading.Event()
     try:
-        with _interruptible(stop), _Bars(recipe) as bars:
+        with ctrl_c(lambda: err.print("Stopping after this step …")) as stop, _Bars(recipe) as bars:
             return run(
                 learned,
                 judged,
@@ -287,28 +282,6 @@ def _train(
     except StoppedError as error:
         out.print(f"Stopped after {escape(error.got or '')}. The same command with --resume goes on from there.")
         raise typer.Exit(130) from None
-
-
-@contextmanager
-def _interruptible(stop: threading.Event) -> Iterator[None]:
-    """Ctrl-C and the system's wish to end set ``stop``; a second one ends at once."""
-
-    def wish(number: int, _: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        err.print("Stopping after this step …")
-
-    before = {}
-    for name in ("SIGINT", "SIGTERM", "SIGBREAK", "SIGHUP"):
-        if hasattr(signal, name):
-            number = getattr(signal, name)
-            before[number] = signal.signal(number, wish)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class _Bars:
@@ -370,8 +343,8 @@ def _finish(trained: Trained, target: Path, learned: DataSet, judged: DataSet | 
     counts = _counts(trained, judged) if judged is not None else None
     write(trained, target, data=learned, valid=judged, counts=counts)
     shutil.rmtree(_work_of(target), ignore_errors=True)
-    for note in trained.notes:
-        err.print(f"[yellow]Note:[/yellow] {escape(note)}")
+    for text in trained.notes:
+        note(text)
     metrics = trained.metrics or {}
     shown = [f"{name} {metrics[key]:.3f}" for key, name in (("ap", "mAP"), ("ap50", "mAP50")) if metrics.get(key)]
     if counts is not None and counts.r2 is not None:
@@ -392,6 +365,6 @@ def _counts(trained: Trained, judged: DataSet) -> Counting:
     from spica.evaluation.counting import count
     from spica.training.answers import answer_with
 
-    with err.status("Counting objects …"):
+    with working("Counting objects …"):
         found = answer_with(trained.weights, judged)
     return count([example.truth for example in judged.examples], found, settings_with().threshold)

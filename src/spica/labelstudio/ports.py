@@ -31,7 +31,7 @@ def taken_port(where: str) -> LaunchError:
     return LaunchError(
         "the port of Label Studio is taken or may not be used",
         where=where,
-        hint="give another one with --port (or SPICA_PORT), or end the program that has it",
+        hint="give another one with --label-studio-port (or SPICA_LABEL_STUDIO_PORT), or end the program that has it",
     )
 
 

@@ -116,8 +116,8 @@ def prune(data_dir: Path, limit: int, *, keep: Collection[str] = (), young_s: fl
     return pruned
 
 
-def delete(data_dir: Path, version: str) -> Listed:
-    """Delete one version, with its caches, because a person wants it.
+def delete(data_dir: Path, version: str, *, dry_run: bool = False) -> Listed:
+    """Delete one version, with its caches, because a person wants it; or see, with ``dry_run``, whether that may be.
 
     Returns:
         What it was.
@@ -137,7 +137,8 @@ def delete(data_dir: Path, version: str) -> Listed:
                 hint="; then ".join(hold.how for hold in kept),
             )
         listed = next(each for each in listing(data_dir) if each.id == version)
-        _remove(data_dir, version)
+        if not dry_run:
+            _remove(data_dir, version)
     return listed
 
 

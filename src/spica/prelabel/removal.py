@@ -83,6 +83,7 @@ def remove(
     backup: Path,
     filters: Narrowing = (),
     now: bool = False,
+    confirm: Callable[[int], bool] = lambda _: True,
 ) -> Removal:
     """Delete predictions after writing them to a file, but those that an open task or an annotation names.
 
@@ -93,6 +94,7 @@ def remove(
         backup: the file, which must not exist yet; `spica predictions restore` puts it back.
         filters: only of tasks that meet them.
         now: also those that an open task may name.
+        confirm: asked with their number before any is deleted; without its yes nothing is, and no backup stays.
 
     Raises:
         StorageError: the backup could not be written; nothing was deleted.
@@ -125,8 +127,13 @@ def remove(
             got=str(on_disk),
             hint="nothing was deleted; look at the disk",
         )
-    if backed_up == 0:
-        backup.unlink()
+    goes = False
+    try:
+        goes = confirm(backed_up) and backed_up > 0
+    finally:
+        if not goes:
+            backup.unlink()
+    if not goes:
         return Removal(None, 0, **stay)
     # A version of which everything is in the file can go in one request; single ones take one each.
     counts = client.prediction_versions(project)

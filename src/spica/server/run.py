@@ -104,7 +104,7 @@ class ModelServer:
 
     def __init__(self, service: Service, settings: Settings, *, host: str, port: int) -> None:
         self._service = service
-        self._socket = bind(host, port, option="--model-port")
+        self._socket = bind(host, port, option="--port")
         self.port = int(self._socket.getsockname()[1])
         self.url = f"http://{'127.0.0.1' if host.strip('[]') == '::' else reachable(host)}:{self.port}"
         app = build_app(service, settings, host=host)
