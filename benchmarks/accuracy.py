@@ -11,8 +11,8 @@ from spica.detectors.comparison import LEAST_BOXES, agreement
 from spica.detectors.contract import Precision
 from spica.detectors.openvino import machine
 from spica.evaluation.bootstrap import difference, draws
-from spica.evaluation.coco import evaluate
 from spica.evaluation.matching import match_all
+from spica.evaluation.metrics import evaluate
 from spica.evaluation.predict import image_file, predict
 from spica.evaluation.truth import Truth
 from spica.models.load import load_detector

@@ -25,7 +25,7 @@ from spica.assistance.edits import Edits, cost_s, edits
 from spica.bench import machine
 from spica.boxes import Detections
 from spica.detectors.contract import Detector
-from spica.evaluation.coco import evaluate
+from spica.evaluation.metrics import evaluate
 from spica.evaluation.predict import image_file, predict
 from spica.models import versions
 from spica.models.load import load_detector

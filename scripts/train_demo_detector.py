@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from spica.boxes import Detections
 from spica.demo import field, model_folder, network
-from spica.evaluation.coco import evaluate
 from spica.evaluation.matching import match
+from spica.evaluation.metrics import evaluate
 from spica.evaluation.truth import Truth
 from spica.files import sha256_file, write_text
 

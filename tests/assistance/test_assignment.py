@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spica.assistance.assignment import Savings, assign
+from spica.assistance.edits import Savings, assign
 
 
 def total(savings: Savings, columns: list[int]) -> float:

@@ -109,11 +109,11 @@ class Studio:
         return []
 
     def count(self, learned: Mapping[int, str]) -> Any:
-        """As `spica.training.annotations.count_new`."""
-        from spica.training.annotations import News
+        """As `spica.training.submissions.count_new`."""
+        from spica.training.submissions import NewSubmissions
 
         self.counted += 1
-        return News(self.annotations - len(learned), 0)
+        return NewSubmissions(self.annotations - len(learned), 0)
 
     def worker(self, request: Request) -> ScriptedWorker:
         """The next process."""
@@ -131,7 +131,7 @@ def studio(monkeypatch: pytest.MonkeyPatch) -> Studio:
     """In place of Label Studio."""
     found = Studio()
     monkeypatch.setattr("spica.server.learning.LabelStudioClient", lambda *_: found)
-    monkeypatch.setattr("spica.training.annotations.count_new", lambda _client, _project, learned: found.count(learned))
+    monkeypatch.setattr("spica.training.submissions.count_new", lambda _client, _project, learned: found.count(learned))
     return found
 
 

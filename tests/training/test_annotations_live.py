@@ -19,7 +19,7 @@ from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.launch import LabelStudioProcess
 from spica.labelstudio.media import MediaReader
 from spica.labelstudio.tokens import LabelStudioAuth
-from spica.training.annotations import News, count_new, fetch, learned
+from spica.training.submissions import NewSubmissions, count_new, fetch, learned
 
 pytestmark = pytest.mark.label_studio
 
@@ -124,22 +124,22 @@ def test_what_people_submitted(client: LabelStudioClient, project: Project, medi
     again = fetch(client, media, project.id, tmp_path / "images", allow_partial=True)
     assert len(media.read_uris) == asked, "a second reading reads no image again"
     assert again.fingerprint == dataset.fingerprint
-    assert count_new(client, project.id, learned(dataset)) == News(0, 0)
+    assert count_new(client, project.id, learned(dataset)) == NewSubmissions(0, 0)
 
 
 def test_counting(client: LabelStudioClient, project: Project, media: Media, tmp_path: Path) -> None:
     """New and changed annotations are counted, by whatever way they came; skipped and deleted ones are not."""
-    assert count_new(client, project.id, {}) == News(0, 0)
+    assert count_new(client, project.id, {}) == NewSubmissions(0, 0)
     tasks = client.upload_images(project.id, {f"img{number:03}.jpg": photograph(number) for number in range(8)})
     made = [client.create_annotation(task, [region(10, 10, 20, 20)]) for task in tasks[:3]]
-    assert count_new(client, project.id, {}) == News(3, 0)
+    assert count_new(client, project.id, {}) == NewSubmissions(3, 0)
     known = learned(fetch(client, media, project.id, tmp_path))
     assert sorted(known) == made
     client.create_annotation(tasks[3], [region(10, 10, 20, 20)])
     client.create_annotation(tasks[4], [], was_cancelled=True)
-    assert count_new(client, project.id, known) == News(1, 0)
+    assert count_new(client, project.id, known) == NewSubmissions(1, 0)
     client.update_annotation(made[0], result=[])
-    assert count_new(client, project.id, known) == News(1, 1)
+    assert count_new(client, project.id, known) == NewSubmissions(1, 1)
     items = [{"task": tasks[5], "result": [region(1, 1, 30, 30)], "score": 0.5, "model_version": "v1"}]
     assert client.create_predictions(project.id, items) == 1
     client.call(
@@ -148,9 +148,9 @@ def test_counting(client: LabelStudioClient, project: Project, media: Media, tmp
         params={"id": "predictions_to_annotations", "project": project.id},
         json={"selectedItems": {"all": False, "included": [tasks[5]]}, "model_version": "v1"},
     )
-    assert count_new(client, project.id, known) == News(2, 1), "annotations that an action made count too"
+    assert count_new(client, project.id, known) == NewSubmissions(2, 1), "annotations that an action made count too"
     client.call("DELETE", f"/api/annotations/{made[1]}/")
-    assert count_new(client, project.id, known) == News(2, 1)
+    assert count_new(client, project.id, known) == NewSubmissions(2, 1)
     # Far ahead of the known ones nothing but the numbers tells what is new.
     ahead = dict.fromkeys(known, "2999-01-01T00:00:00.000000Z")
     assert count_new(client, project.id, ahead).new == 2
@@ -181,7 +181,7 @@ def test_images_that_are_gone(client: LabelStudioClient, project: Project, media
     assert [each.task for each in dataset.examples] == [good]
     assert told[-1] == (4, 4)
     assert len(dataset.problems) == 2
-    assert count_new(client, project.id, learned(dataset)) == News(0, 0)
+    assert count_new(client, project.id, learned(dataset)) == NewSubmissions(0, 0)
 
 
 def test_nothing_to_learn_from(client: LabelStudioClient, project: Project, media: Media, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_annotations_that_meet_no_image(tmp_path: Path) -> None:
     dataset, left_out = read(coco(tmp_path / "in", images, rows))
     assert list(kept(dataset)) == ["1.jpg"]
     assert set(left_out) == {"2.jpg", "3.jpg", "4.jpg", "5.jpg"}
-    assert set(left_out.values()) == {"annotations that meet no image, and may be its own"}
+    assert set(left_out.values()) == {"annotations that match no image, and may be its own"}
     told = next(sentence for sentence in dataset.problems if sentence.startswith("4 annotations have an image_id"))
     assert 'image_id "2"' in told
     with pytest.raises(DataSetError, match="4 of 5 images") as refused:

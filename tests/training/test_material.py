@@ -11,8 +11,8 @@ import pytest
 
 from spica.evaluation.truth import Truth
 from spica.training import material
-from spica.training.annotations import learned
 from spica.training.dataset import DataSet
+from spica.training.submissions import learned
 from training_data import example, wheat
 
 

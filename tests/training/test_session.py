@@ -157,7 +157,7 @@ def test_a_run_that_is_taken_up_goes_on_with_what_it_had(
     images = wheat(tmp_path / "images", range(1000, 1004), width=96, height=64)
     before, now = DataSet(images.classes, images.examples[:3]), images
     calls = [before, now]
-    monkeypatch.setattr("spica.training.annotations.fetch", lambda *_, **__: calls.pop(0))
+    monkeypatch.setattr("spica.training.submissions.fetch", lambda *_, **__: calls.pop(0))
     first = replace(request(tmp_path), parent_id="v-1")
     nothing: Any = None
     assert session._material(first, nothing, nothing, controls(None), lambda **_: None) == (before, [])

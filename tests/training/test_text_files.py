@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spica.errors import DataSetError
-from spica.training.cleaning import Tally
+from spica.training.formats.annotated import ReadingLog
 from spica.training.formats.text import read_lines, read_text
 
 JAPANESE = ("穂\n葉\n", "小麦\nトマト\n", "りんご", "麦\n", "spike\n穂", "車\n自転車\n歩行者", "病斑\r\n健全\r\n")
@@ -35,9 +35,9 @@ CHINESE = ("小麦\n稻穗\n", "苹果\n梨\n", "水稻", "spike\n稻", "人\n�
 def test_encodings(tmp_path: Path, text: str, encoding: str, told: str) -> None:
     """Each encoding in use is read, and one that was guessed is told."""
     (tmp_path / "classes.txt").write_bytes(text.encode(encoding))
-    tally = Tally()
-    assert read_text(tmp_path / "classes.txt", tally) == text.lstrip("\ufeff").replace("\r\n", "\n")
-    assert [told in sentence and "classes.txt" in sentence for sentence in tally.sentences()] == [True] * bool(told)
+    log = ReadingLog()
+    assert read_text(tmp_path / "classes.txt", log) == text.lstrip("\ufeff").replace("\r\n", "\n")
+    assert [told in sentence and "classes.txt" in sentence for sentence in log.sentences()] == [True] * bool(told)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_an_encoding_that_can_not_be_told(tmp_path: Path, data: bytes) -> None:
     """Names are not guessed from bytes that may mean anything: the file is named, and what to do."""
     (tmp_path / "classes.txt").write_bytes(data)
     with pytest.raises(DataSetError, match="encoding") as caught:
-        read_text(tmp_path / "classes.txt", Tally())
+        read_text(tmp_path / "classes.txt", ReadingLog())
     assert "classes.txt" in str(caught.value)
     assert "UTF-8" in str(caught.value)
 
@@ -63,13 +63,13 @@ def test_an_encoding_that_can_not_be_told(tmp_path: Path, data: bytes) -> None:
 def test_lines_keep_their_numbers(tmp_path: Path) -> None:
     """Only ends of lines end a line, blank lines count, and spaces around a name don't."""
     (tmp_path / "a.txt").write_bytes("one\r\n\r\n three\x85\u2028x \rfour".encode())
-    assert read_lines(tmp_path / "a.txt", Tally()) == ["one", "", "three\x85\u2028x", "four"]
+    assert read_lines(tmp_path / "a.txt", ReadingLog()) == ["one", "", "three\x85\u2028x", "four"]
 
 
 def test_no_file(tmp_path: Path) -> None:
     """A file that is not there is an error that names it."""
     with pytest.raises(DataSetError, match="can't be read"):
-        read_text(tmp_path / "none.txt", Tally())
+        read_text(tmp_path / "none.txt", ReadingLog())
 
 
 @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -78,4 +78,4 @@ def test_any_bytes(tmp_path: Path, data: bytes) -> None:
     """Whatever the bytes are, there is a text or an error for people."""
     (tmp_path / "any.txt").write_bytes(data)
     with contextlib.suppress(DataSetError):
-        read_text(tmp_path / "any.txt", Tally())
+        read_text(tmp_path / "any.txt", ReadingLog())

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from annotated_images import photograph
 from spica.errors import DataSetError
 from spica.training.dataset import DataSet
-from spica.training.formats.sketch import IMAGE_SUFFIXES
+from spica.training.formats.annotated import IMAGE_SUFFIXES
 from spica.training.sources import load
 
 BOX = "0 0.5 0.5 0.25 0.5\n1 0.2 0.2 0.1 0.1\n"

@@ -14,7 +14,6 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from spica.assistance.assignment import Savings, assign
 from spica.boxes import Detections
 from spica.evaluation.matching import iou_float64
 from spica.evaluation.truth import Truth
@@ -60,6 +59,9 @@ class Costs:
 
 DEFAULT_COSTS: Final = Costs()
 
+Savings = NDArray[np.float64]
+"""float64 (N, M): seconds that each pair of a box and an object saves; 0 or less: better left apart."""
+
 
 @dataclass(frozen=True, slots=True)
 class Edits:
@@ -95,7 +97,7 @@ class Edits:
         return self.kept + self.moved + self.relabelled - self.both + self.drawn
 
     def as_json(self) -> dict[str, int]:
-        """For reports."""
+        """The numbers by kind."""
         return asdict(self)
 
 
@@ -142,6 +144,17 @@ def image_costs_s(
         cost_s(edits(answer.where(answer.scores >= threshold), truth, costs), costs)
         for answer, truth in zip(answers, truths, strict=True)
     ]
+
+
+def assign(savings: Savings) -> NDArray[np.int64]:
+    """For each row its column, int64 (N,), -1 for none; no column twice; the sum of the savings is the largest."""
+    from scipy.optimize import linear_sum_assignment  # takes a moment to load
+
+    columns = np.full(savings.shape[0], -1, np.int64)
+    rows, chosen = linear_sum_assignment(np.maximum(savings, 0.0), maximize=True)
+    saves = savings[rows, chosen] > 0
+    columns[rows[saves]] = chosen[saves]
+    return columns
 
 
 _PREFERENCE: Final = 1e-6

@@ -64,8 +64,7 @@ def fetch_project(
     """A project's data set, its images kept in Spica's own folder; and which project it is."""
     from spica.labelstudio.media import MediaReader
     from spica.labelstudio.tokens import LabelStudioAuth
-    from spica.training.annotations import fetch
-    from spica.training.photos import photos_in
+    from spica.training.submissions import fetch, image_cache
 
     key = settings.label_studio_api_key
     with ExitStack() as stack:
@@ -85,7 +84,7 @@ def fetch_project(
             client,
             media,
             project,
-            photos_in(settings.data_dir),
+            image_cache(settings.data_dir),
             progress=bar.show,
             allow_partial=allow_partial,
             notes=notes,
@@ -94,6 +93,6 @@ def fetch_project(
 
 
 def tell_problems(dataset: DataSet) -> None:
-    """What was left out or mended, on screen."""
+    """What was left out or corrected, on screen."""
     for problem in dataset.problems:
         note(problem)

@@ -202,9 +202,9 @@ def _judge(
     detector: Detector, model: Model, dataset: DataSet, source: str, settings: Settings, notes: list[str]
 ) -> Report:
     from spica.classes import map_classes
-    from spica.evaluation.coco import evaluate as coco
     from spica.evaluation.counting import count
     from spica.evaluation.matching import match_all
+    from spica.evaluation.metrics import evaluate as coco_metrics
     from spica.evaluation.predict import reason
     from spica.evaluation.report import Data, Report, ap50_interval
 
@@ -225,7 +225,7 @@ def _judge(
     return Report(
         model=model,
         data=Data(source, dataset.classes, dataset.fingerprint),
-        metrics=coco(truths, detections, dataset.classes, max_detections=most),
+        metrics=coco_metrics(truths, detections, dataset.classes, max_detections=most),
         ap50=ap50_interval(matches, [example.group for example in examples]),
         matches=matches,
         counting=count(truths, detections, settings.threshold),

@@ -6,22 +6,22 @@ shows names in any script with its own fonts; PNG uses the fonts of this machine
 
 from __future__ import annotations
 
+import contextlib
 import io
-import uuid
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
-from spica.errors import StorageError, UsageError
+from spica.errors import UsageError
 from spica.evaluation.counting import AtThreshold, Counting
 from spica.evaluation.matching import Matches
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+
+FileType = Literal["svg", "png"]
 
 WHEAT: Final = "#855f00"
 INK: Final = "#26221a"
@@ -30,6 +30,8 @@ _LINE: Final = "#e3dccb"
 _COLOURS: Final = (WHEAT, "#0072b2", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#7a7a7a", "#5d3a9b")
 """Distinct for people with any colour vision (Okabe and Ito, "Color universal design", 2008), save the first."""
 _MOST_CURVES: Final = 8
+_LONGEST_NAME: Final = 24
+_METRICS: Final = {"ap50": "mAP50", "ap": "mAP", "ar": "mAR"}
 
 _FONTS: Final = (
     *("Noto Sans CJK JP", "Noto Sans JP", "IPAexGothic", "IPAPGothic", "IPAGothic", "TakaoPGothic", "VL PGothic"),
@@ -38,65 +40,24 @@ _FONTS: Final = (
 """With Japanese: Linux's, macOS's and Windows's usual ones."""
 
 
-def curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
+def curves(history: Sequence[Mapping[str, Any]], kind: FileType) -> bytes:
     """Loss and metrics by epoch, the first figure of a training.
 
     Args:
         history: one an epoch: ``number`` from 1, ``losses`` with ``loss``, and ``metrics`` with ``ap``, ``ap50`` and
             ``ar`` in [0, 1], or None where it was not judged.
-        path: ends in .svg or .png.
+        kind: of file.
 
     Raises:
-        StorageError: it can't be written.
         UsageError: matplotlib is not installed.
     """
-    _save(_curves(history), path)
-
-
-def counts(counting: Counting, path: Path) -> None:
-    """Predicted against true number of objects, an image a point, with R² and bias; otherwise as :func:`curves`."""
-    _save(_counts(counting), path)
-
-
-def precision_recall(matches: Matches, classes: Sequence[str], path: Path, *, shown: AtThreshold | None = None) -> None:
-    """Precision against recall of each class, those with the most objects if there are many.
-
-    Args:
-        matches: at IoU 0.5.
-        classes: names by class id.
-        path: ends in .svg or .png.
-        shown: marks where a threshold lies; it is of all classes together, so only drawn for one class.
-
-    Raises:
-        StorageError: it can't be written.
-        UsageError: matplotlib is not installed.
-    """
-    _save(_precision_recall(matches, classes, shown), path)
-
-
-def counts_svg(counting: Counting) -> str:
-    """:func:`counts` as the text of an SVG."""
-    return _svg(_counts(counting))
-
-
-def precision_recall_svg(matches: Matches, classes: Sequence[str], *, shown: AtThreshold | None = None) -> str:
-    """:func:`precision_recall` as the text of an SVG."""
-    return _svg(_precision_recall(matches, classes, shown))
-
-
-Drawing = Callable[[], "Figure"]
-"""Draws when called, inside our own settings of matplotlib."""
-
-
-def _curves(history: Sequence[Mapping[str, Any]]) -> Drawing:
-    def draw() -> Figure:
+    with _panels(2, kind) as (file, (left, right)):
         from matplotlib.ticker import MaxNLocator
 
-        figure, (left, right) = _panels(2)
         epochs = [int(epoch["number"]) for epoch in history]
         left.plot(epochs, [float(epoch["losses"]["loss"]) for epoch in history], color=_COLOURS[0], marker="o", ms=3)
         left.set(title="Loss", xlabel="epoch", ylim=(0, None))
-        for (name, text), colour in zip(_BY_EPOCH.items(), _COLOURS, strict=False):
+        for (name, text), colour in zip(_METRICS.items(), _COLOURS, strict=False):
             judged = [
                 (int(epoch["number"]), float(epoch["metrics"][name]))
                 for epoch in history
@@ -108,20 +69,15 @@ def _curves(history: Sequence[Mapping[str, Any]]) -> Drawing:
         if right.lines:
             right.legend(frameon=False, loc="lower right")
         else:
-            _say(right, "not judged")
+            _write(right, "not judged")
         for axes in (left, right):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        return figure
-
-    return draw
+    return file.getvalue()
 
 
-_BY_EPOCH: Final = {"ap50": "mAP50", "ap": "mAP", "ar": "mAR"}
-
-
-def _counts(counting: Counting) -> Drawing:
-    def draw() -> Figure:
-        figure, (axes,) = _panels(1)
+def counts(counting: Counting, kind: FileType) -> bytes:
+    """Predicted against true number of objects, an image a point, with R² and bias; errors as :func:`curves`."""
+    with _panels(1, kind) as (file, (axes,)):
         top = max(int(max(counting.true.max(initial=0), counting.predicted.max(initial=0))), 1) * 1.05
         axes.plot([0, top], [0, top], color=_SOFT, lw=1, ls="--", zorder=1)
         axes.scatter(counting.true, counting.predicted, s=22, color=WHEAT, alpha=0.65, linewidths=0, zorder=2)
@@ -133,82 +89,73 @@ def _counts(counting: Counting) -> Drawing:
             ylim=(0, top),
             aspect="equal",
         )
-        told = [
+        lines = [
             "" if counting.r2 is None else f"R² = {counting.r2:.2f}",
             "" if counting.bias is None else f"bias = {counting.bias:+.1f} objects".replace("-", "−"),
             "" if counting.mae is None else f"mean error = {counting.mae:.1f} objects",
         ]
-        axes.text(0.04, 0.96, "\n".join(filter(None, told)), transform=axes.transAxes, va="top", linespacing=1.5)
-        return figure
-
-    return draw
+        axes.text(0.04, 0.96, "\n".join(filter(None, lines)), transform=axes.transAxes, va="top", linespacing=1.5)
+    return file.getvalue()
 
 
-def _precision_recall(matches: Matches, classes: Sequence[str], shown: AtThreshold | None) -> Drawing:
-    def draw() -> Figure:
-        figure, (axes,) = _panels(1)
+def precision_recall(
+    matches: Matches, classes: Sequence[str], kind: FileType, *, shown: AtThreshold | None = None
+) -> bytes:
+    """Precision against recall of each class, those with the most objects if there are many; errors as :func:`curves`.
+
+    Args:
+        matches: at IoU 0.5.
+        classes: names by class id.
+        kind: of file.
+        shown: marks where a threshold lies; it is of all classes together, so only drawn for one class.
+    """
+    with _panels(1, kind) as (file, (axes,)):
         objects = matches.objects.sum(axis=0)
-        most = [int(each) for each in np.argsort(-objects, kind="stable") if objects[each]][:_MOST_CURVES]
+        most = [int(class_id) for class_id in np.argsort(-objects, kind="stable") if objects[class_id]][:_MOST_CURVES]
         for class_id, colour in zip(sorted(most), _COLOURS, strict=False):
             recall, precision, _ = matches.curve(class_id)
             highest_after = np.maximum.accumulate(precision[::-1])[::-1]
-            ends = [0.0] * len(recall[:1])  # none for a class that was never answered: its line is in the legend only
+            ends = [0.0] * len(recall[:1])  # none for a class without detections: its line is in the legend only
+            name = classes[class_id]
+            cut = name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
             axes.step(
                 np.concatenate([ends, recall, recall[-1:]]),
                 np.concatenate([highest_after[:1], highest_after, ends]),
                 where="pre",
                 color=colour,
-                label=f"AP50 {matches.class_ap(class_id):.3f}  {_short(classes[class_id])}",
+                label=f"AP50 {matches.class_ap(class_id):.3f}  {cut}".replace("$", r"\$"),  # which begins a formula
             )
         if shown is not None and len(most) == 1 and shown.precision is not None and shown.recall is not None:
-            axes.plot([shown.recall], [shown.precision], "o", ms=8, mfc="white", color=INK, zorder=3)
-            axes.annotate(
-                f"score {shown.threshold:g}", (shown.recall, shown.precision), (-10, -14), textcoords="offset points",
-                ha="right",
-            )  # fmt: skip
+            point = (shown.recall, shown.precision)
+            axes.plot(*([value] for value in point), "o", ms=8, mfc="white", color=INK, zorder=3)
+            axes.annotate(f"score {shown.threshold:g}", point, (-10, -14), textcoords="offset points", ha="right")
         axes.set(title="Precision and recall at IoU 0.5", xlabel="recall", ylabel="precision")
         axes.set(xlim=(0, 1.01), ylim=(0, 1.01), aspect="equal")
         if most:
             axes.legend(frameon=False, loc="lower left")
         else:
-            _say(axes, "no objects")
-        return figure
-
-    return draw
+            _write(axes, "no objects")
+    return file.getvalue()
 
 
-def _panels(count: int) -> tuple[Figure, list[Axes]]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.8 * count, 4.4), layout="constrained")
-    panels = [figure.add_subplot(1, count, number) for number in range(1, count + 1)]
-    for axes in panels:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(visible=True)
-    return figure, panels
-
-
-def _say(axes: Axes, text: str) -> None:
+def _write(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", color=_SOFT)
 
 
-def _short(name: str, most: int = 24) -> str:
-    """A name that fits a legend; a dollar begins no formula."""
-    cut = name if len(name) <= most else name[: most - 1] + "…"
-    return cut.replace("$", r"\$")
-
-
-def _rendered(drawing: Drawing, form: str) -> bytes:
+@contextlib.contextmanager
+def _panels(count: int, kind: FileType) -> Iterator[tuple[io.BytesIO, list[Axes]]]:
+    """Axes side by side to draw in, and the file that has the figure afterwards."""
     try:
         import matplotlib as mpl
         from matplotlib import font_manager
+        from matplotlib.figure import Figure
     except ImportError:
         raise UsageError(
             "figures need a package that is not installed", expected="matplotlib", hint='pip install "spica[train]"'
         ) from None
-    there = {font.name for font in font_manager.fontManager.ttflist}
+    installed = {font.name for font in font_manager.fontManager.ttflist}
     style = {
-        "font.family": ["DejaVu Sans", *(name for name in _FONTS if name in there)],
+        "font.family": ["DejaVu Sans", *(name for name in _FONTS if name in installed)],
         "font.size": 10,
         "axes.titlesize": 11,
         "axes.titleweight": "bold",
@@ -221,24 +168,14 @@ def _rendered(drawing: Drawing, form: str) -> bytes:
         "svg.fonttype": "none",
         "svg.hashsalt": "spica",  # the same figure is the same text
     }
-    buffer = io.BytesIO()
+    file = io.BytesIO()
     with mpl.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box in its place, or the browser's font
-        metadata = {"Date": None} if form == "svg" else {}
-        drawing().savefig(buffer, format=form, dpi=150, facecolor="white", metadata=metadata)
-    return buffer.getvalue()
-
-
-def _svg(drawing: Drawing) -> str:
-    return _rendered(drawing, "svg").decode("utf-8")
-
-
-def _save(drawing: Drawing, path: Path) -> None:
-    data = _rendered(drawing, path.suffix.lower().lstrip("."))
-    aside = path.with_name(f".tmp-{uuid.uuid4().hex}{path.suffix}")
-    try:
-        aside.write_bytes(data)
-        aside.replace(path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise StorageError("a figure could not be written", where=str(path), got=error.strerror) from error
+        figure = Figure(figsize=(4.8 * count, 4.4), layout="constrained")
+        panels = [figure.add_subplot(1, count, number) for number in range(1, count + 1)]
+        for axes in panels:
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.grid(visible=True)
+        yield file, panels
+        metadata = {"Date": None} if kind == "svg" else {}
+        figure.savefig(file, format=kind, dpi=150, facecolor="white", metadata=metadata)

@@ -10,10 +10,10 @@ from typing import Any, Final
 
 from spica import __version__
 from spica.evaluation.bootstrap import Interval, draws, interval
-from spica.evaluation.coco import SIZES, Metrics
 from spica.evaluation.counting import AtThreshold, Counting, at_threshold, best_f1
-from spica.evaluation.figures import counts_svg, precision_recall_svg
+from spica.evaluation.figures import counts, precision_recall
 from spica.evaluation.matching import Matches
+from spica.evaluation.metrics import SIZES, Metrics
 
 FORMAT: Final = 1
 """Of the JSON; raised when a key changes its meaning."""
@@ -146,8 +146,8 @@ class Report:
         )
         environment.filters["share"] = _share
         figures = {
-            "precision_recall": precision_recall_svg(self.matches, self.data.classes, shown=self.shown),
-            "counts": counts_svg(self.counting),
+            "precision_recall": precision_recall(self.matches, self.data.classes, "svg", shown=self.shown),
+            "counts": counts(self.counting, "svg"),
         }
         return environment.get_template("evaluation.html").render(
             report=self,
@@ -176,7 +176,7 @@ def ap50_interval(
 
 
 def _share(value: float | None) -> str:
-    """A share or metric for people: three decimals, a dash for what can't be said."""
+    """A share or metric with three decimals, a dash for what can't be said."""
     return "–" if value is None else f"{value:.3f}"
 
 
@@ -188,6 +188,6 @@ def _size_text(low: float, high: float) -> str:
     return f"{low**0.5:.0f} × {low**0.5:.0f} to {high**0.5:.0f} × {high**0.5:.0f} pixels"
 
 
-def _data_uri(svg: str) -> str:
+def _data_uri(svg: bytes) -> str:
     """For an ``img``: what an image holds is never run, and names in two figures can't clash."""
-    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode("utf-8")).decode("ascii")
+    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode("ascii")

@@ -19,8 +19,8 @@ from spica.detectors.contract import Detector, Precision
 from spica.detectors.openvino import Machine, machine
 from spica.errors import ImageError, ModelUnavailableError
 from spica.evaluation.bootstrap import Interval, difference, draws
-from spica.evaluation.coco import Metrics, evaluate
 from spica.evaluation.matching import match_all
+from spica.evaluation.metrics import Metrics, evaluate
 from spica.evaluation.truth import Truth
 from spica.images import Image, decode
 from spica.models.card import Form, record_form

@@ -18,7 +18,7 @@ from spica.detectors.quantisation import MAX_CALIBRATION_IMAGES, quantise
 from spica.detectors.torch_gpu import gpu
 from spica.detectors.weights import inspect
 from spica.errors import DataSetError, UsageError, WeightsError
-from spica.evaluation.coco import Metrics, evaluate
+from spica.evaluation.metrics import Metrics, evaluate
 from spica.evaluation.truth import Truth
 from spica.files import scratch, storage_error
 from spica.models.card import Card, Form, describe_files, read_card, record_form

@@ -372,7 +372,7 @@ class Learning:
         self, client: LabelStudioClient, project: ProjectKey, *, asked: bool, cause: str, on_event: bool = True
     ) -> Run | None:
         """Count what is new, and start a training if it is enough."""
-        from spica.training.annotations import count_new
+        from spica.training.submissions import count_new
 
         body: Json = client.call("GET", f"/api/projects/{project.number}/")
         found = ProjectKey.read(body) or project

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from spica.errors import DataSetError
 from spica.evaluation.truth import Truth
 
 
@@ -18,11 +19,11 @@ class Example:
         path: the image file.
         digest: of the file's bytes, as :func:`spica.images.digest_of` gives it.
         truth: its objects; an image without objects is a true negative.
-        name: for people and exports: the file's own name, unique within a data set.
+        name: the file's own name, unique within a data set.
         task: number of Label Studio's task, None for data from files.
         annotation: number of the annotation that was taken, None for data from files.
         updated: when that annotation was last changed, ISO 8601 as Label Studio says it; None for data from files.
-        group: photographs that show the same thing (tiles of one photo, near-duplicates) share it; None if unknown.
+        group: images that show the same thing (tiles of one photo, near-duplicates) share it; None if unknown.
     """
 
     path: Path
@@ -42,7 +43,7 @@ class DataSet:
     Attributes:
         classes: names by class id, at least one.
         examples: in a stable order.
-        problems: what was left out or mended and why, a sentence each, for people.
+        problems: what was left out or corrected and why, a sentence each.
         left_out: number and time of last change of the annotations that were read and gave no example, so that they
             don't count as new for ever.
     """
@@ -73,3 +74,40 @@ class DataSet:
             for example in self.examples
         )
         return hashlib.sha256("\n".join([json.dumps(self.classes), *lines]).encode("utf-8")).hexdigest()
+
+    def classes_without_objects(self) -> tuple[str, ...]:
+        """Names of classes of which no image has an object, in quotes."""
+        present = {int(class_id) for example in self.examples for class_id in example.truth.class_ids}
+        return tuple(f'"{name}"' for number, name in enumerate(self.classes) if number not in present)
+
+
+def require_learnable(dataset: DataSet) -> tuple[str, ...]:
+    """Check that something can be learned from a data set at all.
+
+    Returns:
+        A sentence for each class without a single object: nothing can be learned about it.
+
+    Raises:
+        DataSetError: no image, no object, or one image only, which leaves none to judge by.
+    """
+    hint = "label some more tasks and submit them"
+    if not dataset.examples:
+        raise DataSetError("there is no annotated image to learn from", hint=hint)
+    if dataset.boxes == 0:
+        raise DataSetError(
+            "no object to learn from: all annotated images are empty",
+            got=f"{len(dataset.examples)} images without boxes",
+            expected=f"boxes of {', '.join(dataset.classes)}",
+            hint=hint,
+        )
+    if len(dataset.examples) == 1:
+        raise DataSetError(
+            "one annotated image is not enough: one is learned from, another is to judge by",
+            got="1 image",
+            expected="at least 2, better 20",
+            hint=hint,
+        )
+    return tuple(
+        f"no image has an object of class {name}: nothing can be learned about it"
+        for name in dataset.classes_without_objects()
+    )

@@ -24,10 +24,7 @@ from spica.files import discard, put_in_place, scratch, storage_error
 from spica.images import decode, orientation_of
 from spica.settings import Settings
 from spica.training.dataset import DataSet, Example
-from spica.training.formats.coco import Coco
-from spica.training.formats.sketch import Writer
-from spica.training.formats.voc import Voc
-from spica.training.formats.yolo import Yolo
+from spica.training.formats import coco, voc, yolo
 
 MARKER: Final = "spica-export.json"
 """Says that Spica wrote a folder: only such a folder is ever replaced."""
@@ -36,10 +33,8 @@ _DEVICE: Final = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)", re.IGNORECASE)
 _LONGEST: Final = 120
 _QUALITY: Final = 95
 
-
-def formats() -> dict[str, Writer]:
-    """What can be written, by the name on the command line."""
-    return {"coco": Coco(), "yolo": Yolo(), "voc": Voc()}
+FORMATS: Final = {"coco": coco, "yolo": yolo, "voc": voc}
+"""What can be written, by the name on the command line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +65,19 @@ def export(dataset: DataSet, format_name: str, out: Path, *, force: bool = False
         DataSetError: there is nothing to write, or an image is gone.
         StorageError: it can't be written; then nothing is left behind.
     """
-    kind = formats().get(format_name)
-    if kind is None:
-        raise UsageError("there is no such format", expected=", ".join(formats()), got=format_name)
+    format_ = FORMATS.get(format_name)
+    if format_ is None:
+        raise UsageError("there is no such format", expected=", ".join(FORMATS), got=format_name)
     if not dataset.examples:
         raise DataSetError("there is no annotated image to export", hint="label some tasks and submit them")
     out = out.absolute()
     check_free(out, force=force)
     with scratch(out.parent) as folder:
         try:
-            folder_of_images = folder / kind.image_folder
-            folder_of_images.mkdir()
-            files, turned = _write_images(dataset.examples, folder_of_images)
-            kind.write(dataset, files, folder)
+            images = folder / format_.IMAGE_FOLDER
+            images.mkdir()
+            files, turned = _write_images(dataset.examples, images)
+            format_.write(dataset, files, folder)
             marker = {
                 "format": format_name,
                 "images": len(files),

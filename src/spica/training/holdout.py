@@ -17,7 +17,7 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -26,7 +26,6 @@ from spica.errors import DataSetError
 from spica.files import write_text
 from spica.models.locks import alone
 from spica.project import ProjectKey
-from spica.training.cleaning import unjudged
 from spica.training.dataset import DataSet
 from spica.training.likeness import alike, clusters, fingerprint_of, stem_of, telling
 
@@ -147,7 +146,12 @@ def split(
     holdout = _clustered(_part(dataset, sides, "holdout", ()), images)
     if not holdout.examples:
         problems.append("no image is held out: new versions can't be judged; annotate more images")
-    return train, replace(holdout, problems=(*problems, *unjudged(holdout))), Frozen(known)
+    return train, replace(holdout, problems=(*problems, *_unjudged(holdout))), Frozen(known)
+
+
+def _unjudged(holdout: DataSet) -> Iterator[str]:
+    for name in holdout.classes_without_objects():
+        yield f"no held-out image has an object of class {name}: new versions are not judged by it"
 
 
 def _part(dataset: DataSet, sides: Mapping[str, Side], side: Side, problems: tuple[str, ...]) -> DataSet:

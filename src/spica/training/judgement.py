@@ -120,7 +120,7 @@ def _judge(
     threshold: float,
     tell: Callable[..., None],
 ) -> Judged:
-    from spica.evaluation import coco
+    from spica.evaluation.metrics import evaluate
 
     detector = load_detector(version, threads=request.threads, serving=_seen(request))
     ours = _Asked.with_names(detector, version.classes, held.classes)
@@ -154,7 +154,7 @@ def _judge(
     )
     if problem is not None:
         verdict = replace(verdict, reason=f"{verdict.reason} {problem}")
-    metrics = coco.evaluate(truths, ours.run.answers, held.classes).as_json()
+    metrics = evaluate(truths, ours.run.answers, held.classes).as_json()
     form, notes = _checked(fast, ours.run, truths, held.classes, threshold)
     return Judged(verdict, metrics, form, notes)
 

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spica.errors import TrainingError
-from spica.training.cleaning import require_learnable
-from spica.training.dataset import DataSet
+from spica.training.dataset import DataSet, require_learnable
 from spica.training.footprint import lacks_memory
 from spica.training.progress import Epoch, Progress
 from spica.training.recipe import Recipe

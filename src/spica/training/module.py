@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from spica.errors import TrainingError
-from spica.evaluation.coco import evaluate
+from spica.evaluation.metrics import evaluate
 from spica.training import checkpoints, photographs
 from spica.training.answers import answers
 from spica.training.photographs import Batch, Photographs, mixed

@@ -16,7 +16,7 @@ class Epoch:
         losses: means by the network's own names, ``loss`` is their sum.
         lr: learning rate at its end.
         seconds: that it took, judging included.
-        metrics: :meth:`spica.evaluation.coco.Metrics.as_json` on the validation images; None if it was not judged.
+        metrics: :meth:`spica.evaluation.metrics.Metrics.as_json` on the validation images; None if it was not judged.
     """
 
     number: int

@@ -55,9 +55,9 @@ def write(trained: Trained, out: Path, *, data: DataSet, valid: DataSet | None, 
             told = card(trained, data, valid, counts)
             card_json.write_text(json.dumps(told, ensure_ascii=False, indent=2) + "\n", "utf-8")
             card_text.write_text(as_text(told, out.name), "utf-8")
-            figures.curves([epoch.as_json() for epoch in trained.history], curves)
+            curves.write_bytes(figures.curves([epoch.as_json() for epoch in trained.history], "png"))
             if counts is not None:
-                figures.counts(counts, scatter)
+                scatter.write_bytes(figures.counts(counts, "png"))
             for made, target in reversed(list(zip(paths(aside / out.name), paths(out), strict=True))):
                 if made.exists():
                     made.replace(target)

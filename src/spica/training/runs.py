@@ -61,7 +61,7 @@ class Run:
         version: id of what came out of it.
         verdict: what the gate said: ``accepted``, ``sentence`` and its figures.
         reason: why it failed or was cancelled: the inner part of the one JSON shape of errors.
-        learned: what it has learned from, as :func:`spica.training.annotations.count_new` takes it.
+        learned: what it has learned from, as :func:`spica.training.submissions.count_new` takes it.
         attempts: how often its process was started.
         settled: whether Label Studio shows what came out of it; True where nothing is to be shown.
         notes: what people should know, the latest last.

@@ -17,17 +17,16 @@ from spica.labelstudio.tokens import LabelStudioAuth
 from spica.models import versions
 from spica.models.card import weights_info
 from spica.models.version import ModelVersion
-from spica.training import annotations as submissions
-from spica.training import holdout, loop, material
+from spica.training import holdout, loop, material, submissions
 from spica.training import parent as parents
 from spica.training.dataset import DataSet
 from spica.training.formats.label_studio import class_names
 from spica.training.judgement import judge, record_bf16
 from spica.training.parent import Parent
-from spica.training.photos import photos_in
 from spica.training.process import Request
 from spica.training.progress import Progress
 from spica.training.recipe import Recipe
+from spica.training.submissions import image_cache
 
 _TELL_EVERY_S = 0.5
 _LOOP = "loop"
@@ -115,7 +114,7 @@ def _material(
         client,
         media,
         request.project.number,
-        photos_in(Path(request.data_dir)),
+        image_cache(Path(request.data_dir)),
         progress=lambda done, total: tell(stage=f"reading annotations, task {done} of {total}"),
         allow_partial=True,
     )

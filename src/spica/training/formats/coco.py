@@ -3,7 +3,7 @@
 ``bbox`` is left, top, width, height in pixels. Crowds (``iscrowd``) are no single objects: their image is left out.
 Images lie beside the JSON, in ``images``, or in a folder called like the last word of the JSON's name
 (``instances_train2017.json``: ``train2017``, ``images/train2017``); those of ``annotations`` beside that folder too.
-Ids of classes are those of the categories' order by id, so that they stay when images come and go. Written: categories
+Class ids follow the order of the categories' ids, so that they stay when images come and go. Written are categories
 from 1.
 """
 
@@ -19,109 +19,23 @@ import numpy as np
 
 from spica.errors import DataSetError
 from spica.training.dataset import DataSet
-from spica.training.formats.sketch import Found, ImageFinder, Sketch, no_boxes, numbers, size_of
+from spica.training.formats.annotated import (
+    AnnotatedImage,
+    Annotations,
+    ImageFinder,
+    ReadingLog,
+    boxes_array,
+    numbers,
+    read_json,
+    size_of,
+)
 
+IMAGE_FOLDER: Final = "images"
+FILE_NAME: Final = "annotations.json"
 _DIGITS: Final = 6  # of a pixel's coordinates: finer than float32
 
-
-class Coco:
-    """Reads and writes COCO's object detection format."""
-
-    name = "COCO"
-    image_folder = "images"
-    file_name = "annotations.json"
-
-    def read(self, data: Path, images: Path | None, split: str | None) -> Found:
-        """What the JSON at ``data`` holds; it has no splits.
-
-        Raises:
-            DataSetError: it is no such JSON.
-        """
-        del split
-        body = read_json(data)
-        if not is_coco(body):
-            raise _damaged(data, "images, annotations and categories", f"keys {sorted(body)[:10]}")
-        names = _categories(body["categories"], data)
-        found = Found(tuple(dict.fromkeys(names.values())), [])
-        listed = _objects(body["images"], data, "images")
-        file_names = (str(image.get("file_name") or "") for image in listed)
-        finder = ImageFinder(*_beside(data), given=images, names=file_names)
-        by_image: dict[int | str | None, list[dict[str, Any]]] = defaultdict(list)
-        for annotation in _objects(body["annotations"], data, "annotations"):
-            by_image[_id(annotation.get("image_id"))].append(annotation)
-        doubts = _doubts([_id(image.get("id")) for image in listed], by_image, found)
-        info = body.get("info")
-        # Label Studio's own export writes the stored size beside boxes that lie in the upright image.
-        is_upright = isinstance(info, dict) and info.get("contributor") == "Label Studio"
-        missing = 0
-        for image, doubt in zip(listed, doubts, strict=True):
-            name = str(image.get("file_name") or "")
-            shown = name.replace("\\", "/").rsplit("/", 1)[-1] or "an image without file_name"
-            path = finder.find(name)
-            if path is None or doubt is not None:
-                missing += path is None
-                found.leave_out(shown, doubt or "it is missing")
-                continue
-            sketch = _sketch(shown, image, by_image[_id(image.get("id"))], names, is_upright=is_upright)
-            found.images.append((sketch, path))
-        if listed and missing == len(listed):
-            raise DataSetError(
-                "none of the images is there",
-                where=str(data),
-                expected=f"{listed[0].get('file_name')} in {finder.shown}",
-                hint="give the folder of the images with --images",
-            )
-        return found
-
-    def write(self, dataset: DataSet, files: tuple[str, ...], folder: Path) -> None:
-        """Write ``annotations.json`` beside ``images/``."""
-        images: list[dict[str, Any]] = []
-        annotations: list[dict[str, Any]] = []
-        for number, (example, file) in enumerate(zip(dataset.examples, files, strict=True), start=1):
-            truth = example.truth
-            images.append({"id": number, "file_name": file, "width": truth.width, "height": truth.height})
-            for box, class_id in zip(truth.boxes_xyxy.astype(np.float64), truth.class_ids, strict=True):
-                left, top, right, bottom = (float(side) for side in box)
-                width, height = right - left, bottom - top
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": number,
-                        "category_id": int(class_id) + 1,
-                        "bbox": [round(side, _DIGITS) for side in (left, top, width, height)],
-                        "area": round(width * height, _DIGITS),
-                        "iscrowd": 0,
-                    }
-                )
-        categories = [{"id": number, "name": name} for number, name in enumerate(dataset.classes, start=1)]
-        body = {"images": images, "annotations": annotations, "categories": categories}
-        (folder / self.file_name).write_text(json.dumps(body, ensure_ascii=False), "utf-8")
-
-
-def read_json(path: Path) -> Any:
-    """What a JSON file holds.
-
-    Raises:
-        DataSetError: it can't be read.
-    """
-    try:
-        data = path.read_bytes()
-        text = data.decode(json.detect_encoding(data))
-        body = json.loads(text, object_pairs_hook=_once)
-        if "\\ud" in text or "\\uD" in text:  # half a letter, which no file takes
-            body = json.loads(json.dumps(body, ensure_ascii=False).encode("utf-8", "replace"))
-    except (OSError, ValueError, RecursionError) as error:
-        told = getattr(error, "strerror", None) or str(error)[:200]
-        raise DataSetError("the file can't be read", where=str(path), expected="JSON in UTF-8", got=told) from error
-    return body
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    body = dict(pairs)
-    if len(body) < len(pairs):
-        twice = next(key for key, number in Counter(key for key, _ in pairs).items() if number > 1)
-        raise ValueError(f"the key {json.dumps(twice)[:40]} twice in one object")
-    return body
+Id = int | str | None
+"""What an id is compared by; None where it is none: a list, null, a truth value, a fraction."""
 
 
 def is_coco(body: Any) -> bool:
@@ -131,6 +45,65 @@ def is_coco(body: Any) -> bool:
     )
 
 
+def read(data: Path, images: Path | None, log: ReadingLog) -> Annotations:
+    """What the JSON at ``data`` holds.
+
+    Raises:
+        DataSetError: it is no such JSON, or none of the images is there.
+    """
+    body = read_json(data)
+    if not is_coco(body):
+        raise _damaged(data, "images, annotations and categories", f"keys {sorted(body)[:10]}")
+    names = _categories(body["categories"], data)
+    listed = _objects(body["images"], data, "images")
+    file_names = [str(image.get("file_name") or "") for image in listed]
+    finder = ImageFinder(*_beside(data), given=images, names=file_names)
+    by_image: dict[Id, list[dict[str, Any]]] = defaultdict(list)
+    for annotation in _objects(body["annotations"], data, "annotations"):
+        by_image[_id(annotation.get("image_id"))].append(annotation)
+    ids = [_id(image.get("id")) for image in listed]
+    info = body.get("info")
+    # Label Studio's own export writes the stored size beside boxes that lie in the upright image.
+    is_upright = isinstance(info, dict) and info.get("contributor") == "Label Studio"
+    annotated: list[tuple[AnnotatedImage, Path]] = []
+    missing = 0
+    for image, number, name, doubt in zip(listed, ids, file_names, _doubts(ids, by_image, log), strict=True):
+        last = name.replace("\\", "/").rsplit("/", 1)[-1] or "an image without file_name"
+        path = finder.find(name)
+        if path is None or doubt is not None:
+            missing += path is None
+            log.leave_out(last, doubt or "it is missing")
+        else:
+            annotated.append((_annotated(last, image, by_image[number], names, is_upright=is_upright), path))
+    finder.require_some(missing, len(listed), str(listed[0].get("file_name")) if listed else "", data)
+    return tuple(dict.fromkeys(names.values())), annotated
+
+
+def write(dataset: DataSet, files: tuple[str, ...], folder: Path) -> None:
+    """Write ``annotations.json`` beside ``images/``, which holds the images under ``files``."""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number, (example, file) in enumerate(zip(dataset.examples, files, strict=True), start=1):
+        truth = example.truth
+        images.append({"id": number, "file_name": file, "width": truth.width, "height": truth.height})
+        for box, class_id in zip(truth.boxes_xyxy.astype(np.float64), truth.class_ids, strict=True):
+            left, top, right, bottom = (float(side) for side in box)
+            width, height = right - left, bottom - top
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": int(class_id) + 1,
+                    "bbox": [round(side, _DIGITS) for side in (left, top, width, height)],
+                    "area": round(width * height, _DIGITS),
+                    "iscrowd": 0,
+                }
+            )
+    categories = [{"id": number, "name": name} for number, name in enumerate(dataset.classes, start=1)]
+    body = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / FILE_NAME).write_text(json.dumps(body, ensure_ascii=False), "utf-8")
+
+
 def _beside(data: Path) -> list[Path]:
     """Where the images of a JSON may be."""
     roots = [data.parent, *([data.parent.parent] if data.parent.name.lower() == "annotations" else [])]
@@ -138,59 +111,50 @@ def _beside(data: Path) -> list[Path]:
     return [root / folder for root in roots for folder in (f"images/{part}", part, ".", "images")]
 
 
-def _id(value: Any) -> int | str | None:
-    """What an id meets by; None where it is none: a list, null, a truth value, a fraction."""
+def _id(value: Any) -> Id:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value if isinstance(value, int | str) and not isinstance(value, bool) else None
 
 
-def _doubts(
-    ids: Sequence[int | str | None], by_image: Mapping[int | str | None, list[dict[str, Any]]], found: Found
-) -> list[str | None]:
+def _doubts(ids: Sequence[Id], by_image: Mapping[Id, list[dict[str, Any]]], log: ReadingLog) -> list[str | None]:
     """Why it is not known which annotations are an image's, for each image's id; None where it is known."""
     times = Counter(ids)
     strays = {number: rows for number, rows in by_image.items() if number is None or number not in times}
     for number, rows in strays.items():
         shown = json.dumps(rows[0].get("image_id") if number is None else number, ensure_ascii=False)[:40]
-        found.tally.add("{n} annotations have an image_id that no image has", f"image_id {shown}", len(rows))
+        log.correct("{n} annotations have an image_id that no image has", f"image_id {shown}", len(rows))
     alike = {str(number) for number in strays}
 
-    def doubt(number: int | str | None) -> str | None:
+    def doubt(number: Id) -> str | None:
         if number is None:
             return "an id that is neither a number nor a text"
         if times[number] > 1:
             return "an id that another image has too"
         if str(number) in alike or (strays and number not in by_image):
-            return "annotations that meet no image, and may be its own"
+            return "annotations that match no image, and may be its own"
         return None
 
     return [doubt(number) for number in ids]
 
 
-def _categories(body: list[Any], data: Path) -> dict[int | str | None, str]:
-    listed = _objects(body, data, "categories")
-    named = [(_id(each.get("id")), str(each.get("name") or "")) for each in listed]
-    numbers_only = [number for number, name in named if isinstance(number, int) and name]
-    if not named or len(set(numbers_only)) < len(named):
+def _categories(body: list[Any], data: Path) -> dict[Id, str]:
+    named = [(_id(row.get("id")), str(row.get("name") or "")) for row in _objects(body, data, "categories")]
+    sound = {number for number, name in named if isinstance(number, int) and name}
+    if not named or len(sound) < len(named):
         raise _damaged(data, "categories, each with a number of its own as id and a name", f"{body[:2]}"[:200])
-    return dict(sorted(named, key=lambda each: int(each[0] or 0)))
+    return dict(sorted(named, key=lambda row: int(row[0] or 0)))
 
 
 def _objects(body: list[Any], data: Path, key: str) -> list[dict[str, Any]]:
-    if not all(isinstance(each, dict) for each in body):
+    if not all(isinstance(row, dict) for row in body):
         raise _damaged(data, f"objects in {key}", "something else")
     return body
 
 
-def _sketch(
-    name: str,
-    image: dict[str, Any],
-    annotations: list[dict[str, Any]],
-    names: Mapping[int | str | None, str],
-    *,
-    is_upright: bool,
-) -> Sketch:
+def _annotated(
+    name: str, image: dict[str, Any], annotations: list[dict[str, Any]], names: Mapping[Id, str], *, is_upright: bool
+) -> AnnotatedImage:
     boxes: list[list[float]] = []
     labels: list[str] = []
     doubt = None
@@ -206,14 +170,8 @@ def _sketch(
         left, top, width, height = box
         boxes.append([left, top, left + width, top + height])
         labels.append(names.get(_id(annotation.get("category_id")), ""))
-    return Sketch(
-        name=name,
-        labels=tuple(labels),
-        boxes_xyxy=np.array(boxes, np.float64) if boxes else no_boxes(),
-        size=size_of(image.get("width"), image.get("height")),
-        is_upright=is_upright,
-        doubt=doubt,
-    )
+    size = size_of(image.get("width"), image.get("height"))
+    return AnnotatedImage(name, tuple(labels), boxes_array(boxes), size=size, is_upright=is_upright, doubt=doubt)
 
 
 def _damaged(data: Path, expected: str, got: str) -> DataSetError:

@@ -27,8 +27,17 @@ from spica.labelstudio.api.records import Json
 from spica.labelstudio.control_tags import RectangleControl
 from spica.labelstudio.media import readings
 from spica.labelstudio.protocol import Task, image_uris
-from spica.training.formats.coco import read_json
-from spica.training.formats.sketch import IMAGE_SUFFIXES, Found, ImageFinder, Sketch, no_boxes, numbers, size_of
+from spica.training.formats.annotated import (
+    IMAGE_SUFFIXES,
+    AnnotatedImage,
+    Annotations,
+    ImageFinder,
+    ReadingLog,
+    boxes_array,
+    numbers,
+    read_json,
+    size_of,
+)
 
 _SHAPES: Final = frozenset(
     f"{shape}{labels}"
@@ -56,9 +65,9 @@ class _Regions:
     doubt: str | None = None
 
 
-def sketches(
+def annotated_images(
     task: AnnotatedTask, annotation: Annotation, controls: Sequence[RectangleControl]
-) -> list[tuple[str, Sketch]]:
+) -> list[tuple[str, AnnotatedImage]]:
     """The images of a task, each once, with their addresses.
 
     Raises:
@@ -79,9 +88,9 @@ def sketches(
             _take(item, owner, labels, regions[place])
         elif owner is not None:
             doubt = "a region on an image that the task does not have"
-    for found in regions.values():
-        found.doubt = doubt or found.doubt
-    return [(uri, _sketch(found, name_of(uri), task.id, annotation)) for uri, found in regions.items()]
+    for on_image in regions.values():
+        on_image.doubt = doubt or on_image.doubt
+    return [(uri, _annotated(on_image, name_of(uri), task.id, annotation)) for uri, on_image in regions.items()]
 
 
 def _items(
@@ -96,16 +105,16 @@ def _items(
         any_labels[str(item.get("id"))] += _listed(item, str(item.get("type")))
         if str(item.get("from_name")) in texts:
             labels[(str(item.get("from_name")), str(item.get("id")))] += _listed(item, "labels")
-    found: list[tuple[Json, RectangleControl | None, list[Any]]] = []
+    items: list[tuple[Json, RectangleControl | None, list[Any]]] = []
     for item in result:
         control = by_name.get(str(item.get("from_name")))
         if control is not None and item.get("type") in ("rectanglelabels", "rectangle"):
             own = _listed(item, "rectanglelabels")
             beside = labels[(control.labels_from_name or "", str(item.get("id")))]
-            found.append((item, control, own if control.kind == "rectanglelabels" else beside))
+            items.append((item, control, own if control.kind == "rectanglelabels" else beside))
         elif _may_be_object(item, result) and str(item.get("from_name")) not in texts:
-            found.append((item, None, _listed(item, str(item.get("type"))) or any_labels[str(item.get("id"))]))
-    return found
+            items.append((item, None, _listed(item, str(item.get("type"))) or any_labels[str(item.get("id"))]))
+    return items
 
 
 def _may_be_object(item: Json, result: Sequence[Json]) -> bool:
@@ -152,19 +161,19 @@ def _box(value: Any) -> list[float] | None:
     """Shares of left, top, right, bottom, and degrees; None where numbers are missing."""
     if not isinstance(value, Mapping):
         return None
-    found = numbers([*(value.get(key) for key in ("x", "y", "width", "height")), value.get("rotation") or 0])
-    if found is None:
+    percent = numbers([*(value.get(key) for key in ("x", "y", "width", "height")), value.get("rotation") or 0])
+    if percent is None:
         return None
-    x, y, width, height = (number / 100 for number in found[:4])
-    return [x, y, x + width, y + height, found[4]]
+    x, y, width, height = (number / 100 for number in percent[:4])
+    return [x, y, x + width, y + height, percent[4]]
 
 
-def _sketch(regions: _Regions, name: str, task: int, annotation: Annotation) -> Sketch:
+def _annotated(regions: _Regions, name: str, task: int, annotation: Annotation) -> AnnotatedImage:
     rotations = np.array(regions.rotations, np.float64)
-    return Sketch(
+    return AnnotatedImage(
         name=name,
         labels=tuple(regions.labels),
-        boxes_xyxy=np.array(regions.boxes, np.float64) if regions.boxes else no_boxes(),
+        boxes_xyxy=boxes_array(regions.boxes),
         relative=True,
         rotations=rotations if rotations.any() else None,
         size=regions.size,
@@ -188,13 +197,13 @@ def name_of(uri: str) -> str:
 
 
 def _paths(uri: str) -> tuple[str, ...]:
-    """The paths that an address may tell, the likeliest first."""
+    """The paths that an address may mean, the likeliest first."""
     try:
         parts = urlsplit(uri)
-        found = readings(uri, parts, "d") or readings(uri, parts, "filepath")
+        paths = readings(uri, parts, "d") or readings(uri, parts, "filepath")
     except ValueError:
         return (unquote(uri),)
-    return found or (unquote(parts.path),)
+    return paths or (unquote(parts.path),)
 
 
 def _is_upload(uri: str) -> bool:
@@ -216,57 +225,44 @@ def class_names(controls: Sequence[RectangleControl]) -> tuple[str, ...]:
 # --- the JSON export
 
 
-class LabelStudioJson:
-    """Reads Label Studio's JSON export (``exportType=JSON``)."""
+def read(data: Path, images: Path | None, log: ReadingLog) -> Annotations:
+    """What Label Studio's JSON export (``exportType=JSON``) at ``data`` holds.
 
-    name = "Label Studio JSON"
+    Images are looked for below ``images``, which may be Label Studio's document root or a flat folder, and beside the
+    JSON. The export does not hold the labelling configuration: classes are the labels used, by name. Of a task with
+    several addresses it is known which one a region is on where they are called alike, else it is left out.
 
-    def read(self, data: Path, images: Path | None, split: str | None) -> Found:
-        """What the JSON at ``data`` holds; it has no splits.
-
-        Images are looked for below ``images``, which may be Label Studio's document root or a flat folder, and beside
-        the JSON. The export does not tell the labelling configuration: classes are the labels used, by name. Of a task
-        with several addresses it is known which one a region is on where they are called alike, else it is left out.
-
-        Raises:
-            DataSetError: it is no such JSON, or none of the images is there.
-        """
-        del split
-        body = read_json(data)
-        if not is_label_studio(body):
-            raise DataSetError("this is no JSON export of Label Studio", where=str(data), expected="a list of tasks")
-        found = Found((), [])
-        missing: list[str] = []
-        tasks: list[tuple[AnnotatedTask, Annotation]] = []
-        for number, each in enumerate(body, start=1):
-            task = AnnotatedTask.read(
-                {**each, "id": _number(each.get("id"), number), "annotations": _annotations(each)}
-            )
-            annotation = chosen(task.annotations)
-            if annotation is None:
-                found.tally.leave_out(f"task {task.id}", "no submitted annotation", is_doubt=False)
-            else:
-                tasks.append((task, annotation))
-        usual = {tag for _, annotation in tasks for tag in _tags(annotation)}
-        pairs = [pair for task, annotation in tasks for pair in _pairs(task, annotation, usual, found)]
-        names = (f"{_paths(uri)[0]}/{name_of(uri)}" for uri, _ in pairs)
-        finder = ImageFinder(data.parent, data.parent / "images", given=images, names=names)
-        for uri, sketch in pairs:
-            path = _locate(uri, finder)
-            if path is None:
-                missing.append(uri)
-                found.leave_out(f"task {sketch.task}: {sketch.name}", "it is missing")
-            else:
-                found.images.append((sketch, path))
-        if missing and len(missing) == sum(each.is_doubt for each in found.tally.left_out) and not found.images:
-            raise DataSetError(
-                "none of the images is there",
-                where=str(data),
-                expected=f"{missing[0][:200]} in {finder.shown}",
-                hint="give the folder of the images, or Label Studio's document root, with --images",
-            )
-        found.classes = tuple(sorted({label for sketch, _path in found.images for label in sketch.labels}))
-        return found
+    Raises:
+        DataSetError: it is no such JSON, or none of the images is there.
+    """
+    body = read_json(data)
+    if not is_label_studio(body):
+        raise DataSetError("this is no JSON export of Label Studio", where=str(data), expected="a list of tasks")
+    tasks: list[tuple[AnnotatedTask, Annotation]] = []
+    for number, row in enumerate(body, start=1):
+        task = AnnotatedTask.read({**row, "id": _number(row.get("id"), number), "annotations": _annotations(row)})
+        annotation = chosen(task.annotations)
+        if annotation is None:
+            log.leave_out(f"task {task.id}", "no submitted annotation", is_doubt=False)
+        else:
+            tasks.append((task, annotation))
+    usual = {tag for _, annotation in tasks for tag in _tags(annotation)}
+    pairs = [pair for task, annotation in tasks for pair in _pairs(task, annotation, usual, log)]
+    names = (f"{_paths(uri)[0]}/{name_of(uri)}" for uri, _ in pairs)
+    finder = ImageFinder(data.parent, data.parent / "images", given=images, names=names)
+    missing: list[str] = []
+    annotated: list[tuple[AnnotatedImage, Path]] = []
+    for uri, image in pairs:
+        path = _locate(uri, finder)
+        if path is None:
+            missing.append(uri)
+            log.leave_out(f"task {image.task}: {image.name}", "it is missing")
+        else:
+            annotated.append((image, path))
+    if missing and not annotated:
+        doubtful = sum(image.is_doubt for image in log.left_out)
+        finder.require_some(len(missing), doubtful, missing[0][:200], data)
+    return tuple(sorted({label for image, _ in annotated for label in image.labels})), annotated
 
 
 def is_label_studio(body: Any) -> bool:
@@ -274,16 +270,16 @@ def is_label_studio(body: Any) -> bool:
     return (
         isinstance(body, list)
         and bool(body)
-        and all(isinstance(each, dict) and isinstance(each.get("data"), dict) for each in body)
-        and any(isinstance(each.get("annotations"), list) for each in body)
+        and all(isinstance(row, dict) and isinstance(row.get("data"), dict) for row in body)
+        and any(isinstance(row.get("annotations"), list) for row in body)
     )
 
 
 def _annotations(task: Json) -> list[Json]:
     """With a number, which those written by hand lack."""
     listed = task.get("annotations")
-    rows = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
-    return [{**each, "id": _number(each.get("id"), number)} for number, each in enumerate(rows, start=1)]
+    rows = [row for row in listed if isinstance(row, dict)] if isinstance(listed, list) else []
+    return [{**row, "id": _number(row.get("id"), number)} for number, row in enumerate(rows, start=1)]
 
 
 def _number(value: Any, otherwise: int) -> int:
@@ -298,19 +294,21 @@ def _tags(annotation: Annotation) -> set[str]:
     return sure or {str(item.get("to_name")) for item in result if _may_be_object(item, result)}
 
 
-def _pairs(task: AnnotatedTask, annotation: Annotation, usual: set[str], found: Found) -> list[tuple[str, Sketch]]:
+def _pairs(
+    task: AnnotatedTask, annotation: Annotation, usual: set[str], log: ReadingLog
+) -> list[tuple[str, AnnotatedImage]]:
     """The images of a task; those of which it is not known what is on them are left out.
 
     Args:
         task: with at least this annotation.
         annotation: the one that counts.
         usual: image tags that tasks of this export have regions on.
-        found: told of what is left out.
+        log: gets what is left out.
     """
     tags = _tags(annotation)
     keys = [key for key, value in task.data.items() if _is_address(value)]
     if not keys:
-        found.leave_out(f"task {task.id}", "no address of an image")
+        log.leave_out(f"task {task.id}", "no address of an image")
         return []
     if len(keys) == 1 and len(tags) < 2:
         image_keys = dict.fromkeys(tags or usual or {""}, keys[0])
@@ -323,8 +321,8 @@ def _pairs(task: AnnotatedTask, annotation: Annotation, usual: set[str], found: 
         if not is_known or key not in image_keys.values():
             reason = "no region is on it, only on others of its task" if is_known else _WHICH
             for uri in _uris(task.data[key]):
-                found.tally.leave_out(f"task {task.id}: {name_of(uri)}", reason, is_doubt=not is_known)
-    return sketches(task, annotation, _controls(task, annotation, image_keys)) if is_known else []
+                log.leave_out(f"task {task.id}: {name_of(uri)}", reason, is_doubt=not is_known)
+    return annotated_images(task, annotation, _controls(task, annotation, image_keys)) if is_known else []
 
 
 def _controls(task: AnnotatedTask, annotation: Annotation, image_keys: Mapping[str, str]) -> list[RectangleControl]:
@@ -360,20 +358,20 @@ def _uris(value: Any) -> list[str]:
 
 def _is_address(value: Any) -> bool:
     if isinstance(value, list):
-        return bool(value) and all(_is_address(each) for each in value)
+        return bool(value) and all(map(_is_address, value))
     if not isinstance(value, str) or not value.strip():
         return False
     try:
         path = urlsplit(value).path
     except ValueError:
         path = value
-    return "/data/" in value or any(Path(each).suffix.lower() in IMAGE_SUFFIXES for each in (name_of(value), path))
+    return "/data/" in value or any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in (name_of(value), path))
 
 
 def _locate(uri: str, finder: ImageFinder) -> Path | None:
     """The file of an address; that of an upload may also be called as the photograph was, if only one was called so."""
-    found = next((path for told in _paths(uri) if (path := finder.find(told)) is not None), None)
-    if found is not None or not _is_upload(uri):
-        return found
+    path = next((path for name in _paths(uri) if (path := finder.find(name)) is not None), None)
+    if path is not None or not _is_upload(uri):
+        return path
     last, own = _paths(uri)[0].rsplit("/", 1)[-1], name_of(uri)
     return finder.find(last) or (None if own in finder.shared else finder.find(own))

@@ -1,8 +1,8 @@
 """Text that people keep beside their images: lists of classes and of images, and YOLO's labels.
 
 It is UTF-8, or UTF-16 as Windows' tools write it. Editors in Japan and China may still write Shift-JIS and GBK, which
-carry no mark; one of them is assumed where most letters are common ones in it and fewer are in the other. What was
-assumed is told, for a wrong guess makes wrong names.
+carry no mark; one of them is assumed where most letters are common ones in it and fewer are in the other. The log says
+what was assumed, for a wrong guess makes wrong names.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from spica.errors import DataSetError
-from spica.training.cleaning import Tally
+from spica.training.formats.annotated import ReadingLog
 
 _MARKED: Final = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _UNMARKED: Final = {"cp932": "Shift-JIS", "gbk": "GBK", "utf-16-le": "UTF-16", "utf-16-be": "UTF-16"}
@@ -21,12 +21,12 @@ _COMMON: Final = 0.5
 _JIS_LEVEL_2: Final = 0x99  # the lead byte from which Shift-JIS has rare kanji; none of half-width katakana is as low
 
 
-def read_text(path: Path, tally: Tally) -> str:
+def read_text(path: Path, log: ReadingLog) -> str:
     """The text of a file, its lines ended as Python ends them.
 
     Args:
         path: of a regular file.
-        tally: told of an encoding that was guessed.
+        log: gets a note of an encoding that was guessed.
 
     Raises:
         DataSetError: it can't be read, or is in no encoding that can be told.
@@ -45,17 +45,17 @@ def read_text(path: Path, tally: Tally) -> str:
             hint="open it in the editor that wrote it, and save it as UTF-8",
         )
     if encoding in _UNMARKED:
-        tally.add(f"{{n}} text files are not UTF-8, read as {_UNMARKED[encoding]}: check the names in it", path.name)
+        log.correct(f"{{n}} text files are not UTF-8, read as {_UNMARKED[encoding]}: check the names in it", path.name)
     return io.StringIO(data.decode(encoding), newline=None).read()
 
 
-def read_lines(path: Path, tally: Tally) -> list[str]:
+def read_lines(path: Path, log: ReadingLog) -> list[str]:
     """The lines of a file without the spaces around them. Blank ones stay, so that lines keep their numbers.
 
     Raises:
         DataSetError: as :func:`read_text`.
     """
-    return [line.strip() for line in read_text(path, tally).split("\n")]  # str.splitlines knows further ends of lines
+    return [line.strip() for line in read_text(path, log).split("\n")]  # str.splitlines knows further ends of lines
 
 
 def _encoding(data: bytes) -> str | None:

@@ -3,7 +3,7 @@
 Corners count from 1, and both belong to the box (VOC2012 development kit, section 4): left 1, right 10 is ten pixels
 wide. Label Studio's own export counts from 0, and the right and lower edge don't belong to the box. Sides are whole
 pixels, so that a box written here is moved by up to half a pixel. The format has no order of classes: they are by name,
-unless ``labels.txt`` (a name a line) tells, which is written here too.
+unless ``labels.txt`` (a name a line) gives one, which is written here too.
 """
 
 from __future__ import annotations
@@ -14,93 +14,90 @@ from typing import TYPE_CHECKING, Final
 from xml.etree.ElementTree import Element as NewElement
 from xml.etree.ElementTree import SubElement, indent, tostring
 
-import numpy as np
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import ParseError, iterparse, parse
 
 from spica.errors import DataSetError
 from spica.training.dataset import DataSet
-from spica.training.formats.sketch import IMAGE_SUFFIXES, Found, ImageFinder, Sketch, no_boxes, size_of
+from spica.training.formats.annotated import (
+    IMAGE_SUFFIXES,
+    AnnotatedImage,
+    Annotations,
+    ImageFinder,
+    ReadingLog,
+    boxes_array,
+    size_of,
+)
 from spica.training.formats.text import read_lines
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
+IMAGE_FOLDER: Final = "JPEGImages"
 _SIDES: Final = ("xmin", "ymin", "xmax", "ymax")
-_IMAGE_FOLDERS: Final = ("JPEGImages", "images", "Images")
+_IMAGE_FOLDERS: Final = (IMAGE_FOLDER, "images", "Images")
 _UNREADABLE: Final = (OSError, ParseError, DefusedXmlException, ValueError, LookupError)  # the last: unknown encodings
 
 
-class Voc:
-    """Reads and writes Pascal VOC's format."""
+def read(data: Path, images: Path | None, split: str | None, log: ReadingLog) -> Annotations:
+    """What is in the folder at ``data``: what ``ImageSets/Main/<split>.txt`` lists, or all.
 
-    name = "Pascal VOC"
-    image_folder = "JPEGImages"
+    Raises:
+        DataSetError: no XML, or none of the images is there.
+    """
+    files = annotation_files(data)
+    if split is not None:
+        files = _listed(data, split, files, log)
+    finder = ImageFinder(*(data / name for name in (*_IMAGE_FOLDERS, ".")), given=images)
+    annotated: list[tuple[AnnotatedImage, Path]] = []
+    missing = 0
+    for path in files:
+        root = _root(path, log)
+        if root is None:
+            continue
+        image = _annotated(root, path.stem)
+        named = finder.find(image.name)
+        own = None if Path(image.name).stem == path.stem else _of_stem(finder, path.stem)
+        if named is None and own is None:
+            missing += 1
+            log.leave_out(image.name, "it is missing")
+        elif named is not None and own is not None and named != own:
+            log.leave_out(path.name, "an XML file that is called like one image and names another")
+        else:
+            annotated.append((image, named or own or path))
+    finder.require_some(missing, len(files), f"the images of {len(files)} XML files", data)
+    if split is None:
+        _log_others(data, files, {path.resolve() for _, path in annotated}, log)
+    order = data / "labels.txt"
+    names = [line for line in read_lines(order, log) if line] if order.is_file() else []
+    used = sorted({label for image, _ in annotated for label in image.labels if label})
+    return tuple(dict.fromkeys([*names, *used])), annotated
 
-    def read(self, data: Path, images: Path | None, split: str | None) -> Found:
-        """What is in the folder at ``data``: what ``ImageSets/Main/<split>.txt`` lists, or all.
 
-        Raises:
-            DataSetError: no XML, or none of the images is there.
-        """
-        found = Found((), [])
-        files = annotation_files(data)
-        if split is not None:
-            files = _listed(data, split, files, found)
-        beside = tuple(data / name for name in (*_IMAGE_FOLDERS, "."))
-        finder = ImageFinder(*beside, given=images)
-        missing = 0
-        for path in files:
-            sketch, file_name = _sketch(path, found)
-            if sketch is None:
-                continue
-            image = finder.find(file_name)
-            own = None if Path(file_name).stem == path.stem else _of_stem(finder, path.stem)
-            if image is None and own is None:
-                missing += 1
-                found.leave_out(file_name, "it is missing")
-            elif image is not None and own is not None and image != own:
-                found.leave_out(path.name, "an XML file that is called like one image and names another")
-            else:
-                found.images.append((sketch, image or own or path))
-        if missing and missing == len(files):
-            raise DataSetError(
-                "none of the images is there",
-                where=str(data),
-                expected=f"the images of {len(files)} XML files in {finder.shown}",
-                hint="give the folder of the images with --images",
-            )
-        if split is None:
-            _tell_others(data, files, found)
-        used = sorted({label for sketch, _path in found.images for label in sketch.labels if label})
-        found.classes = tuple(dict.fromkeys([*_ordered_names(data, found), *used]))
-        return found
-
-    def write(self, dataset: DataSet, files: tuple[str, ...], folder: Path) -> None:
-        """Write ``Annotations/`` beside ``JPEGImages/``, the list of all images, and ``labels.txt``."""
-        annotations, lists = folder / "Annotations", folder / "ImageSets" / "Main"
-        annotations.mkdir()
-        lists.mkdir(parents=True)
-        for example, file in zip(dataset.examples, files, strict=True):
-            root = _element(example.truth.width, example.truth.height, file)
-            boxes = example.truth.boxes_xyxy
-            for box, class_id in zip(boxes, example.truth.class_ids, strict=True):
-                _append(root, dataset.classes[int(class_id)], box.tolist(), example.truth.width, example.truth.height)
-            indent(root)
-            (annotations / f"{Path(file).stem}.xml").write_bytes(tostring(root, encoding="utf-8") + b"\n")
-        stems = "".join(f"{Path(file).stem}\n" for file in files)
-        (lists / "default.txt").write_text(stems, "utf-8")
-        (folder / "labels.txt").write_text("".join(f"{name}\n" for name in dataset.classes), "utf-8")
+def write(dataset: DataSet, files: tuple[str, ...], folder: Path) -> None:
+    """Write ``Annotations/`` beside ``JPEGImages/``, the list of all images, and ``labels.txt``."""
+    annotations, lists = folder / "Annotations", folder / "ImageSets" / "Main"
+    annotations.mkdir()
+    lists.mkdir(parents=True)
+    for example, file in zip(dataset.examples, files, strict=True):
+        truth = example.truth
+        root = _new_root(truth.width, truth.height, file)
+        for box, class_id in zip(truth.boxes_xyxy, truth.class_ids, strict=True):
+            _append(root, dataset.classes[int(class_id)], box.tolist(), truth.width, truth.height)
+        indent(root)
+        (annotations / f"{Path(file).stem}.xml").write_bytes(tostring(root, encoding="utf-8") + b"\n")
+    (lists / "default.txt").write_text("".join(f"{Path(file).stem}\n" for file in files), "utf-8")
+    (folder / "labels.txt").write_text("".join(f"{name}\n" for name in dataset.classes), "utf-8")
 
 
 def annotation_files(folder: Path) -> list[Path]:
     """The XML files of a VOC folder, by name; none if it is not one."""
-    inside = next((each for name in ("Annotations", "annotations") if (each := folder / name).is_dir()), folder)
+    inside = next((path for name in ("Annotations", "annotations") if (path := folder / name).is_dir()), folder)
     files = sorted(inside.glob("*.xml"))
-    return files if any(root_of(path) == "annotation" for path in files) else []
+    return files if any(root_tag(path) == "annotation" for path in files) else []
 
 
-def root_of(path: Path) -> str | None:
+def root_tag(path: Path) -> str | None:
     """The name of an XML file's outermost element; None if it can't be read."""
     try:
         with path.open("rb") as file:
@@ -111,7 +108,7 @@ def root_of(path: Path) -> str | None:
     return None
 
 
-def _listed(data: Path, split: str, files: list[Path], found: Found) -> list[Path]:
+def _listed(data: Path, split: str, files: list[Path], log: ReadingLog) -> list[Path]:
     """The annotations of a part; its further images are left out."""
     lists = data / "ImageSets" / "Main"
     path = lists / f"{split}.txt"
@@ -119,94 +116,82 @@ def _listed(data: Path, split: str, files: list[Path], found: Found) -> list[Pat
         raise DataSetError(
             f"there is no list of the images of {split}",
             where=str(path),
-            got=", ".join(sorted(each.name for each in lists.glob("*.txt"))[:10]) or "no lists",
+            got=", ".join(sorted(other.name for other in lists.glob("*.txt"))[:10]) or "no lists",
             hint="leave the split away",
         )
-    by_stem = {each.stem: each for each in files}
+    by_stem = {file.stem: file for file in files}
     wanted: list[Path] = []
-    for line in filter(None, read_lines(path, found.tally)):
+    for line in filter(None, read_lines(path, log)):
         # some lists have a 1 or -1 behind each name
         stem = next((name for name in (line, line.split()[0]) if name in by_stem), None)
         if stem is None:
-            found.leave_out(line, f"listed in {path.name}, but without an XML file")
+            log.leave_out(line, f"listed in {path.name}, but without an XML file")
         else:
             wanted.append(by_stem[stem])
     return list(dict.fromkeys(wanted))
 
 
-def _tell_others(data: Path, files: list[Path], found: Found) -> None:
+def _log_others(data: Path, files: list[Path], known: set[Path], log: ReadingLog) -> None:
     """Images beside the annotations that have none: not part of the data set, as many exports leave empty ones."""
-    known = {path.resolve() for _, path in found.images}
     stems = {path.stem for path in files}
-    folder = next((each for name in _IMAGE_FOLDERS if (each := data / name).is_dir()), None)
+    folder = next((path for name in _IMAGE_FOLDERS if (path := data / name).is_dir()), None)
     for path in sorted(folder.rglob("*")) if folder is not None else ():
-        is_met = path.resolve() in known or (path.parent == folder and path.stem in stems)
-        if path.suffix.lower() in IMAGE_SUFFIXES and not is_met:
-            found.tally.leave_out(path.name, "no XML file", is_doubt=False)
+        is_annotated = path.resolve() in known or (path.parent == folder and path.stem in stems)
+        if path.suffix.lower() in IMAGE_SUFFIXES and not is_annotated:
+            log.leave_out(path.name, "no XML file", is_doubt=False)
     for path in sorted(files[0].parent.rglob("*.xml")) if files else ():
-        if path.parent != files[0].parent and root_of(path) == "annotation":
-            found.tally.add("{n} XML files lie in sub-folders: not read", path.name)
-
-
-def _ordered_names(data: Path, found: Found) -> list[str]:
-    path = data / "labels.txt"
-    return [line for line in read_lines(path, found.tally) if line] if path.is_file() else []
+        if path.parent != files[0].parent and root_tag(path) == "annotation":
+            log.correct("{n} XML files lie in sub-folders: not read", path.name)
 
 
 def _of_stem(finder: ImageFinder, stem: str) -> Path | None:
     """Where the XML names no file, or another machine's."""
-    names = (stem + suffix for each in sorted(IMAGE_SUFFIXES) for suffix in (each, each.upper()))
-    return next((found for name in names if (found := finder.find(name)) is not None), None)
+    names = (stem + spelled for suffix in sorted(IMAGE_SUFFIXES) for spelled in (suffix, suffix.upper()))
+    return next((path for name in names if (path := finder.find(name)) is not None), None)
 
 
-def _sketch(path: Path, found: Found) -> tuple[Sketch | None, str]:
+def _root(path: Path, log: ReadingLog) -> Element | None:
     try:
         root: Element = parse(path, forbid_dtd=True).getroot()
     except _UNREADABLE:
-        found.leave_out(path.name, "an XML file that can't be read")
-        return None, path.stem
+        log.leave_out(path.name, "an XML file that can't be read")
+        return None
     if root.tag != "annotation":
-        found.leave_out(path.name, "an XML file that is no annotation")
-        return None, path.stem
-    name = (root.findtext("filename") or "").strip().replace("\\", "/").rsplit("/", 1)[-1] or f"{path.stem}.jpg"
-    is_label_studio = root.findtext("owner/name") == "Label Studio"
+        log.leave_out(path.name, "an XML file that is no annotation")
+        return None
+    return root
+
+
+def _annotated(root: Element, stem: str) -> AnnotatedImage:
+    name = (root.findtext("filename") or "").strip().replace("\\", "/").rsplit("/", 1)[-1] or f"{stem}.jpg"
+    first_pixel = 0 if root.findtext("owner/name") == "Label Studio" else 1
     boxes: list[list[float]] = []
     labels: list[str] = []
-    tags = {str(each.tag) for each in root.iter()}
+    tags = {str(element.tag) for element in root.iter()}
     alike = any(tag.rpartition("}")[2].casefold() == known != tag for tag in tags for known in ("object", "bndbox"))
     doubt = "an element that may be an object and is not called so" if alike else None
-    for each in root.iter("object"):
-        box = _box(each, first=0 if is_label_studio else 1)
+    for element in root.iter("object"):
+        box = _box(element, first_pixel)
         if box is None:
             doubt = "an object without one bndbox of four numbers"
             continue
-        if len(each.findall("name")) > 1:
+        if len(element.findall("name")) > 1:
             doubt = "an object with several names"
         boxes.append(box)
-        labels.append((each.findtext("name") or "").strip())
-    sketch = Sketch(
-        name=name,
-        labels=tuple(labels),
-        boxes_xyxy=np.array(boxes, np.float64) if boxes else no_boxes(),
-        size=_size(root),
-        doubt=doubt,
-    )
-    return sketch, name
+        labels.append((element.findtext("name") or "").strip())
+    size = size_of(*(_number(root.findtext(f"size/{side}")) for side in ("width", "height")))
+    return AnnotatedImage(name, tuple(labels), boxes_array(boxes), size=size, doubt=doubt)
 
 
-def _box(each: Element, *, first: int) -> list[float] | None:
-    """Left, top, right and lower edge; ``first`` is the number of the first pixel."""
-    if any(len(each.findall(f"bndbox/{side}")) != 1 for side in _SIDES):
+def _box(element: Element, first_pixel: int) -> list[float] | None:
+    """Left, top, right and lower edge; ``first_pixel`` is the number of the first one."""
+    if any(len(element.findall(f"bndbox/{side}")) != 1 for side in _SIDES):
         return None
-    sides = [_number(each.findtext(f"bndbox/{side}")) for side in _SIDES]
+    sides = [_number(element.findtext(f"bndbox/{side}")) for side in _SIDES]
     left, top, right, bottom = (math.nan if side is None else side for side in sides)
     if math.isnan(left + top + right + bottom):
         return None
-    return [min(left, right) - first, min(top, bottom) - first, max(left, right), max(top, bottom)]
-
-
-def _size(root: Element) -> tuple[int, int] | None:
-    return size_of(*(_number(root.findtext(f"size/{side}")) for side in ("width", "height")))
+    return [min(left, right) - first_pixel, min(top, bottom) - first_pixel, max(left, right), max(top, bottom)]
 
 
 def _number(text: str | None) -> float | None:
@@ -216,9 +201,9 @@ def _number(text: str | None) -> float | None:
         return None
 
 
-def _element(width: int, height: int, file: str) -> Element:
+def _new_root(width: int, height: int, file: str) -> Element:
     root = NewElement("annotation")
-    SubElement(root, "folder").text = Voc.image_folder
+    SubElement(root, "folder").text = IMAGE_FOLDER
     SubElement(root, "filename").text = file
     size = SubElement(root, "size")
     for side, pixels in (("width", width), ("height", height), ("depth", 3)):
@@ -230,9 +215,9 @@ def _element(width: int, height: int, file: str) -> Element:
 def _append(root: Element, name: str, box: list[float], width: int, height: int) -> None:
     left, top = min(round(box[0]), width - 1), min(round(box[1]), height - 1)
     right, bottom = max(left + 1, round(box[2])), max(top + 1, round(box[3]))
-    each = SubElement(root, "object")
+    element = SubElement(root, "object")
     for tag, text in (("name", name), ("pose", "Unspecified"), ("truncated", "0"), ("difficult", "0")):
-        SubElement(each, tag).text = text
-    bounds = SubElement(each, "bndbox")
+        SubElement(element, tag).text = text
+    bounds = SubElement(element, "bndbox")
     for tag, pixels in zip(_SIDES, (left + 1, top + 1, right, bottom), strict=True):
         SubElement(bounds, tag).text = str(pixels)

@@ -10,8 +10,8 @@ import pytest
 from scripted_detector import detections
 from simulated_detectors import random_answers
 from spica.boxes import Detections
-from spica.evaluation.coco import evaluate
 from spica.evaluation.matching import match_all
+from spica.evaluation.metrics import evaluate
 from spica.evaluation.truth import Truth
 
 pytestmark = pytest.mark.torch  # faster-coco-eval comes with the extra spica[train]

@@ -10,12 +10,12 @@ import pytest
 from annotated_images import photograph
 from spica.errors import ImageError, StorageError
 from spica.images import digest_of
-from spica.training.photos import PhotoFolder
+from spica.training.submissions import ImageCache
 
 
-def folder(path: Path, scope: str = "http://one") -> PhotoFolder:
+def folder(path: Path, scope: str = "http://one") -> ImageCache:
     """The folder as a new process finds it."""
-    return PhotoFolder(path, scope=scope, max_pixels=10**6)
+    return ImageCache(path, scope=scope, max_pixels=10**6)
 
 
 def never() -> bytes:

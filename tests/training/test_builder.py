@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from annotated_images import CLASSES, example, photograph
 from spica.errors import DataSetError, UsageError
 from spica.evaluation.truth import Truth
-from spica.training.cleaning import Tally, clean, require_learnable, unjudged
-from spica.training.dataset import DataSet
+from spica.training.builder import correct
+from spica.training.dataset import DataSet, require_learnable
+from spica.training.formats.annotated import ReadingLog
 
 NAN, INF = float("nan"), float("inf")
 
@@ -38,15 +39,15 @@ NAN, INF = float("nan"), float("inf")
         ),
     ],
 )
-def test_clean(boxes: list[list[float]], ids: list[int], kept: list[list[float]], told: list[str]) -> None:
-    """Each kind of box that can be mended is mended by its rule, and told with its number and the image."""
-    tally = Tally()
-    found = cleaned(boxes, ids, tally)
+def test_correct(boxes: list[list[float]], ids: list[int], kept: list[list[float]], told: list[str]) -> None:
+    """Each kind of box that can be corrected is corrected by its rule, and noted with its number and the image."""
+    log = ReadingLog()
+    found = corrected(boxes, ids, log)
     assert isinstance(found, Truth), found
     assert found.boxes_xyxy.dtype == np.float32
     assert found.class_ids.shape == (len(kept),)
     np.testing.assert_allclose(found.boxes_xyxy, np.array(kept, np.float32).reshape(-1, 4))
-    sentences = tally.sentences()
+    sentences = log.sentences()
     assert len(sentences) == len(told)
     for sentence, words in zip(sentences, told, strict=True):
         assert words in sentence
@@ -67,17 +68,17 @@ def test_clean(boxes: list[list[float]], ids: list[int], kept: list[list[float]]
 )
 @pytest.mark.parametrize("others", [[], [[1, 2, 9, 9]]], ids=["alone", "beside a good one"])
 def test_doubt(box: list[float], others: list[list[float]], reason: str) -> None:
-    """A box that can't be learned puts its whole image in doubt, whatever else is in it, and nothing is mended."""
-    tally = Tally()
-    found = cleaned([*others, [-5, 2, 9, 9], box], [0] * (len(others) + 2), tally)
+    """A box that can't be learned puts its whole image in doubt, whatever else is in it, and nothing is corrected."""
+    log = ReadingLog()
+    found = corrected([*others, [-5, 2, 9, 9], box], [0] * (len(others) + 2), log)
     assert isinstance(found, str)
     assert reason in found
-    assert tally.sentences() == ()
+    assert log.sentences() == ()
 
 
-def cleaned(boxes: list[list[float]], ids: list[int], tally: Tally) -> Truth | str:
+def corrected(boxes: list[list[float]], ids: list[int], log: ReadingLog) -> Truth | str:
     rows = np.array(boxes, np.float64).reshape(-1, 4)
-    return clean(rows, np.array(ids, np.int64), width=64, height=48, image="a.jpg", tally=tally)
+    return correct(rows, np.array(ids, np.int64), width=64, height=48, image="a.jpg", log=log)
 
 
 SIDE = st.floats(-100, 200, width=32) | st.just(NAN) | st.just(INF)
@@ -85,9 +86,9 @@ SIDE = st.floats(-100, 200, width=32) | st.just(NAN) | st.just(INF)
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(SIDE, SIDE, SIDE, SIDE, st.integers(0, 2)), max_size=12))
-def test_cleaned_boxes_can_be_learned_from(rows: list[tuple[float, float, float, float, int]]) -> None:
+def test_corrected_boxes_can_be_learned_from(rows: list[tuple[float, float, float, float, int]]) -> None:
     """Whatever goes in, what comes out has area, lies in the image, has a class, and is not changed a second time."""
-    found = cleaned([list(row[:4]) for row in rows], [row[4] for row in rows], Tally())
+    found = corrected([list(row[:4]) for row in rows], [row[4] for row in rows], ReadingLog())
     if isinstance(found, str):
         return
     kept, kept_ids = found.boxes_xyxy, found.class_ids
@@ -95,8 +96,8 @@ def test_cleaned_boxes_can_be_learned_from(rows: list[tuple[float, float, float,
     assert (kept <= np.array([64, 48, 64, 48])).all()
     assert (kept[:, 2:] - kept[:, :2] >= 0.99).all()
     assert (kept_ids >= 0).all()
-    again = Tally()
-    same = cleaned(kept.tolist(), kept_ids.tolist(), again)
+    again = ReadingLog()
+    same = corrected(kept.tolist(), kept_ids.tolist(), again)
     assert isinstance(same, Truth)
     np.testing.assert_array_equal(same.boxes_xyxy, kept)
     np.testing.assert_array_equal(same.class_ids, kept_ids)
@@ -105,13 +106,13 @@ def test_cleaned_boxes_can_be_learned_from(rows: list[tuple[float, float, float,
 
 def test_many_images_are_not_all_named() -> None:
     """A sentence names the first three images and counts the others."""
-    tally = Tally()
+    log = ReadingLog()
     for number in range(5):
-        tally.add("{n} boxes went", f"{number}.jpg", 2)
-        tally.leave_out(f"{number}.png", "a doubt")
-    tally.add("{n} others", "x.jpg", 0)
-    tally.leave_out("\ud800\n.jpg", "another")
-    assert tally.sentences() == (
+        log.correct("{n} boxes went", f"{number}.jpg", 2)
+        log.leave_out(f"{number}.png", "a doubt")
+    log.correct("{n} others", "x.jpg", 0)
+    log.leave_out("\ud800\n.jpg", "another")
+    assert log.sentences() == (
         "5 images left out: a doubt (0.png, 1.png, 2.png and 2 more)",
         "1 image left out: another (��.jpg)",
         "10 boxes went (0.jpg, 1.jpg, 2.jpg and 2 more)",
@@ -121,23 +122,23 @@ def test_many_images_are_not_all_named() -> None:
 @pytest.mark.parametrize(("doubtful", "copies", "asked"), [(1, 5, False), (2, 0, True)])
 def test_more_than_a_tenth(tmp_path: Path, doubtful: int, copies: int, asked: bool) -> None:
     """Where more than a tenth of the images is in doubt the caller is asked; the notes name each in either case."""
-    tally = Tally()
+    log = ReadingLog()
     for number in range(doubtful):
-        tally.leave_out(f"穂{number}.jpg", "no label file")
+        log.leave_out(f"穂{number}.jpg", "no label file")
     for _ in range(copies):
-        tally.leave_out("copy.jpg", "once more", is_doubt=False)
+        log.leave_out("copy.jpg", "once more", is_doubt=False)
     notes = tmp_path / "notes.txt"
     with pytest.raises(DataSetError, match="2 of 11") if asked else nullcontext() as refused:
-        tally.settle(9, where="here", allow_partial=False, notes=notes)
+        log.check(9, where="here", allow_partial=False, notes=notes)
     if refused is not None:
         assert "--allow-partial" in str(refused.value)
         assert "穂0.jpg, 穂1.jpg" in str(refused.value)
     lines = notes.read_text("utf-8").splitlines()
     assert lines[0] == "穂0.jpg\tno label file"
     assert len(lines) == doubtful + copies
-    tally.settle(9, where="here", allow_partial=True, notes=None)
+    log.check(9, where="here", allow_partial=True, notes=None)
     with pytest.raises(UsageError, match="notes"):
-        tally.settle(9, where="here", allow_partial=True, notes=tmp_path)
+        log.check(9, where="here", allow_partial=True, notes=tmp_path)
 
 
 def test_what_nothing_can_be_learned_from(tmp_path: Path) -> None:
@@ -149,5 +150,5 @@ def test_what_nothing_can_be_learned_from(tmp_path: Path) -> None:
             require_learnable(DataSet(CLASSES, examples))
     both = DataSet(CLASSES, (one, empty))
     assert require_learnable(both) == ('no image has an object of class "weed": nothing can be learned about it',)
-    assert ['"weed"' in sentence for sentence in unjudged(both)] == [True]
+    assert both.classes_without_objects() == ('"weed"',)
     assert require_learnable(DataSet(("spike",), both.examples)) == ()
