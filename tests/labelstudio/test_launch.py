@@ -22,8 +22,9 @@ from spica.errors import LaunchError
 from spica.labelstudio import launch
 from spica.labelstudio.child_process import ChildProcess
 from spica.labelstudio.credentials import load_or_create
-from spica.labelstudio.instance import STATE_NAME, FolderLock, RunningState
+from spica.labelstudio.instance import LOCK_NAME, STATE_NAME, RunningState
 from spica.labelstudio.launch import LabelStudioProcess
+from spica.locks import Lock
 
 needs_label_studio = pytest.mark.label_studio
 MakeDataDir = Callable[[Path], Path]
@@ -270,7 +271,7 @@ def test_damaged_database(migrated_data_dir: MakeDataDir, tmp_path: Path) -> Non
     assert "damaged" in str(caught.value.hint)
     credentials = load_or_create(data_dir)
     assert credentials.password not in str(caught.value)
-    lock = FolderLock(data_dir)
+    lock = Lock(data_dir / LOCK_NAME)
     assert lock.acquire()
     lock.release()
 
@@ -340,7 +341,7 @@ def test_no_address_of_this_machine(tmp_path: Path) -> None:
 def test_folder_held_by_another(tmp_path: Path) -> None:
     """A folder in which another start never gets ready is given up with a clear message."""
     (tmp_path / "data").mkdir()
-    lock = FolderLock(tmp_path / "data")
+    lock = Lock(tmp_path / "data" / LOCK_NAME)
     assert lock.acquire()
     try:
         with pytest.raises(LaunchError, match="another program"):

@@ -11,7 +11,6 @@ import pytest
 
 from spica.errors import LaunchError
 from spica.labelstudio.credentials import DATABASE_NAME, FILE_NAME, Credentials, load_or_create
-from spica.labelstudio.instance import FolderLock
 from spica.labelstudio.launch_env import (
     LARGE_PROJECT_TASKS,
     child_environment,
@@ -130,18 +129,6 @@ def test_damaged_account(tmp_path: Path, text: str) -> None:
     with pytest.raises(LaunchError, match="damaged"):
         load_or_create(tmp_path)
     assert path.read_text(encoding="utf-8") == text
-
-
-def test_lock(tmp_path: Path) -> None:
-    """Only one holds a folder; letting go, twice too, frees it."""
-    first, second = FolderLock(tmp_path), FolderLock(tmp_path)
-    assert first.acquire()
-    assert first.acquire()
-    assert not second.acquire()
-    first.release()
-    first.release()
-    assert second.acquire()
-    second.release()
 
 
 def test_storing_predictions_costs_the_same_in_a_large_project() -> None:

@@ -10,8 +10,9 @@ import pytest
 
 from spica.errors import StorageError
 from spica.labelstudio.credentials import DATABASE_NAME
-from spica.labelstudio.instance import FolderLock
+from spica.labelstudio.instance import LOCK_NAME
 from spica.labelstudio.served import ServedFolder
+from spica.locks import Lock
 
 
 @pytest.fixture
@@ -145,7 +146,7 @@ def test_a_data_folder_that_was_moved_keeps_its_storages(home: Path) -> None:
 def test_the_database_of_a_running_label_studio_is_left_alone(home: Path) -> None:
     """Whoever holds the folder's lock goes on with what it knows."""
     path = database(home, home / "photos")
-    lock = FolderLock(path.parent)
+    lock = Lock(path.parent / LOCK_NAME)
     assert lock.acquire()
     before = stored(path)
     assert served(home).take_over(path.parent) == []

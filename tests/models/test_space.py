@@ -133,7 +133,7 @@ def test_a_version_that_a_server_has_loaded_stays_until_the_server_ends(tmp_path
     version = tiny_version(tmp_path, "a")
     code = (
         "import sys; from pathlib import Path; from spica.models.locks import hold\n"
-        "lease = hold(Path(sys.argv[1]), sys.argv[2]); print('held', flush=True); sys.stdin.read()"
+        "with hold(Path(sys.argv[1]), sys.argv[2]): print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path), version], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -146,10 +146,9 @@ def test_a_version_that_a_server_has_loaded_stays_until_the_server_ends(tmp_path
         assert "stop the server" in str(refused.value)
         server.kill()
         server.wait()
-    with hold(tmp_path, version) as lease:
+    with hold(tmp_path, version):
         assert space.prune(tmp_path, 0, young_s=0).deleted == ()
-        lease.close()
-        assert [each.id for each in space.prune(tmp_path, 0, young_s=0).deleted] == [version]
+    assert [each.id for each in space.prune(tmp_path, 0, young_s=0).deleted] == [version]
     assert list((tmp_path / "leases").iterdir()) == []
 
 
@@ -249,7 +248,8 @@ def test_a_lease_in_a_folder_that_can_not_be_written_is_no_failure(
 ) -> None:
     """A server on a read-only store serves, with a word in the log."""
     (tmp_path / "active").write_bytes(b"a file where the locks belong")
-    hold(tmp_path, "wheat-00000000").close()
+    with hold(tmp_path, "wheat-00000000"):
+        pass
     assert "can't see" in caplog.text
     with pytest.raises(StorageError), writing(tmp_path):
         pass

@@ -20,7 +20,7 @@ from project_keys import ONE, known
 from spica.errors import DataSetError, StorageError
 from spica.evaluation.truth import Truth
 from spica.images import digest_of
-from spica.models.locks import alone
+from spica.locks import exclusive
 from spica.training import holdout
 from spica.training.dataset import DataSet, Example
 from spica.training.holdout import Frozen, divide, path_of, read, split, target, write
@@ -309,7 +309,7 @@ def test_a_record_that_somebody_extends_for_ever(tmp_path: Path, monkeypatch: py
     """After a time of waiting, a sentence says who is in the way."""
     path = path_of(tmp_path, known(7))
     monkeypatch.setattr(holdout, "_WAIT_S", 0.05)
-    with alone(path.with_suffix(".lock"), "it", wait_s=0), pytest.raises(StorageError, match="held-out images"):
+    with exclusive(path.with_suffix(".lock"), "it", wait_s=0), pytest.raises(StorageError, match="held-out images"):
         divide(path, DataSet(("spike",), (image(1), image(2))), share=0.2, minimum=2)
 
 

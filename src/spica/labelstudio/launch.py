@@ -24,10 +24,11 @@ from spica.labelstudio.child_process import ChildProcess
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.credentials import DATABASE_NAME, Credentials, load_or_create, save
 from spica.labelstudio.credentials import FILE_NAME as ACCOUNT_NAME
-from spica.labelstudio.instance import STATE_NAME, FolderLock, RunningState
+from spica.labelstudio.instance import LOCK_NAME, STATE_NAME, RunningState
 from spica.labelstudio.launch_env import child_environment
 from spica.labelstudio.login import personal_token
 from spica.labelstudio.ports import free_port, reachable, require_free, taken_port
+from spica.locks import Lock
 
 LOG_NAME = "label-studio.log"
 _FIRST_START_STEPS = 396
@@ -60,7 +61,7 @@ class LabelStudioProcess:
         log_file: Path,
         *,
         child_process: ChildProcess | None,
-        lock: FolderLock | None,
+        lock: Lock | None,
     ) -> None:
         self.url = state.url
         self.port = state.port
@@ -153,7 +154,7 @@ class LabelStudioProcess:
         folder = _prepared(data_dir)
         log_path = log_file or folder / LOG_NAME
         deadline = time.monotonic() + timeout_s
-        lock = FolderLock(folder)
+        lock = Lock(folder / LOCK_NAME)
         try:
             adopted = _wait_for_folder(folder, lock, log_path, deadline, tell)
             if adopted is not None:
@@ -224,7 +225,7 @@ def _prepared(data_dir: Path) -> Path:
 
 
 def _wait_for_folder(
-    folder: Path, lock: FolderLock, log_path: Path, deadline: float, tell: Progress
+    folder: Path, lock: Lock, log_path: Path, deadline: float, tell: Progress
 ) -> LabelStudioProcess | None:
     """The Label Studio that runs in the folder, or None with the lock held by us."""
     told = False

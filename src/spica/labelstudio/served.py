@@ -19,7 +19,8 @@ import platformdirs
 
 from spica.errors import StorageError
 from spica.labelstudio.credentials import DATABASE_NAME, write_private
-from spica.labelstudio.instance import FolderLock
+from spica.labelstudio.instance import LOCK_NAME
+from spica.locks import Lock
 
 _NAME = "served"
 _RECORD = "served.txt"
@@ -80,7 +81,7 @@ class ServedFolder:
         Raises:
             StorageError: the database can't be changed; it is as it was.
         """
-        database, lock = label_studio_dir / DATABASE_NAME, FolderLock(label_studio_dir)
+        database, lock = label_studio_dir / DATABASE_NAME, Lock(label_studio_dir / LOCK_NAME)
         if not database.exists() or not lock.acquire():
             return []
         try:

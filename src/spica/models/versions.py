@@ -22,11 +22,11 @@ from spica.models.card import CARD, GRAPHS, MAX_CARD_BYTES, WEIGHTS, read_card
 from spica.models.content import content_digest
 from spica.models.folders import base_of, find, open_version, peek
 from spica.models.listed import Listed, Use, listing
-from spica.models.locks import Lease, hold, writing
+from spica.models.locks import writing
 from spica.models.version import ModelIdentity, ModelVersion, Origin
 from spica.models.version_id import fingerprint, version_id
 
-__all__ = ["Lease", "Listed", "Use", "add", "all", "find", "hold", "open", "peek", "record"]
+__all__ = ["Listed", "Use", "add", "all", "find", "open", "peek", "record"]
 
 open = open_version  # noqa: A001 - read as versions.open(…)
 all = listing  # noqa: A001 - read as versions.all(…)

@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from spica.errors import LaunchError, SpicaError, StorageError
 from spica.files import read_text, write_text
 from spica.http import is_loopback
-from spica.labelstudio.instance import FolderLock
+from spica.locks import Lock
 from spica.prelabel.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ def claim_folder(base: Path, label_studio_url: str, project: int) -> Path:
 class Claim:
     """The right to work on one project, held until :meth:`release`. Use :meth:`take`."""
 
-    def __init__(self, folder: Path, lock: FolderLock, *, by: str, version: str) -> None:
+    def __init__(self, folder: Path, lock: Lock, *, by: str, version: str) -> None:
         self.folder = folder
         self._lock = lock
         started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -138,7 +138,7 @@ class Claim:
         folder = claim_folder(base, label_studio_url, project)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = FolderLock(folder, _LOCK)
+            lock = Lock(folder / _LOCK)
             taken = lock.acquire()
         except (OSError, LaunchError) as error:
             raise StorageError(
@@ -205,7 +205,7 @@ class Claim:
 
 def is_claimed(folder: Path) -> bool:
     """Whether a process holds this claim at the moment."""
-    lock = FolderLock(folder, _LOCK)
+    lock = Lock(folder / _LOCK)
     with suppress(LaunchError):
         free = lock.acquire()
         lock.release()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from spica.errors import AuthenticationError, LaunchError, NotFoundError, SpicaError, StorageError, TrainingError
-from spica.labelstudio.instance import FolderLock
+from spica.locks import Lock
 from spica.models import active
 from spica.project import ProjectKey
 from spica.settings import Settings
@@ -308,11 +308,11 @@ class Trainer:
                     f"a training of {other} is under way", where=f"project {project}", hint="wait, or cancel it"
                 )
 
-    def _take(self, project: ProjectKey) -> FolderLock | None:
+    def _take(self, project: ProjectKey) -> Lock | None:
         folder = self.runs.project_folder(project)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = FolderLock(folder, _LOCK)
+            lock = Lock(folder / _LOCK)
             return lock if lock.acquire() else None
         except (OSError, LaunchError) as error:
             raise StorageError(
@@ -322,7 +322,7 @@ class Trainer:
                 hint="free some space, or choose another folder with --data-dir",
             ) from None
 
-    def _launch(self, run: Run, lock: FolderLock, token: str) -> None:
+    def _launch(self, run: Run, lock: Lock, token: str) -> None:
         run = replace(run, attempts=run.attempts + 1)
         self.runs.write(run)
         worker = self._make(self._request(run, token))
@@ -365,7 +365,7 @@ class Trainer:
             memory_bytes=settings.train_memory_bytes,
         )
 
-    def _train(self, run: Run, worker: Worker, lock: FolderLock) -> None:
+    def _train(self, run: Run, worker: Worker, lock: Lock) -> None:
         try:
             ended = self._outcome(run, worker)
             if ended is not None:

@@ -24,7 +24,7 @@ from typing import Any, Final, Literal
 
 from spica.errors import DataSetError
 from spica.files import write_text
-from spica.models.locks import alone
+from spica.locks import exclusive
 from spica.project import ProjectKey
 from spica.training.dataset import DataSet
 from spica.training.likeness import alike, clusters, fingerprint_of, stem_of, telling
@@ -87,7 +87,7 @@ def divide(path: Path, dataset: DataSet, *, share: float, minimum: int) -> tuple
         DataSetError: the record is damaged.
         StorageError: it can't be written, or somebody else has been extending it for ten minutes.
     """
-    with alone(path.with_suffix(".lock"), "the record of a project's held-out images", wait_s=_WAIT_S):
+    with exclusive(path.with_suffix(".lock"), "the record of a project's held-out images", wait_s=_WAIT_S):
         train, held, frozen = split(dataset, read(path), share=share, minimum=minimum)
         if train.examples and held.examples:
             write(path, frozen)
