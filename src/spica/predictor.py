@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 from spica.errors import LabelConfigError, LabelStudioError, SpicaError
 from spica.images import decode, decoded_bytes, digest_of
@@ -48,7 +49,7 @@ class PredictionSpec:
         matches: for each of ``config.controls``, which class gets which label.
         thresholds: for each of ``config.controls``, the lowest shown score.
         version: what Label Studio stores as ``model_version``; it changes when, and only when, answers can change.
-        problems: what can't be met, for people.
+        problems: classes and labels without a counterpart, and what else can't be used, a sentence each.
     """
 
     label_config: str
@@ -252,8 +253,16 @@ class Predictor:
 
 def _failed(task: Task, error: SpicaError) -> Outcome:
     """Without the frames in which the error was raised: they hold the image's bytes, and failures are kept."""
-    logger.warning("task %s: %s", task.id, error.summary)
-    return Outcome(task.id, None, copy.copy(error))
+    shown = copy.copy(error)
+    shown.where = _readable(error.where) if error.where is not None else None
+    logger.warning("task %s: %s", task.id, shown.summary)
+    return Outcome(task.id, None, shown)
+
+
+def _readable(where: str) -> str:
+    """An address with the file's name as people wrote it, not percent-encoded; others as they are."""
+    decoded = unquote(where) if where.startswith(("/", "http:", "https:")) else where
+    return decoded if decoded.isprintable() else where
 
 
 @dataclass(frozen=True, slots=True)

@@ -266,6 +266,13 @@ def test_the_page_says_what_is_served_and_escapes_what_others_wrote(server: Mode
     assert "gwhd.pth" in server.client.get("/status").text
 
 
+def test_failed_files_are_named_as_people_wrote_them(server: ModelServer) -> None:
+    """Where a task's image is missing, its name is shown as it stands in the folder, not percent-encoded."""
+    server.predict("/data/local-files/?d=%E7%A8%B2%201.png")
+    assert "稲 1.png" in server.client.get("/state").json()["failures"][0]["reason"]
+    assert "稲 1.png" in server.client.get("/").text
+
+
 def test_the_documentation_of_the_routes_needs_no_other_server(server: ModelServer) -> None:
     """/docs loads its scripts from here, and the routes' bodies are described."""
     page = server.client.get("/docs").text

@@ -16,22 +16,6 @@ from spica.server.pool import ModelPool
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 100, 300)
 """Bucket limits in seconds; 100 s is where Label Studio gives a prediction up."""
 
-_ROUTES = frozenset(
-    {
-        "/",
-        "/health",
-        "/setup",
-        "/predict",
-        "/webhook",
-        "/versions",
-        "/metrics",
-        "/api/dm/actions",
-        "/jobs/prelabel",
-        "/training",
-    }
-)
-"""Only these are label values: a client must not be able to make new series."""
-
 
 class _EngineCollector(Collector):
     """The engines' own counters, of all models together, read when asked."""
@@ -42,14 +26,14 @@ class _EngineCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         images, remembered, failures, seconds = self._pool.past
         ready = self._pool.default.engine.status.state == "ready"
-        each = [predictor.engine.status for predictor in self._pool.predictors]
-        admitted, waiting = sum(one.admitted for one in each), sum(one.waiting for one in each)
-        images += sum(one.images for one in each)
-        remembered += sum(one.remembered for one in each)
-        failures += sum(one.failures for one in each)
-        seconds += sum(one.seconds for one in each)
+        engines = [predictor.engine.status for predictor in self._pool.predictors]
+        admitted, waiting = sum(engine.admitted for engine in engines), sum(engine.waiting for engine in engines)
+        images += sum(engine.images for engine in engines)
+        remembered += sum(engine.remembered for engine in engines)
+        failures += sum(engine.failures for engine in engines)
+        seconds += sum(engine.seconds for engine in engines)
         yield GaugeMetricFamily("spica_model_ready", "1 when the model is loaded.", value=ready)
-        yield GaugeMetricFamily("spica_models", "Versions that are loaded.", value=len(each))
+        yield GaugeMetricFamily("spica_models", "Versions that are loaded.", value=len(engines))
         yield GaugeMetricFamily("spica_queue_tasks", "Tasks in requests under way.", value=admitted)
         yield GaugeMetricFamily("spica_queue_images", "Images that wait for the network.", value=waiting)
         yield CounterMetricFamily("spica_images", "Images that the network has computed.", value=images)
@@ -86,10 +70,7 @@ class Metrics:
             if scope["type"] != "http":
                 await app(scope, receive, send)
                 return
-            path = scope["path"].rstrip("/") or "/"
-            route = path if path in _ROUTES else "other"
-            status = 500
-            started = time.perf_counter()
+            status, started = 500, time.perf_counter()
 
             async def watched(message: Message) -> None:
                 nonlocal status
@@ -100,6 +81,8 @@ class Metrics:
             try:
                 await app(scope, receive, watched)
             finally:
+                # The route's pattern, never the path: a client must not be able to make new series.
+                route = getattr(scope.get("route"), "path", "other").rstrip("/") or "/"
                 self._requests.labels(route, str(status)).inc()
                 self._seconds.labels(route).observe(time.perf_counter() - started)
 

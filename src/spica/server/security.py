@@ -1,9 +1,12 @@
-"""Whom the server answers: hosts, origins, passwords, the webhook's secret, and how large a request may be."""
+"""Whom the server answers: hosts, origins, passwords, the webhook's secret, and how large a request may be.
+
+Starlette's TrustedHostMiddleware knows no "any IP address", and FastAPI's HTTPBasic only ASCII passwords; both answer
+outside the one shape of errors.
+"""
 
 from __future__ import annotations
 
 import base64
-import binascii
 import ipaddress
 import re
 import secrets
@@ -60,12 +63,22 @@ class Access:
         password = settings.basic_auth.get_secret_value() if settings.basic_auth is not None else None
         if password is not None and (":" not in password or password.startswith(":")):
             raise UsageError("user and password can't be read", where="--basic-auth", expected="user:password")
-        token = settings.label_studio_api_key
-        names = {_allowed_name(name) for name in settings.allowed_hosts} | {host.strip("[]").lower()}
+        names = {host.strip("[]").lower()}
+        for allowed in settings.allowed_hosts:
+            name = _host_name(allowed.strip())
+            if name is None:
+                raise UsageError(
+                    "a host name can't be read",
+                    where="--allowed-host",
+                    expected="a name, such as host.docker.internal",
+                    got=allowed[:100],
+                )
+            names.add(name)
         local = is_local(host)
         if not local:
             short = socket.gethostname().lower().partition(".")[0]
             names |= {short, f"{short}.local", socket.getfqdn().lower()}
+        token = settings.label_studio_api_key
         secret = webhook_secret(token.get_secret_value()) if token is not None else None
         return cls(local, frozenset(names), password, secret)
 
@@ -76,10 +89,10 @@ class Access:
             RequestError: asked under a foreign name, or something is to be done for another site's page.
             AuthenticationError: the password is missing or wrong.
         """
-        self._check_host(request)
-        if request.method not in ("GET", "HEAD", "OPTIONS"):
-            _refuse_foreign(request)
+        self._check_host(request.headers.get("host", ""))
         path = request.url.path.rstrip("/")
+        if request.method not in ("GET", "HEAD", "OPTIONS"):
+            _refuse_foreign(request, path)
         if self.password is None or path == FORWARDED or self._knows_password(request):
             return
         if path != WEBHOOK or not self.knows_secret(request):
@@ -106,11 +119,10 @@ class Access:
 
     def knows_secret(self, request: Request) -> bool:
         """Whether a request carries the webhook's secret."""
-        given = request.headers.get(WEBHOOK_HEADER, "")
-        return self.secret is not None and secrets.compare_digest(given.encode(), self.secret.encode())
+        sent = request.headers.get(WEBHOOK_HEADER, "")
+        return self.secret is not None and secrets.compare_digest(sent.encode(), self.secret.encode())
 
-    def _check_host(self, request: Request) -> None:
-        host = request.headers.get("host", "")
+    def _check_host(self, host: str) -> None:
         name = _host_name(host)
         if name is not None:
             if name in self.hosts or name == "localhost":
@@ -132,28 +144,10 @@ class Access:
         if self.password is None or scheme.lower() != "basic":
             return False
         try:
-            given = base64.b64decode(encoded, validate=True)
-        except (binascii.Error, ValueError):
+            sent = base64.b64decode(encoded, validate=True)
+        except ValueError:
             return False
-        return secrets.compare_digest(given, self.password.encode())
-
-
-def _host_name(host: str) -> str | None:
-    """The name in a Host header, without port and brackets; None if there is none."""
-    found = _HOST.fullmatch(host.lower())
-    return found[1].strip("[]").rstrip(".") if found is not None else None
-
-
-def _allowed_name(given: str) -> str:
-    name = _host_name(given.strip())
-    if name is None:
-        raise UsageError(
-            "a host name can't be read",
-            where="--allowed-host",
-            expected="a name, such as host.docker.internal",
-            got=given[:100],
-        )
-    return name
+        return secrets.compare_digest(sent, self.password.encode())
 
 
 class AccessMiddleware:
@@ -208,36 +202,6 @@ class AccessMiddleware:
             )
 
 
-def _refuse_foreign(request: Request) -> None:
-    """Raise unless a request that changes something comes from a program or from our own page.
-
-    A form on another site can't send JSON, and a script there says where it comes from.
-    """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json" and request.url.path.rstrip("/") != FORWARDED:
-        raise RequestError(
-            "the request is not JSON",
-            where=request.url.path,
-            expected="Content-Type: application/json",
-            got=kind[:60] or "no content type",
-        )
-    origin = request.headers.get("origin")
-    if origin is not None and _netloc(origin) != request.headers.get("host", "").lower():
-        raise RequestError(
-            "the request comes from another site's page",
-            where=request.url.path,
-            got=origin[:100],
-            hint="use the page of this server, or a program",
-        )
-
-
-def _netloc(origin: str) -> str | None:
-    try:
-        return urlsplit(origin).netloc.lower()
-    except ValueError:  # such as http://[
-        return None
-
-
 def label_studio_token(request: Request) -> SecretStr | None:
     """Label Studio's token of whoever asks: ``X-Api-Key``, as Label Studio itself takes it, or ``Authorization``.
 
@@ -248,3 +212,36 @@ def label_studio_token(request: Request) -> SecretStr | None:
         return SecretStr(key)
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     return SecretStr(token.strip()) if scheme.lower() in ("token", "bearer") and token.strip() else None
+
+
+def _host_name(host: str) -> str | None:
+    """The name in a Host header, without port and brackets; None if there is none."""
+    match = _HOST.fullmatch(host.lower())
+    return match[1].strip("[]").rstrip(".") if match is not None else None
+
+
+def _refuse_foreign(request: Request, path: str) -> None:
+    """Raise unless a request that changes something comes from a program or from our own page.
+
+    A form on another site can't send JSON, and a script there says where it comes from.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and path != FORWARDED:
+        raise RequestError(
+            "the request is not JSON",
+            where=request.url.path,
+            expected="Content-Type: application/json",
+            got=kind[:60] or "no content type",
+        )
+    origin = request.headers.get("origin")
+    try:
+        foreign = origin is not None and urlsplit(origin).netloc.lower() != request.headers.get("host", "").lower()
+    except ValueError:  # such as http://[
+        foreign = True
+    if foreign:
+        raise RequestError(
+            "the request comes from another site's page",
+            where=request.url.path,
+            got=str(origin)[:100],
+            hint="use the page of this server, or a program",
+        )

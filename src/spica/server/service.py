@@ -27,10 +27,10 @@ from spica.server.pool import ModelPool, Served
 logger = logging.getLogger(__name__)
 
 _PROJECTS = 1000
-"""So many projects' extra params are kept; older ones are sent again by Label Studio anyway."""
+"""Projects whose extra params are kept; those of older ones are sent again by Label Studio anyway."""
 
 _FAILURES = 50
-"""So many failed tasks are shown on the page."""
+"""Failed tasks that are shown on the page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +39,9 @@ class ProjectState:
 
     Attributes:
         project: which one.
-        extra_params: as given in the model's form.
+        extra_params: from the model's form.
         version: what its predictions are stored under; None before its configuration could be read.
-        problems: what can't be met, for people.
+        problems: what of its configuration can't be used, a sentence each.
         seen: when it last asked, in UTC.
     """
 
@@ -131,13 +131,13 @@ class Workers:
 class Service:
     """The state of one server. Thread-safe.
 
-    JobSpec is done on two small pools, so that a request with many tasks can't hold up the image a person has opened.
+    Requests run on two small pools, so that one with many tasks can't hold up the image that a person has opened.
 
     Args:
         predictor: answers the tasks of projects that have no version of their own.
-        weights: the weights file's name, for people.
+        weights: the weights file's name, to show.
         pool: all models that answer; only ``predictor`` if None.
-        precision: in which arithmetic the weights are computed, and why, for people; "" for nothing to say.
+        precision: in which precision the weights are computed, and why, to show; "" for nothing to say.
         folder: of ``predictor``'s version, where that is not in the store.
     """
 
@@ -184,10 +184,9 @@ class Service:
     def setup(self, request: SetupRequest) -> ProjectState:
         """Note a project's configuration; from memory, never touching the network or the weights.
 
-        A configuration that can't be served is no failure here: Label Studio would drop the reason and show a
-        connection error, and people connect a model before they have finished the configuration. It is logged, shown
-        on the page, and every prediction asked for will say it. A request that does not speak of extra params leaves
-        them as they are.
+        A configuration that can't be used is no failure here: Label Studio would drop the reason and show a connection
+        error, and people connect a model before they have finished the configuration. It is logged, shown on the page,
+        and said by every prediction. A request without extra params leaves them as they are.
         """
         key = project_key(request.project)
         with self._lock:
@@ -208,7 +207,7 @@ class Service:
         with self._lock:
             self._projects[key] = state
             self._projects.move_to_end(key)
-            while len(self._projects) > _PROJECTS:
+            if len(self._projects) > _PROJECTS:
                 self._projects.popitem(last=False)
         if before is None or replace(before, seen=state.seen) != state:
             logger.info("project %s is served as %s", key, version)
@@ -242,12 +241,12 @@ class Service:
         key = project_key(request.project)
         with self.pool.lease(key) as predictor:
             outcomes = self._outcomes(request, key, predictor)
-        failed = any(each.error is not None for each in outcomes) and predictor.engine.status.state == "failed"
-        if failed and self.pool.predictor(key) is not predictor:
-            # Its active version was put in front before it was loaded, as at the start, and turned out to be damaged.
+        errors = any(outcome.error is not None for outcome in outcomes)
+        if errors and predictor.engine.status.state == "failed" and self.pool.predictor(key) is not predictor:
+            # Its active version was served before it was loaded, as at the start, and turned out to be damaged.
             with self.pool.lease(key) as predictor:
                 outcomes = self._outcomes(request, key, predictor)
-        self.note_failures(key, [(each.task_id, each.error) for each in outcomes if each.error is not None])
+        self.note_failures(key, [(done.task_id, done.error) for done in outcomes if done.error is not None])
         return outcomes
 
     def _outcomes(self, request: PredictRequest, project: ProjectKey | None, predictor: Predictor) -> list[Outcome]:
@@ -296,7 +295,7 @@ class Service:
         ``status`` is "UP" as soon as requests are taken; ``model.state`` says whether the model is loaded.
         """
         status = self.predictor.engine.status
-        all_of = [predictor.engine.status for predictor in self.pool.predictors]
+        engines = [predictor.engine.status for predictor in self.pool.predictors]
         return {
             "status": "UP",
             "model_class": "Spica",
@@ -308,5 +307,8 @@ class Service:
                 "state": status.state,
                 "error": status.error.as_json()["error"] if status.error is not None else None,
             },
-            "queue": {"tasks": sum(each.admitted for each in all_of), "images": sum(each.waiting for each in all_of)},
+            "queue": {
+                "tasks": sum(engine.admitted for engine in engines),
+                "images": sum(engine.waiting for engine in engines),
+            },
         }
