@@ -94,7 +94,7 @@ class _State:
     place: Path
     classes: tuple[str, ...]
     valid: DataSet
-    frozen: holdout.Frozen = field(default_factory=holdout.Frozen)
+    frozen: holdout.Record = field(default_factory=dict)
     active: ModelVersion | None = None
     detector: Detector | None = None
     first: Detector | None = None

@@ -175,7 +175,7 @@ def test_a_project_is_judged_by_its_hold_out(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("SPICA_DATA_DIR", str(tmp_path))
     arguments = (model_folder(), "--project", 7, "--json", "-")
     assert json.loads(run(*arguments).stdout)["metrics"]["images"] == 3
-    _, held, frozen = holdout.split(dataset, holdout.Frozen(), share=0.2, minimum=1)
+    _, held, frozen = holdout.split(dataset, {}, share=0.2, minimum=1)
     holdout.write(holdout.path_of(tmp_path, known(7)), frozen)
     told = json.loads(run(*arguments).stdout)
     assert told["metrics"]["images"] == len(held.examples) == 1

@@ -20,7 +20,7 @@ from spica.server.build import resolve
 from spica.server.pool import ModelPool
 from spica.server.service import Service
 from spica.training import holdout
-from spica.training.holdout import Frozen, Placed
+from spica.training.holdout import Decision
 from spica.training.runs import Runs
 from spica.training.takeover import take_over
 from tiny_versions import tiny_version
@@ -102,7 +102,7 @@ def old_state(tmp_path: Path) -> str:
     """Active version, held-out images and a training, as an earlier Spica has kept them; gives the version."""
     version = tiny_version(tmp_path, "own")
     active.activate(tmp_path, OLD, version, base=BASE, why="better", by="training")
-    holdout.write(holdout.path_of(tmp_path, OLD), Frozen({"0" * 64: Placed("holdout")}))
+    holdout.write(holdout.path_of(tmp_path, OLD), {"0" * 64: Decision("holdout")})
     Runs(tmp_path).begin(OLD, title="field", cause="", new=1, parent=None)
     return version
 

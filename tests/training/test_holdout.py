@@ -23,7 +23,7 @@ from spica.images import digest_of
 from spica.locks import exclusive
 from spica.training import holdout
 from spica.training.dataset import DataSet, Example
-from spica.training.holdout import Frozen, divide, path_of, read, split, target, write
+from spica.training.holdout import Record, divide, path_of, read, split, target, write
 
 TRUTH = Truth(np.zeros((0, 4), np.float32), np.zeros((0,), np.int64), 64, 48)
 
@@ -40,11 +40,11 @@ def hash_of(path: Path) -> int:
 
 
 def sides_of(
-    examples: Sequence[Example], frozen: Frozen | None = None, *, share: float = 0.2, minimum: int = 10
-) -> tuple[set[str], set[str], Frozen]:
+    examples: Sequence[Example], frozen: Record | None = None, *, share: float = 0.2, minimum: int = 10
+) -> tuple[set[str], set[str], Record]:
     """Digests of both sides, and the record."""
     dataset = DataSet(("spike",), tuple(examples))
-    train, holdout, after = split(dataset, frozen or Frozen(), share=share, minimum=minimum, fingerprint=hash_of)
+    train, holdout, after = split(dataset, frozen or {}, share=share, minimum=minimum, fingerprint=hash_of)
     return {each.digest for each in train.examples}, {each.digest for each in holdout.examples}, after
 
 
@@ -66,7 +66,7 @@ def test_target(count: int, wanted: int) -> None:
 )
 def test_growing(steps: list[list[int]], share: float, minimum: int) -> None:
     """However images come: sides are disjoint and complete, nobody changes sides, and the proportion is kept."""
-    frozen, present = Frozen(), set[int]()
+    frozen, present = {}, set[int]()
     trained, held = set[str](), set[str]()
     for step in steps:
         present |= set(step)
@@ -95,7 +95,7 @@ def test_what_is_alike_stays_together(names: list[tuple[int, bool]], seed: int) 
 
     def parts() -> list[set[str]]:
         dataset = DataSet(("spike",), tuple(examples))
-        found = split(dataset, Frozen(), share=0.2, minimum=2, fingerprint=look)[:2]
+        found = split(dataset, {}, share=0.2, minimum=2, fingerprint=look)[:2]
         assert {each.digest: each.group for each in found[1].examples}.keys() == {e.digest for e in found[1].examples}
         return [{each.digest for each in part.examples} for part in found]
 
@@ -121,7 +121,7 @@ def test_what_is_alike_stays_together(names: list[tuple[int, bool]], seed: int) 
 )
 def test_tiles_do_not_put_half_of_the_photos_away(photos: int, rounds: int, held: int) -> None:
     """A fifth of the photos is held out with all of its tiles, one at least, though 10 are wanted at first."""
-    frozen = Frozen()
+    frozen = {}
     for number in range(1, rounds + 1):
         tiles = [image(n, f"photo{n % photos}_{n // photos * 256}_0.jpg") for n in range(20 * number)]
         train, away, frozen = sides_of(tiles, frozen)
@@ -134,7 +134,7 @@ def test_what_shows_the_same_is_one_group() -> None:
     tiles = [image(n, f"photo{n // 4}_{n % 4 * 256}_0.jpg") for n in range(40)]
     pairs = [image(n) for n in range(40, 80)]
     dataset = DataSet(("spike",), (*tiles, *pairs))
-    held = split(dataset, Frozen(), fingerprint=lambda path: _twins(int(path.name)))[1]
+    held = split(dataset, {}, fingerprint=lambda path: _twins(int(path.name)))[1]
     groups: dict[str | None, set[int]] = {}
     for each in held.examples:
         groups.setdefault(each.group, set()).add(int(each.path.name))
@@ -207,7 +207,7 @@ def test_near_duplicates(distance: int, together: bool) -> None:
         bits = hash_of(Path(str(number // 2)))
         return bits ^ ((1 << distance) - 1) if number % 2 else bits
 
-    _, holdout, _ = split(DataSet(("spike",), tuple(pairs)), Frozen(), fingerprint=paired)
+    _, holdout, _ = split(DataSet(("spike",), tuple(pairs)), {}, fingerprint=paired)
     held = {each.digest for each in holdout.examples}
     agree = [(one.digest in held) == (two.digest in held) for one, two in zip(pairs[::2], pairs[1::2], strict=True)]
     assert all(agree) == together
@@ -216,7 +216,7 @@ def test_near_duplicates(distance: int, together: bool) -> None:
 def test_all_alike() -> None:
     """Where all images are alike, some are held out none the less, and it is told."""
     examples = [image(number) for number in range(10)]
-    _, holdout, _ = split(DataSet(("spike",), tuple(examples)), Frozen(), fingerprint=lambda _: 7)
+    _, holdout, _ = split(DataSet(("spike",), tuple(examples)), {}, fingerprint=lambda _: 7)
     assert len(holdout.examples) == 5
     assert any("not independent" in sentence for sentence in holdout.problems)
 
@@ -242,7 +242,7 @@ def test_real_copies_stay_together(tmp_path: Path) -> None:
             example(tmp_path, f"img{number:03}.jpg", data),
             example(tmp_path, f"copy{number:03}.jpg", copy.getvalue()),
         ]
-    train, holdout, _ = split(DataSet(("spike",), tuple(examples)), Frozen())
+    train, holdout, _ = split(DataSet(("spike",), tuple(examples)), {})
     held = {each.digest for each in holdout.examples}
     assert len(train.examples) == 30
     for one, two in zip(examples[::2], examples[1::2], strict=True):
@@ -252,7 +252,7 @@ def test_real_copies_stay_together(tmp_path: Path) -> None:
 def test_written_and_read(tmp_path: Path) -> None:
     """The record comes back from disk as it was, also for a project without one."""
     path = path_of(tmp_path, known(7))
-    assert read(path) == Frozen()
+    assert read(path) == {}
     examples = [image(number, f"畑{number}_0_0.jpg" if number % 3 else None) for number in range(12)]
     frozen = sides_of(examples)[2]
     write(path, frozen)
@@ -265,15 +265,15 @@ def test_dividing_keeps_the_record(tmp_path: Path) -> None:
     path = path_of(tmp_path, known(7))
     examples = [example(tmp_path, f"img{n:03}.jpg", photograph(n)) for n in range(12)]
     assert not divide(path, DataSet(("spike",), (examples[0],)), share=0.2, minimum=2)[1].examples
-    assert read(path) == Frozen()
+    assert read(path) == {}
     train, held = divide(path, DataSet(("spike",), tuple(examples[:6])), share=0.2, minimum=2)
     assert (len(train.examples), len(held.examples)) == (4, 2)
-    before = read(path).images
+    before = read(path)
     assert {digest for digest, placed in before.items() if placed.side == "holdout"} == {
         e.digest for e in held.examples
     }
     divide(path, DataSet(("spike",), tuple(examples)), share=0.5, minimum=2)
-    after = read(path).images
+    after = read(path)
     assert len(after) == 12
     assert {digest: after[digest] for digest in before} == before
 
@@ -298,7 +298,7 @@ def test_two_that_divide_at_once_wait_for_each_other(tmp_path: Path, monkeypatch
     with ThreadPoolExecutor() as pool:
         done = list(pool.map(lambda part: divide(path, part, share=0.5, minimum=2), parts))
     assert most == [1, 1]
-    sides = {digest: placed.side for digest, placed in read(path).images.items()}
+    sides = {digest: placed.side for digest, placed in read(path).items()}
     assert len(sides) == 24
     for train, held in done:
         assert {sides[each.digest] for each in train.examples} == {"train"}
@@ -341,13 +341,13 @@ def test_a_record_that_cannot_be_written(tmp_path: Path) -> None:
     """What can't be written is an error that names the file."""
     (tmp_path / "holdout").write_text("a file", "utf-8")
     with pytest.raises(StorageError):
-        write(path_of(tmp_path, ONE), Frozen())
+        write(path_of(tmp_path, ONE), {})
 
 
 def test_classes_that_are_not_judged_are_told() -> None:
     """A class that no held-out image shows is named."""
     shown = replace(TRUTH, boxes_xyxy=np.ones((1, 4), np.float32), class_ids=np.zeros(1, np.int64))
     examples = tuple(replace(image(number), truth=shown) for number in range(6))
-    _, holdout, _ = split(DataSet(("spike", "weed"), examples), Frozen(), fingerprint=hash_of)
+    _, holdout, _ = split(DataSet(("spike", "weed"), examples), {}, fingerprint=hash_of)
     assert [sentence for sentence in holdout.problems if '"weed"' in sentence]
     assert not [sentence for sentence in holdout.problems if '"spike"' in sentence]

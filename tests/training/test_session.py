@@ -110,7 +110,7 @@ def test_the_hold_out_is_written_before_anything_is_trained(tmp_path: Path) -> N
     digests = [[each.digest for each in part.examples] for part in (train, held)]
     assert digests == [[each.digest for each in part.examples] for part in again]
     assert not set(digests[0]) & set(digests[1])
-    frozen = holdout.read(holdout.path_of(tmp_path, ONE)).images
+    frozen = holdout.read(holdout.path_of(tmp_path, ONE))
     assert {digest for digest, placed in frozen.items() if placed.side == "holdout"} == set(digests[1])
 
 

@@ -149,7 +149,7 @@ def test_a_projects_hold_out_is_never_learned_from(
     path = holdout.path_of(tmp_path, known(7))
     held = {data.examples[0].digest, data.examples[5].digest}  # not those that would be drawn
     sides = {each.digest: "holdout" if each.digest in held else "train" for each in data.examples[:6]}
-    holdout.write(path, holdout.Frozen({digest: holdout.Placed(side) for digest, side in sides.items()}))  # type: ignore[arg-type] # literals
+    holdout.write(path, {digest: holdout.Decision(side) for digest, side in sides.items()})  # type: ignore[arg-type] # literals
     taken: list[Any] = []
 
     def stopped(learned: Any, judged: Any, *_: Any, chooses: bool, **__: Any) -> Any:
@@ -161,7 +161,7 @@ def test_a_projects_hold_out_is_never_learned_from(
     more = ["--valid", _coco(tmp_path / "valid", range(2000, 2001))] if others else []
     assert _run("--project", 7, "--out", tmp_path / "x.pth", *FAST, *more).exit_code == 130
     learned, judged = ({example.digest for example in part.examples} for part in taken)
-    now = {digest for digest, placed in holdout.read(path).images.items() if placed.side == "holdout"}
+    now = {digest for digest, placed in holdout.read(path).items() if placed.side == "holdout"}
     assert held <= now
     assert not learned & now
     assert learned | now == {example.digest for example in data.examples}

@@ -209,14 +209,14 @@ def _parts(dataset: DataSet, others: DataSet | None, record: Path | None) -> tup
         others: other images to judge by.
         record: of a project's held-out images, extended by the new ones; None for a division of this training's own.
     """
-    from spica.training.holdout import Frozen, divide, split
+    from spica.training.holdout import divide, split
 
     learned, held = dataset, None
     if others is None or record is not None:
         settings = settings_with()
         share, minimum = settings.holdout_share, settings.holdout_min
         if record is None:
-            learned, held, _ = split(dataset, Frozen(), share=share, minimum=minimum)
+            learned, held, _ = split(dataset, {}, share=share, minimum=minimum)
         else:
             learned, held = divide(record, dataset, share=share, minimum=minimum)
     if others is None:

@@ -17,8 +17,8 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -32,7 +32,7 @@ from spica.training.likeness import alike, clusters, fingerprint_of, stem_of, te
 Side = Literal["train", "holdout", "aside"]
 
 _WAIT_S: Final = 600.0
-"""For a record that somebody else extends: some thousand new photographs are looked at meanwhile."""
+"""For a record that somebody else extends: some thousand new photographs are read meanwhile."""
 
 _FORMAT: Final = 1
 _SALT: Final = "spica hold-out 1"
@@ -41,8 +41,8 @@ _HASH: Final = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
-    """Where an image was put, once and for all, and by what it is recognised in others.
+class Decision:
+    """On which side an image is, once and for all, and by what it is recognised in others.
 
     Attributes:
         fingerprint: its perceptual hash, 64 bits, or None.
@@ -54,11 +54,8 @@ class Placed:
     stem: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Frozen:
-    """What was decided so far, by the digest of each image, also of images that are gone since."""
-
-    images: Mapping[str, Placed] = field(default_factory=dict)
+Record = Mapping[str, Decision]
+"""What was decided so far, by the digest of each image, also of images that are gone since."""
 
 
 def path_of(data_dir: Path, project: ProjectKey) -> Path:
@@ -88,44 +85,44 @@ def divide(path: Path, dataset: DataSet, *, share: float, minimum: int) -> tuple
         StorageError: it can't be written, or somebody else has been extending it for ten minutes.
     """
     with exclusive(path.with_suffix(".lock"), "the record of a project's held-out images", wait_s=_WAIT_S):
-        train, held, frozen = split(dataset, read(path), share=share, minimum=minimum)
-        if train.examples and held.examples:
-            write(path, frozen)
-    return train, held
+        train, holdout, record = split(dataset, read(path), share=share, minimum=minimum)
+        if train.examples and holdout.examples:
+            write(path, record)
+    return train, holdout
 
 
 def split(
     dataset: DataSet,
-    frozen: Frozen,
+    record: Record,
     *,
     share: float = 0.2,
     minimum: int = 10,
     fingerprint: Callable[[Path], int | None] = fingerprint_of,
-) -> tuple[DataSet, DataSet, Frozen]:
+) -> tuple[DataSet, DataSet, Record]:
     """Divide annotated images by the rules above.
 
     Args:
         dataset: all of them.
-        frozen: what was decided before; empty for the first time.
+        record: what was decided before; empty for the first time.
         share: of the images, in (0, 1), ``holdout_share`` in the settings.
         minimum: number of images, ``holdout_min`` in the settings.
         fingerprint: gives the perceptual hash of an image file; called for each new image once.
 
     Returns:
-        What to train on, what to judge by (its ``problems`` tell what can't be judged by it, the ``group`` of its
+        What to train on, what to judge by (its ``problems`` say what can't be judged by it, the ``group`` of its
         examples which of them show the same thing), both in the order of ``dataset``, and what is decided now
         (:func:`divide` keeps it).
     """
-    known = dict(frozen.images)
-    new = {example.digest: example for example in dataset.examples if example.digest not in known}
-    fresh = {
-        digest: Placed("train", fingerprint(new[digest].path), stem_of(new[digest].name)) for digest in sorted(new)
+    new = {example.digest: example for example in dataset.examples if example.digest not in record}
+    undecided = {
+        digest: Decision("train", fingerprint(new[digest].path), stem_of(new[digest].name)) for digest in sorted(new)
     }
-    everything = known | fresh
-    stems = telling([placed.stem for placed in everything.values()])
-    images = {each: replace(placed, stem=stem) for (each, placed), stem in zip(everything.items(), stems, strict=True)}
-    sides = {digest: placed.side for digest, placed in known.items()}
-    problems: list[str] = []
+    everything = {**record, **undecided}
+    stems = telling([image.stem for image in everything.values()])
+    images = {
+        digest: replace(image, stem=stem) for (digest, image), stem in zip(everything.items(), stems, strict=True)
+    }
+    sides = {digest: decision.side for digest, decision in record.items()}
     free: list[list[str]] = []
     for members, linked in _groups(images, sides):
         if not linked:
@@ -134,93 +131,78 @@ def split(
             side: Side = "aside" if len(linked) > 1 else next(iter(linked))
             sides.update(dict.fromkeys(members, side))
     present = {example.digest for example in dataset.examples}
-    _draw(free, sides, present, share, minimum, problems, images)
-    for digest, placed in fresh.items():
-        known[digest] = replace(placed, side=sides[digest])
+    problems = _draw(free, sides, present, share, minimum, images)
     aside = sum(sides[digest] == "aside" for digest in present)
     if aside:
         problems.append(
             f"{aside} images are like trained and like held-out ones: set aside, neither learned nor judged by"
         )
-    train = _part(dataset, sides, "train", dataset.problems)
-    holdout = _clustered(_part(dataset, sides, "holdout", ()), images)
-    if not holdout.examples:
+    train, holdout = (
+        tuple(example for example in dataset.examples if sides[example.digest] == side) for side in ("train", "holdout")
+    )
+    if not holdout:
         problems.append("no image is held out: new versions can't be judged; annotate more images")
-    return train, replace(holdout, problems=(*problems, *_unjudged(holdout))), Frozen(known)
-
-
-def _unjudged(holdout: DataSet) -> Iterator[str]:
-    for name in holdout.classes_without_objects():
-        yield f"no held-out image has an object of class {name}: new versions are not judged by it"
-
-
-def _part(dataset: DataSet, sides: Mapping[str, Side], side: Side, problems: tuple[str, ...]) -> DataSet:
-    examples = tuple(example for example in dataset.examples if sides[example.digest] == side)
-    return replace(dataset, examples=examples, problems=problems)
-
-
-def _clustered(holdout: DataSet, images: Mapping[str, Placed]) -> DataSet:
-    """With the groups, which are told from all images: two may be like each other only by a third."""
     digests = list(images)
-    group = {digest: digests[place] for digest, place in zip(digests, clusters(*_looks(images)), strict=True)}
-    examples = (replace(example, group=group[example.digest]) for example in holdout.examples)
-    return replace(holdout, examples=tuple(examples))
+    leaders = dict(zip(digests, clusters(*_features(images)), strict=True))  # of all: two may be alike only by a third
+    grouped = replace(
+        dataset, examples=tuple(replace(example, group=digests[leaders[example.digest]]) for example in holdout)
+    )
+    problems += (
+        f"no held-out image has an object of class {name}: new versions are not judged by it"
+        for name in grouped.classes_without_objects()
+    )
+    decided = {digest: replace(image, side=sides[digest]) for digest, image in undecided.items()}
+    return replace(dataset, examples=train), replace(grouped, problems=tuple(problems)), {**record, **decided}
 
 
-def _groups(images: Mapping[str, Placed], sides: Mapping[str, Side]) -> list[tuple[list[str], set[Side]]]:
+def _groups(images: Record, sides: Mapping[str, Side]) -> list[tuple[list[str], set[Side]]]:
     """The images without a side by what they are like, each group with the sides of the others that it is like."""
     digests = list(images)
-    fresh = {digest: placed for digest, placed in images.items() if digest not in sides}
-    leaders = dict(zip(fresh, clusters(*_looks(fresh)), strict=True))
+    undecided = {digest: image for digest, image in images.items() if digest not in sides}
+    leaders = dict(zip(undecided, clusters(*_features(undecided)), strict=True))
     linked: dict[int, set[Side]] = defaultdict(set)
-    for one, two in alike(*_looks(images)):
+    for one, two in alike(*_features(images)):
         for here, there in ((digests[one], digests[two]), (digests[two], digests[one])):
             if here in leaders and there in sides and sides[there] != "aside":
                 linked[leaders[here]].add(sides[there])
     members: dict[int, list[str]] = defaultdict(list)
     for digest, leader in leaders.items():
         members[leader].append(digest)
-    return [(found, linked[leader]) for leader, found in members.items()]
+    return [(group, linked[leader]) for leader, group in members.items()]
 
 
-def _looks(images: Mapping[str, Placed]) -> tuple[list[int | None], list[str | None]]:
-    return [placed.fingerprint for placed in images.values()], [placed.stem for placed in images.values()]
+def _features(images: Record) -> tuple[list[int | None], list[str | None]]:
+    return [image.fingerprint for image in images.values()], [image.stem for image in images.values()]
 
 
 def _draw(
-    free: list[list[str]],
-    sides: dict[str, Side],
-    present: set[str],
-    share: float,
-    minimum: int,
-    problems: list[str],
-    images: Mapping[str, Placed],
-) -> None:
-    """Put each group that is free to go anywhere on a side."""
+    free: list[list[str]], sides: dict[str, Side], present: set[str], share: float, minimum: int, images: Record
+) -> list[str]:
+    """Put each group that is free to go anywhere on a side; what there is to say of it."""
     single = [digest for group in free for digest in group]
     held = sum(sides.get(digest) == "holdout" for digest in present)
     trained = sum(sides.get(digest) == "train" for digest in present)
     wanted = target(held + trained + len(single), share=share, minimum=minimum)
     offered = _offered(free, sides, present, share, images)
     taken = _choose(offered, wanted - held, may_take_all=trained > 0 or len(offered) < len(free))
+    problems = []
     if held == 0 and not taken and wanted > 0 and single:
         taken = _choose([[digest] for digest in single], wanted, may_take_all=trained > 0)
-        problems.append(
-            "all images are alike or tiles of one photo: the held-out ones are not independent of the others"
-        )
+        problems = ["all images are alike or tiles of one photo: the held-out ones are not independent of the others"]
     sides.update(dict.fromkeys(single, "train"))
     sides.update(dict.fromkeys(taken, "holdout"))
+    return problems
 
 
 def _offered(
-    free: list[list[str]], sides: dict[str, Side], present: set[str], share: float, images: Mapping[str, Placed]
+    free: list[list[str]], sides: Mapping[str, Side], present: set[str], share: float, images: Record
 ) -> list[list[str]]:
     """The groups of which some may be held out: of photos that come in tiles no larger share, but one at least."""
     photos = {images[digest].stem for digest in present} - {None}
-    away = {images[digest].stem for digest in present if sides.get(digest) == "holdout"} - {None}
-    spare = max(1, round(share * len(photos))) - len(away)
+    held = {images[digest].stem for digest in present if sides.get(digest) == "holdout"} - {None}
+    spare = max(1, round(share * len(photos))) - len(held)
     offered = []
-    for group in sorted(free, key=_place):
+    for group in sorted(free, key=_rank):
         in_tiles = any(images[digest].stem is not None for digest in group)
         if not in_tiles or spare > 0:
             offered.append(group)
@@ -230,11 +212,10 @@ def _offered(
 
 def _choose(groups: list[list[str]], wanted: int, *, may_take_all: bool) -> list[str]:
     """Members of groups, whole, ``wanted`` of them or as near as whole groups come."""
-    ordered = sorted(groups, key=_place)
     left = sum(map(len, groups))
     taken: list[str] = []
     passed: list[list[str]] = []
-    for group in ordered:
+    for group in sorted(groups, key=_rank):
         if len(group) <= wanted - len(taken):  # never all of them: at most half of the images are wanted
             taken += group
             left -= len(group)
@@ -249,18 +230,15 @@ def _choose(groups: list[list[str]], wanted: int, *, may_take_all: bool) -> list
     return taken
 
 
-def _place(group: list[str]) -> str:
-    return min(map(_order, group))
-
-
-def _order(digest: str) -> str:
-    return hashlib.sha256(f"{_SALT} {digest}".encode("ascii")).hexdigest()
+def _rank(group: list[str]) -> str:
+    """The order in which groups are drawn, by a salted hash of their images' digests."""
+    return min(hashlib.sha256(f"{_SALT} {digest}".encode("ascii")).hexdigest() for digest in group)
 
 
 # --- on disk
 
 
-def read(path: Path) -> Frozen:
+def read(path: Path) -> Record:
     """What was decided before; empty if there is no such file.
 
     Raises:
@@ -270,40 +248,40 @@ def read(path: Path) -> Frozen:
     try:
         body = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        return Frozen()
+        return {}
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, getattr(error, "strerror", None) or str(error)[:200]) from error
     images = body.get("images") if isinstance(body, dict) else None
     if not isinstance(images, dict) or body.get("format") != _FORMAT:
         raise _damaged(path, f"format {body.get('format')!r}" if isinstance(body, dict) else type(body).__name__)
-    return Frozen({digest: _placed(digest, entry, path) for digest, entry in images.items()})
+    return {digest: _decision(digest, entry, path) for digest, entry in images.items()}
 
 
-def write(path: Path, frozen: Frozen) -> None:
+def write(path: Path, record: Record) -> None:
     """Put the file in place whole.
 
     Raises:
         StorageError: it can't be written; an older one is left as it was.
     """
-    entries = {digest: _entry(placed) for digest, placed in sorted(frozen.images.items())}
-    text = json.dumps({"format": _FORMAT, "images": entries}, ensure_ascii=False, indent=0)
-    write_text(path, text)
+    entries: dict[str, dict[str, str]] = {}
+    for digest, decision in sorted(record.items()):
+        entries[digest] = {"side": decision.side}
+        if decision.stem is not None:
+            entries[digest]["stem"] = decision.stem
+        if decision.fingerprint is not None:
+            entries[digest]["hash"] = f"{decision.fingerprint:016x}"
+    write_text(path, json.dumps({"format": _FORMAT, "images": entries}, ensure_ascii=False, indent=0))
 
 
-def _entry(placed: Placed) -> dict[str, Any]:
-    facts = {"stem": placed.stem, "hash": None if placed.fingerprint is None else f"{placed.fingerprint:016x}"}
-    return {"side": placed.side, **{name: fact for name, fact in facts.items() if fact is not None}}
-
-
-def _placed(digest: str, entry: Any, path: Path) -> Placed:
+def _decision(digest: str, entry: Any, path: Path) -> Decision:
     if not _DIGEST.fullmatch(digest) or not isinstance(entry, dict):
         raise _damaged(path, f"an entry {digest[:80]!r}")
-    side, found, stem = entry.get("side"), entry.get("hash"), entry.get("stem")
+    side, fingerprint, stem = entry.get("side"), entry.get("hash"), entry.get("stem")
     if side not in ("train", "holdout", "aside") or not (stem is None or isinstance(stem, str)):
         raise _damaged(path, f"image {digest[:12]}… on side {side!r}")
-    if found is not None and not (isinstance(found, str) and _HASH.fullmatch(found)):
-        raise _damaged(path, f"image {digest[:12]}… with hash {found!r}"[:200])
-    return Placed(side, None if found is None else int(found, 16), stem)
+    if fingerprint is not None and not (isinstance(fingerprint, str) and _HASH.fullmatch(fingerprint)):
+        raise _damaged(path, f"image {digest[:12]}… with hash {fingerprint!r}"[:200])
+    return Decision(side, None if fingerprint is None else int(fingerprint, 16), stem)
 
 
 def _damaged(path: Path, got: str) -> DataSetError:

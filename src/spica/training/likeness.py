@@ -89,18 +89,15 @@ def clusters(fingerprints: Sequence[int | None], stems: Sequence[str | None]) ->
         fingerprints: of :func:`fingerprint_of`, one an image.
         stems: likewise, those that are :func:`telling`.
     """
-    leaders = list(range(len(fingerprints)))
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def leader(place: int) -> int:
-        while leaders[place] != place:
-            leaders[place] = leaders[leaders[place]]
-            place = leaders[place]
-        return place
-
-    for one, other in alike(fingerprints, stems):
-        one, other = leader(one), leader(other)
-        leaders[max(one, other)] = min(one, other)
-    return [leader(place) for place in range(len(leaders))]
+    pairs = np.array(list(alike(fingerprints, stems)), np.int64).reshape(-1, 2)
+    links = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(stems), len(stems)))
+    _, component = connected_components(links, directed=False)
+    _, first = np.unique(component, return_index=True)
+    leaders: list[int] = first[component].tolist()
+    return leaders
 
 
 def alike(fingerprints: Sequence[int | None], stems: Sequence[str | None]) -> Iterator[tuple[int, int]]:
@@ -117,8 +114,8 @@ def alike(fingerprints: Sequence[int | None], stems: Sequence[str | None]) -> It
 def grouped(dataset: DataSet) -> DataSet:
     """With a ``group`` in each example, so that intervals are taken over photographs and not over their tiles."""
     prints = [fingerprint_of(example.path) for example in dataset.examples]
-    found = clusters(prints, telling([stem_of(example.name) for example in dataset.examples]))
-    examples = (replace(each, group=str(place)) for each, place in zip(dataset.examples, found, strict=True))
+    leaders = clusters(prints, telling([stem_of(example.name) for example in dataset.examples]))
+    examples = (replace(example, group=str(place)) for example, place in zip(dataset.examples, leaders, strict=True))
     return replace(dataset, examples=tuple(examples))
 
 
