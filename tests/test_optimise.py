@@ -23,7 +23,7 @@ from spica.demo.field import Field, render_field
 from spica.detectors.comparison import LEAST_BOXES, agreement
 from spica.detectors.openvino import machine
 from spica.detectors.quantisation import quantise
-from spica.detectors.ultralytics import YOLO
+from spica.detectors.yolo import YOLO
 from spica.errors import DataSetError, ModelUnavailableError, StorageError, UsageError, WeightsError
 from spica.models import checks, store
 from spica.models import optimise as optimising

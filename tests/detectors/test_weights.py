@@ -211,12 +211,12 @@ BAD: dict[str, tuple[str, Callable[[], bytes], tuple[str, ...]]] = {
         lambda: safetensors({"fc.weight": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, bytes(8)),
         ("not the weights of", "fc.weight"),
     ),
-    "XML, but no IR": ("model.xml", lambda: b"<View/>", ("no OpenVINO IR",)),
-    "no XML": ("model.xml", lambda: b"<net>", ("no whole XML",)),
+    "XML, but no IR": ("model.xml", lambda: b"<View/>", ("not written by Spica",)),
+    "no XML": ("model.xml", lambda: b"<net>", ("damaged", "tags mismatch")),
     "an entity bomb": (
         "model.xml",
         lambda: b'<!DOCTYPE net [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;">]><net>&b;</net>',
-        ("no whole XML",),
+        ("not written by Spica",),
     ),
     "an IR without its numbers": ("model.xml", lambda: b"<net/>", ("model.bin", "missing")),
     "ONNX cut off": ("model.onnx", lambda: b"\x08\x08\x3a\xff\x01ab", ("no whole ONNX",)),
@@ -251,6 +251,8 @@ def test_bad_files_are_refused_with_a_reason(
     """Each bad file has its own message, which names the file and says what it is."""
     path = tmp_path / name
     path.write_bytes(content())
+    if "missing" not in told:
+        path.with_suffix(".bin").write_bytes(b"the numbers of an IR")
     with pytest.raises(WeightsError) as refused:
         inspect(path)
     text = str(refused.value)
@@ -385,7 +387,8 @@ def test_an_openvino_export_says_what_to_give_instead(tmp_path: Path, given: str
     """The folder that `yolo export format=openvino` writes, or its graph, is refused with the line that helps."""
     folder = tmp_path / "yolo11n_openvino_model"
     folder.mkdir()
-    folder.joinpath("yolo11n.xml").write_text('<net name="Model0"><rt_info><model_info/></rt_info></net>', "utf-8")
+    graph = '<net name="Model0" version="11"><layers/><edges/><rt_info><model_info/></rt_info></net>'
+    folder.joinpath("yolo11n.xml").write_text(graph, "utf-8")
     folder.joinpath("yolo11n.bin").write_bytes(b"1")
     folder.joinpath("metadata.yaml").write_text("task: detect\n", "utf-8")
     with pytest.raises(WeightsError) as refused:
@@ -503,17 +506,22 @@ def test_a_file_that_may_not_be_read(hollow: Path, monkeypatch: pytest.MonkeyPat
     assert "Permission denied" in str(refused.value)
 
 
-def onnx_file(metadata: dict[str, str] | None = None, *, external: bool = False, output: str = "scores") -> bytes:
-    """An ONNX file without a computation."""
+def onnx_file(metadata: dict[str, str] | None = None, *, external: str | None = None, output: str = "scores") -> bytes:
+    """An ONNX file that computes hardly anything; ``external`` names a file for the numbers of an inner graph."""
     onnx = pytest.importorskip("onnx", reason="needs the extra spica[train]")
-    info = [onnx.helper.make_tensor_value_info(name, 1, None) for name in ("image", "boxes", "labels", output)]
-    numbers = onnx.helper.make_tensor("w", 1, [2], bytes(8), raw=True)
-    if external:
-        onnx.external_data_helper.set_external_data(numbers, "../../secret.bin")
+    info = [onnx.helper.make_tensor_value_info(name, 1, [1]) for name in ("image", "boxes", "labels", output)]
+    numbers = onnx.helper.make_tensor("w", 1, [1], bytes(4), raw=True)
+    if external is not None:
+        onnx.external_data_helper.set_external_data(numbers, external)
     constant = onnx.helper.make_node("Constant", [], ["c"], value=numbers)
-    inner = onnx.helper.make_graph([constant], "inner", [], [])
-    node = onnx.helper.make_node("If", ["x"], ["y"], then_branch=inner, else_branch=inner)
-    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", info[:1], info[1:]))
+    inner = onnx.helper.make_graph([constant], "inner", [], [onnx.helper.make_tensor_value_info("c", 1, [1])])
+    nodes = [
+        onnx.helper.make_node("Constant", [], ["yes"], value=onnx.helper.make_tensor("yes", 9, [], [True])),
+        onnx.helper.make_node("If", ["yes"], ["boxes"], then_branch=inner, else_branch=inner),
+        onnx.helper.make_node("Relu", ["image"], ["labels"]),
+        onnx.helper.make_node("Abs", ["image"], [output]),
+    ]
+    model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", info[:1], info[1:]))
     told = {"spica.format": "1", "spica.classes": '["spike"]', "spica.architecture": "demo"}
     onnx.helper.set_model_props(model, told if metadata is None else metadata)
     content: bytes = model.SerializeToString()
@@ -538,13 +546,15 @@ def test_our_onnx_is_recognised(tmp_path: Path) -> None:
         pytest.param(
             lambda: onnx_file({"spica.format": "1", "spica.classes": "[1]"}), "no list of texts", id="numbers"
         ),
-        pytest.param(lambda: onnx_file(external=True), "other files", id="numbers in another file"),
+        pytest.param(lambda: onnx_file(external="numbers.bin"), "other files", id="numbers in another file"),
+        pytest.param(lambda: onnx_file(external="../../secret.bin"), "not allowed", id="numbers elsewhere"),
         pytest.param(lambda: onnx_file(output="masks"), "outputs boxes, labels, masks", id="other outputs"),
     ],
 )
 def test_other_onnx_is_refused(tmp_path: Path, content: Callable[[], bytes], told: str) -> None:
     """A graph of another origin is refused with what tells it."""
     (tmp_path / "model.onnx").write_bytes(content())
+    (tmp_path / "numbers.bin").write_bytes(bytes(4))
     with pytest.raises(WeightsError) as refused:
         inspect(tmp_path / "model.onnx")
     assert told in str(refused.value)

@@ -23,9 +23,8 @@ from spica.boxes import Detections
 from spica.detectors.child import answer
 from spica.detectors.comparison import Comparison, compare, rendered_images
 from spica.detectors.contract import RGBImage
-from spica.detectors.openvino import OpenVINODetector, load_openvino, openvino_core
+from spica.detectors.openvino import GRAPH_FORMAT, OpenVINODetector, load_openvino, openvino_core
 from spica.detectors.postprocess import postprocess
-from spica.detectors.weights import GRAPH_FORMAT
 from spica.errors import WeightsError
 from spica.files import sha256_file, storage_error
 

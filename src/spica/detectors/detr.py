@@ -1,6 +1,6 @@
 """RT-DETR, D-FINE and RF-DETR, as their own exporters and Hugging Face's write them.
 
-Told by the names of inputs and outputs. Layouts, of one picture, Q queries, C classes:
+Recognised by the names of inputs and outputs. Layouts, of one picture, Q queries, C classes:
 
 * ``deployed``: ``images`` and ``orig_target_sizes`` (width, height) to ``labels`` (Q), ``boxes`` (Q, 4) and ``scores``
   (Q); left, top, right, bottom in pixels of the photograph (lyuwenyu/RT-DETR, rtdetrv2_pytorch/tools/export_onnx.py and
@@ -23,13 +23,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spica.boxes import Detections, Float32Array
-from spica.detectors.layouts import Foreign, Layout, class_names, picture, sides, too_many_names
-from spica.detectors.onnx_metadata import OnnxSummary, Port
-from spica.detectors.postprocess import xyxy_from_cxcywh
+from spica.detectors.contract import RGBImage
+from spica.detectors.graph import ExportedNetwork, GraphSummary, Layout, Port, image_input, named_classes, sides
+from spica.detectors.postprocess import Fit, stretch, xyxy_from_cxcywh
 
 DEPLOYED: Final = "RT-DETR or D-FINE"
 HUGGING_FACE: Final = "RT-DETR or D-FINE (Hugging Face)"
 RF_DETR: Final = "RF-DETR"
+
+ARCHITECTURES: Final = frozenset({DEPLOYED, HUGGING_FACE, RF_DETR})
 
 MEAN: Final = (0.485, 0.456, 0.406)
 STD: Final = (0.229, 0.224, 0.225)
@@ -51,11 +53,13 @@ _COCO_SLOTS = 91
 """RF-DETR's weights for COCO count by COCO's ids, 1 to 90, and have no background; all others have it in the last slot
 (src/rfdetr/export/_runtime/decode.py, ``background_class_id``)."""
 
+_SIZES = ((1, 2), (None, 2), (None, None), (1, None))
 
-def recognise(summary: OnnxSummary) -> Foreign | str | None:
+
+def recognise(summary: GraphSummary) -> ExportedNetwork | str | None:
     """The network, or why this one is not served, or None if it is none of these."""
-    outputs = {port.name: port for port in summary.output_ports}
-    if outputs.keys() == {"labels", "boxes", "scores"} and len(summary.input_ports) == 2:
+    outputs = {port.name: port for port in summary.outputs}
+    if outputs.keys() == {"labels", "boxes", "scores"} and len(summary.inputs) == 2:
         return _deployed(summary)
     if outputs.keys() >= {"logits", "pred_boxes"}:
         return _hugging_face(summary, outputs)
@@ -64,107 +68,119 @@ def recognise(summary: OnnxSummary) -> Foreign | str | None:
     return None
 
 
-def _deployed(summary: OnnxSummary) -> Foreign | str | None:
-    port = picture(summary)
-    sizes = [other for other in summary.input_ports if other.dtype in ("int64", "int32") and other.shape in _SIZES]
+def _deployed(summary: GraphSummary) -> ExportedNetwork | str | None:
+    port = image_input(summary)
+    sizes = [other for other in summary.inputs if other.dtype in ("i64", "i32") and other.shape in _SIZES]
     if port is None or len(sizes) != 1:
         return None
-    found = _counted(summary, DEPLOYED, port, sizes[0].name, None)
-    names = (*summary.nodes, *summary.initializers)
-    if isinstance(found, Foreign) and any(_DINOV3.search(name) for name in names):
-        return replace(found, imagenet=True)
-    return found
+    network = _rt_detr(summary, DEPLOYED, port, sizes[0].name, None)
+    if isinstance(network, ExportedNetwork) and any(_DINOV3.search(name) for name in _part_names(summary)):
+        return replace(network, imagenet=True)
+    return network
 
 
-_SIZES = ((1, 2), (None, 2), (None, None), (1, None))
-
-
-def _hugging_face(summary: OnnxSummary, outputs: Mapping[str, Port]) -> Foreign | str | None:
-    port = picture(summary)
+def _hugging_face(summary: GraphSummary, outputs: Mapping[str, Port]) -> ExportedNetwork | str | None:
+    port = image_input(summary)
     if "pred_masks" in outputs or "masks" in outputs:
         return "a network that outlines objects (segmentation); those that detect boxes are served"
-    if port is None or len(summary.input_ports) != 1:
+    if port is None or len(summary.inputs) != 1:
         return None
-    if not any(_HYBRID_ENCODER in name for name in (*summary.nodes, *summary.initializers)):
+    if not any(_HYBRID_ENCODER in name for name in _part_names(summary)):
         return "outputs as of DETR and many others; of them RT-DETR and D-FINE are served, and this is neither"
-    return _counted(summary, HUGGING_FACE, port, None, (outputs["logits"].shape or (None,))[-1])
+    return _rt_detr(summary, HUGGING_FACE, port, None, (outputs["logits"].shape or (None,))[-1])
 
 
-def _counted(summary: OnnxSummary, family: str, port: Port, sizes: str | None, outputs: int | None) -> Foreign | str:
-    """The network, if the number of its classes is known and the same wherever it is told."""
-    heads = [shape[0] for name, shape in summary.initializers.items() if _SCORE_HEAD.search(name) and len(shape) == 1]
-    outputs = outputs or max(heads, default=None)
-    names = class_names(summary.metadata)
-    if names is None and outputs is None:
-        return 'outputs that do not tell how many classes there are, and no "names" in its metadata'
-    if names is not None and outputs is not None and len(names) != outputs:
-        return too_many_names(names, outputs)
-    classes = names or ("",) * (outputs or 0)
+def _rt_detr(
+    summary: GraphSummary, family: str, port: Port, sizes: str | None, count: int | None
+) -> ExportedNetwork | str:
+    heads = [shape[0] for name, shape in summary.constants.items() if _SCORE_HEAD.search(name) and len(shape) == 1]
+    classes = named_classes(summary.metadata, count or max(heads, default=None))
+    if isinstance(classes, str):
+        return classes
     height, width = sides(port, summary.metadata)
     layout: Layout = "logits" if sizes is None else "deployed"
-    return Foreign(family, layout, port.name, height, width, sizes, classes, tuple(range(len(classes))))
+    return ExportedNetwork(family, layout, port.name, height, width, sizes, classes, tuple(range(len(classes))))
 
 
-def _rf_detr(summary: OnnxSummary, outputs: Mapping[str, Port]) -> Foreign | str | None:
+def _part_names(summary: GraphSummary) -> tuple[str, ...]:
+    return (*summary.nodes, *summary.constants)
+
+
+def _rf_detr(summary: GraphSummary, outputs: Mapping[str, Port]) -> ExportedNetwork | str | None:
     if outputs.keys() != {"dets", "labels"}:
         others = ", ".join(sorted(outputs.keys() - {"dets", "labels"}))
         return f"an RF-DETR that puts out {others} too; those that detect boxes alone are served"
-    port, scores = picture(summary), outputs["labels"].shape
-    if port is None or len(summary.input_ports) != 1 or scores is None or len(scores) != 3 or scores[2] is None:
+    port, scores = image_input(summary), outputs["labels"].shape
+    if port is None or len(summary.inputs) != 1 or scores is None or len(scores) != 3 or scores[2] is None:
         return None
     count = scores[2]
-    named = _slot_names(summary.metadata)
-    if named is None:
+    by_slot = _slot_names(summary.metadata)
+    if by_slot is None:
         slots = tuple(range(count if count == _COCO_SLOTS else count - 1))
-        named = dict.fromkeys(slots, "")
-        told = class_names(summary.metadata)
-        if told is not None:
-            if len(told) != len(slots):
-                return too_many_names(told, len(slots))
-            named = dict(zip(slots, told, strict=True))
-    elif max(named) >= count:
-        return too_many_names(tuple(named.values()), count)
-    if not named:
+        names = named_classes(summary.metadata, len(slots))
+        if isinstance(names, str):
+            return names
+        by_slot = dict(zip(slots, names, strict=True))
+    elif max(by_slot) >= count:
+        return f"names for {len(by_slot)} classes in its metadata, but outputs for {count}"
+    if not by_slot:
         return "outputs for the background alone"
     height, width = sides(port, summary.metadata)
-    return Foreign(RF_DETR, "dets", port.name, height, width, None, tuple(named.values()), tuple(named), imagenet=True)
+    classes, slots = tuple(by_slot.values()), tuple(by_slot)
+    return ExportedNetwork(RF_DETR, "dets", port.name, height, width, None, classes, slots, imagenet=True)
 
 
 def _slot_names(metadata: Mapping[str, str]) -> dict[int, str] | None:
     """Names by slot, which RF-DETR's exporter writes since 2026 (src/rfdetr/export/_runtime/metadata.py)."""
     try:
-        told = json.loads(metadata.get("rfdetr_inference", "null"))
-        names = {int(slot): str(name) for slot, name in told["class_id_to_name"].items()} if told else {}
+        settings = json.loads(metadata.get("rfdetr_inference", "null"))
+        names = {int(slot): str(name) for slot, name in settings["class_id_to_name"].items()} if settings else {}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
     return dict(sorted(names.items())) if names and min(names) >= 0 else None
 
 
-# --- from numbers to boxes
+# --- the family's arithmetic
 
 
-def by_logits(boxes_cxcywh: NDArray[Any], logits: NDArray[Any], slots: tuple[int, ...], *, floor: float) -> Detections:
-    """``logits`` and ``dets``: every pair of a query and a class whose score is at least ``floor``.
+def preprocess(image: RGBImage, network: ExportedNetwork) -> tuple[RGBImage, Fit]:
+    """The picture, uint8 (height, width, 3), and where the photograph lies in it: everywhere.
 
-    The scores are sigmoids, each class by itself (transformers, RTDetrImageProcessor.post_process_object_detection;
-    src/rfdetr/models/postprocess.py), so a query may count twice. In shares of the picture.
-
-    Args:
-        boxes_cxcywh: float (1, Q, 4).
-        logits: float (1, Q, C).
-        slots: which of the C are classes.
-        floor: in [0, 1].
+    RT-DETR and D-FINE shrink as Pillow does (configs/rtdetr/include/dataloader.yml; transformers, RTDetrImageProcessor,
+    ``PILImageResampling.BILINEAR``), RF-DETR does not (src/rfdetr/export/_runtime/preprocess.py, ``antialias=False``).
     """
-    scores = _sigmoid(logits[0][:, list(slots)])  # (Q, number of classes)
+    return stretch(image, height=network.height, width=network.width, antialias=network.layout != "dets")
+
+
+def decode(
+    outputs: Mapping[str, NDArray[Any]],
+    network: ExportedNetwork,
+    fit: Fit,
+    *,
+    width: int,
+    height: int,
+    floor: float,
+    limit: int | None,
+) -> Detections:
+    """Boxes in pixels of a photograph of ``width`` x ``height``, in no order, of at least the score ``floor``.
+
+    Of logits every pair of a query and a class counts whose sigmoid is high enough, each class by itself (transformers,
+    RTDetrImageProcessor.post_process_object_detection; src/rfdetr/models/postprocess.py), so a query may count twice.
+    """
+    del fit, limit  # the boxes are in shares of the photograph, or in its pixels already; all of them are returned
+    if network.layout == "deployed":
+        likely = outputs["scores"][0] >= floor
+        return Detections(
+            outputs["boxes"][0][likely].astype(np.float32),
+            outputs["scores"][0][likely].astype(np.float32),
+            outputs["labels"][0][likely].astype(np.int64),
+        )
+    boxes, logits = ("pred_boxes", "logits") if network.layout == "logits" else ("dets", "labels")
+    scores = _sigmoid(outputs[logits][0][:, list(network.slots)])  # (Q, number of classes)
     queries, class_ids = np.nonzero(scores >= floor)
-    return Detections(xyxy_from_cxcywh(boxes_cxcywh[0][queries]), scores[queries, class_ids], class_ids)
-
-
-def deployed(labels: NDArray[Any], boxes: NDArray[Any], scores: NDArray[Any], *, floor: float) -> Detections:
-    """``deployed``: those with a score of at least ``floor``, in pixels of the photograph."""
-    likely = scores[0] >= floor
+    shares = xyxy_from_cxcywh(outputs[boxes][0][queries])  # (N, 4)
     return Detections(
-        boxes[0][likely].astype(np.float32), scores[0][likely].astype(np.float32), labels[0][likely].astype(np.int64)
+        shares * np.array([width, height, width, height], np.float32), scores[queries, class_ids], class_ids
     )
 
 

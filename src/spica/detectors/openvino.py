@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+GRAPH_FORMAT: Final = "1"
+"""Value of ``spica.format`` in the metadata of the graphs that are served."""
+
 REST: Final = ("spica", "rest")
 """Where an int8 graph names the precision of what is not quantised, among its runtime information."""
 
@@ -153,7 +156,7 @@ def _rt_info(model: Any, *path: str) -> str | None:
     return str(model.get_rt_info(list(path)).astype(str)) if model.has_rt_info(list(path)) else None
 
 
-def last_line(error: RuntimeError) -> str:
+def last_line(error: Exception) -> str:
     """What OpenVINO's message ends with: before it are only places in its source."""
     return str(error).strip().splitlines()[-1]
 

@@ -8,12 +8,12 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from spica.detectors.architecture import Norm, Recognised, find_state_dict, recognise
-from spica.detectors.foreign import data_files, recognised
-from spica.detectors.ir_metadata import read_rt_info
-from spica.detectors.onnx_metadata import OnnxSummary, read_summary
+from spica.detectors.exported import open_exported
+from spica.detectors.graph import data_files, read_graph, summarise
+from spica.detectors.openvino import GRAPH_FORMAT
 from spica.detectors.refusals import EXPECTED, FIRST_CHOICES, damaged, few, other_graph, shown, yolo_export
 from spica.detectors.safetensors_header import read_shapes
 from spica.detectors.torch_file import read_legacy, read_zip
@@ -24,9 +24,6 @@ logger = logging.getLogger(__name__)
 
 Format = Literal["state_dict", "safetensors", "onnx", "openvino"]
 Shape = tuple[int, ...]
-
-GRAPH_FORMAT = "1"
-"""Value of ``spica.format`` in the metadata of the graphs that are served."""
 
 _OUTPUTS = {"boxes", "labels", "scores"}
 
@@ -211,21 +208,23 @@ def _input_size(metadata: Mapping[str, str], path: Path) -> tuple[int, int] | No
 
 
 def _onnx(path: Path) -> WeightsInfo:
-    summary = read_summary(path)
+    model = read_graph(path)
+    summary = summarise(model)
     if "spica.format" not in summary.metadata:
-        return _foreign(path, summary)
+        return _exported(path, model)
     _check_format(path, summary.metadata)
-    if summary.external:
+    if data_files(path):
         raise other_graph(path, "a graph whose numbers are kept in other files")
-    if summary.inputs != ["image"] or set(summary.outputs) != _OUTPUTS:
-        raise other_graph(path, f"inputs {few(summary.inputs)}, outputs {few(summary.outputs)}")
+    inputs, outputs = ([port.name for port in ports] for ports in (summary.inputs, summary.outputs))
+    if inputs != ["image"] or set(outputs) != _OUTPUTS:
+        raise other_graph(path, f"inputs {few(inputs)}, outputs {few(outputs)}")
     return _graph(path, "onnx", summary.metadata, (path,))
 
 
-def _foreign(path: Path, summary: OnnxSummary) -> WeightsInfo:
-    """A network of others."""
-    network = recognised(path, summary)
-    files = (path, *data_files(path, summary))
+def _exported(path: Path, model: Any) -> WeightsInfo:
+    """A network that another exporter wrote."""
+    _, network = open_exported(path, model)
+    files = (path, *data_files(path))
     digests = [sha256_file(file) for file in files]
     digest = joined(digests)
     nbytes = sum(file.stat().st_size for file in files)
@@ -233,7 +232,7 @@ def _foreign(path: Path, summary: OnnxSummary) -> WeightsInfo:
 
 
 def _openvino(path: Path) -> WeightsInfo:
-    metadata = {f"spica.{key}": value for key, value in read_rt_info(path).items()}
+    metadata = summarise(read_graph(path)).metadata
     _check_format(path, metadata)
     return _graph(path, "openvino", metadata, (path, path.with_suffix(".bin")))
 

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spica.detectors.foreign import ARCHITECTURES, data_files
-from spica.detectors.onnx_metadata import read_summary
+from spica.detectors.exported import ARCHITECTURES
+from spica.detectors.graph import data_files
 from spica.detectors.refusals import damaged, other_graph, shown
 from spica.detectors.weights import WeightsInfo, inspect, joined
 from spica.errors import WeightsError
@@ -217,10 +217,8 @@ def version_info(folder: Path, card: Card) -> WeightsInfo:
 def _has_its_numbers(folder: Path, card: Card) -> bool:
     """Whether all numbers of a version's ONNX file are in files that its card lists."""
     graph = folder / card.graph
-    summary = read_summary(graph)
-    if not summary.external:
-        return True
-    return card.architecture in ARCHITECTURES and all(file.name in card.files for file in data_files(graph, summary))
+    files = data_files(graph)
+    return not files or (card.architecture in ARCHITECTURES and all(file.name in card.files for file in files))
 
 
 def check_files(folder: Path, card: Card) -> None:

@@ -6,7 +6,7 @@ import logging
 from typing import Literal
 
 from spica.detectors.contract import Detector, Precision
-from spica.detectors.foreign import ARCHITECTURES
+from spica.detectors.exported import ARCHITECTURES, ExportedModel
 from spica.detectors.openvino import Machine, OpenVINODetector, machine
 from spica.detectors.torch_gpu import cuda_available, gpu
 from spica.detectors.weights import inspect
@@ -70,10 +70,8 @@ def _load(version: ModelVersion, *, threads: int, device: Device, precision: Pre
             bf16=precision == "bf16",
         )
     graph = version.folder / _graph(version, precision)
-    if card.graph.endswith(".onnx") and card.architecture in ARCHITECTURES:
-        from spica.detectors.foreign_detector import ForeignDetector
-
-        return ForeignDetector(
+    if card.architecture in ARCHITECTURES:
+        return ExportedModel(
             graph,
             card.classes,
             score_floor=card.score_floor,

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from spica.boxes import Detections
 from spica.detectors.contract import Detector, Precision, input_size_of
-from spica.detectors.foreign import ARCHITECTURES as FOREIGN
+from spica.detectors.exported import ARCHITECTURES as EXPORTED
 from spica.detectors.openvino import Machine, OpenVINODetector
 from spica.detectors.quantisation import MAX_CALIBRATION_IMAGES, quantise
 from spica.detectors.torch_gpu import gpu
@@ -107,7 +107,7 @@ def require_packages(architecture: str, *, truth: bool) -> None:
             expected="faster-coco-eval",
             hint='pip install "spica[optimise]"',
         )
-    if architecture not in FOREIGN and gpu() is None and importlib.util.find_spec("nncf") is None:
+    if architecture not in EXPORTED and gpu() is None and importlib.util.find_spec("nncf") is None:
         raise WeightsError(
             "NNCF is needed to make an int8 form, and it is not installed",
             hint='pip install "spica[optimise]"; it is needed only to make an int8 form, never to serve one',
@@ -217,7 +217,7 @@ def optimise(
 
 def _why_no_int8(version: ModelVersion, here: Machine) -> str | None:
     """Why no int8 form is made of a version on this machine; None if one is."""
-    if version.card.architecture in FOREIGN:
+    if version.card.architecture in EXPORTED:
         return f"no int8 form is made of networks of other exporters ({version.card.architecture})"
     if here.device == "cuda":
         return "int8 is not computed on a GPU (with CUDA_VISIBLE_DEVICES=-1 the form is made for the processor)"

@@ -20,7 +20,7 @@ from typing import Any
 
 from spica.detectors.architecture import eps_is_a_setting, own_eps
 from spica.detectors.conversion import Request, convert
-from spica.detectors.foreign import ARCHITECTURES, data_files
+from spica.detectors.exported import ARCHITECTURES, save_exported
 from spica.detectors.refusals import damaged
 from spica.detectors.weights import WeightsInfo, inspect
 from spica.errors import StorageError, WeightsError
@@ -331,12 +331,13 @@ def _request(identity: ModelIdentity, folder: Path) -> Request:
 
 def _copy_graph(weights: WeightsInfo, folder: Path) -> None:
     copy = folder / ("model.onnx" if weights.format == "onnx" else "model.xml")
-    shutil.copyfile(weights.path, copy)
+    if weights.format == "onnx" and weights.architecture in ARCHITECTURES:
+        save_exported(weights.path, folder)
+        copy = weights.path
+    else:
+        shutil.copyfile(weights.path, copy)
     if weights.format == "openvino":
         shutil.copyfile(weights.path.with_suffix(".bin"), copy.with_suffix(".bin"))
-    else:
-        for file in data_files(weights.path):
-            shutil.copyfile(file, folder / file.name)
     if inspect(copy).sha256 != weights.sha256:
         raise WeightsError("the file has changed while it was copied", where=str(weights.path), hint="start again")
 

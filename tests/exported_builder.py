@@ -42,7 +42,7 @@ def places(height: int, width: int) -> int:
     return sum((height // stride) * (width // stride) for stride in STRIDES)
 
 
-def write_foreign(
+def write_exported(
     path: Path,
     layout: str,
     *,
