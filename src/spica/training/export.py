@@ -1,9 +1,9 @@
 """A data set written as COCO, YOLO or Pascal VOC, with its images: whole or not at all.
 
-Class ids are the data set's own, so they stay as long as the labels do (COCO counts them from 1, YOLO from 0).
-Photographs with an EXIF orientation are written upright, without it: many trainers overlook the orientation, and so
-sizes, boxes and pixels agree for all of them. That stores a JPEG anew (quality 95), other formats as PNG; all other
-images are copied byte for byte.
+Class ids are the data set's own, so they stay as long as the labels do (COCO counts them from 1, YOLO from 0). Images
+with an EXIF orientation are written upright, without it: many trainers overlook the orientation, and so sizes, boxes
+and pixels agree for all of them. That stores a JPEG anew (quality 95), other formats as PNG; all other images are
+copied byte for byte.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,15 +25,14 @@ from spica.settings import Settings
 from spica.training.dataset import DataSet, Example
 from spica.training.formats import coco, voc, yolo
 
+FORMATS: Final = {"coco": coco, "yolo": yolo, "voc": voc}
+"""What can be written, by the name on the command line."""
 MARKER: Final = "spica-export.json"
 """Says that Spica wrote a folder: only such a folder is ever replaced."""
 _RESERVED: Final = re.compile(r'[<>:"/\\|?*\x00-\x1f]')  # learn.microsoft.com/windows/win32/fileio/naming-a-file
 _DEVICE: Final = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)", re.IGNORECASE)
 _LONGEST: Final = 120
 _QUALITY: Final = 95
-
-FORMATS: Final = {"coco": coco, "yolo": yolo, "voc": voc}
-"""What can be written, by the name on the command line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +54,7 @@ def export(dataset: DataSet, format_name: str, out: Path, *, force: bool = False
 
     Args:
         dataset: what to write.
-        format_name: ``coco``, ``yolo`` or ``voc``.
+        format_name: a key of ``FORMATS``.
         out: the folder; it must not exist, or be empty.
         force: replace the folder if Spica wrote it; the old one goes when the new one is complete.
 
@@ -65,8 +63,7 @@ def export(dataset: DataSet, format_name: str, out: Path, *, force: bool = False
         DataSetError: there is nothing to write, or an image is gone.
         StorageError: it can't be written; then nothing is left behind.
     """
-    format_ = FORMATS.get(format_name)
-    if format_ is None:
+    if format_name not in FORMATS:
         raise UsageError("there is no such format", expected=", ".join(FORMATS), got=format_name)
     if not dataset.examples:
         raise DataSetError("there is no annotated image to export", hint="label some tasks and submit them")
@@ -74,10 +71,10 @@ def export(dataset: DataSet, format_name: str, out: Path, *, force: bool = False
     check_free(out, force=force)
     with scratch(out.parent) as folder:
         try:
-            images = folder / format_.IMAGE_FOLDER
+            images = folder / FORMATS[format_name].IMAGE_FOLDER
             images.mkdir()
             files, turned = _write_images(dataset.examples, images)
-            format_.write(dataset, files, folder)
+            FORMATS[format_name].write(dataset, files, folder)
             marker = {
                 "format": format_name,
                 "images": len(files),
@@ -87,7 +84,9 @@ def export(dataset: DataSet, format_name: str, out: Path, *, force: bool = False
                 "problems": dataset.problems,
             }
             (folder / MARKER).write_text(json.dumps(marker, ensure_ascii=False, indent=2) + "\n", "utf-8")
-            _make_way(out, force=force)
+            if out.exists():
+                check_free(out, force=force)  # once more: much time may have passed
+                discard(out)
         except OSError as error:
             raise storage_error(error, out) from error
         if not put_in_place(folder, out):
@@ -105,27 +104,15 @@ def check_free(out: Path, *, force: bool) -> None:
         return
     if not out.is_dir():
         raise UsageError("--out is a file", where=str(out), expected="a new folder")
-    if not any(out.iterdir()):
-        return
-    ours = (out / MARKER).is_file()
-    if force and ours:
+    is_export = (out / MARKER).is_file()
+    if not any(out.iterdir()) or (force and is_export):
         return
     raise UsageError(
         "the folder is not empty; nothing was written",
         where=str(out),
         expected="a new folder" if not force else f"a new folder, or one with {MARKER}: no other is replaced",
-        hint="give another --out" + (", or --force to replace this export" if ours else ""),
+        hint="give another --out" + (", or --force to replace this export" if is_export else ""),
     )
-
-
-def _make_way(out: Path, *, force: bool) -> None:
-    if not out.exists():
-        return
-    check_free(out, force=force)  # once more: much time may have passed
-    if any(out.iterdir()):
-        discard(out)
-    else:
-        out.rmdir()
 
 
 def _write_images(examples: Iterable[Example], folder: Path) -> tuple[tuple[str, ...], int]:
@@ -134,46 +121,36 @@ def _write_images(examples: Iterable[Example], folder: Path) -> tuple[tuple[str,
     files: list[str] = []
     turned = 0
     for example in examples:
-        data = _bytes_of(example)
-        if orientation_of(data, where=str(example.path)) == 1:
-            name = _free_name(example.name, example.path.suffix, taken)
-            shutil.copyfile(example.path, folder / name)
-        else:
-            suffix, upright = _upright(data, example)
-            name = _free_name(str(Path(example.name).with_suffix(suffix)), suffix, taken)
-            (folder / name).write_bytes(upright)
+        try:
+            data = example.path.read_bytes()
+        except FileNotFoundError as error:
+            got = f"no file for {example.name}"
+            raise DataSetError("an image is gone", where=str(example.path), got=got, hint="run it again") from error
+        name, suffix = example.name, example.path.suffix
+        if orientation_of(data, where=str(example.path)) != 1:
+            suffix, data = _upright(data, example)
+            name = str(Path(name).with_suffix(suffix))
             turned += 1
-        files.append(name)
+        files.append(_free_name(name, suffix, taken))
+        (folder / files[-1]).write_bytes(data)
     return tuple(files), turned
-
-
-def _bytes_of(example: Example) -> bytes:
-    try:
-        return example.path.read_bytes()
-    except FileNotFoundError as error:
-        raise DataSetError(
-            "an image is gone", where=str(example.path), got=f"no file for {example.name}", hint="run it again"
-        ) from error
 
 
 def _upright(data: bytes, example: Example) -> tuple[str, bytes]:
     """The pixels as they are shown, in a file of their own without EXIF, and its suffix."""
-    image = decode(data, where=str(example.path), max_pixels=Settings().max_pixels)
-    is_jpeg = data.startswith(b"\xff\xd8\xff")
+    image = PILImage.fromarray(decode(data, where=str(example.path), max_pixels=Settings().max_pixels).pixels)
     written = io.BytesIO()
-    if is_jpeg:
-        suffix = example.path.suffix if example.path.suffix.lower() in (".jpg", ".jpeg") else ".jpg"
-        PILImage.fromarray(image.pixels).save(written, "JPEG", quality=_QUALITY, subsampling=0)
-    else:
-        suffix = ".png"
-        PILImage.fromarray(image.pixels).save(written, "PNG")
-    return suffix, written.getvalue()
+    if data.startswith(b"\xff\xd8\xff"):
+        image.save(written, "JPEG", quality=_QUALITY, subsampling=0)
+        suffix = example.path.suffix
+        return suffix if suffix.lower() in (".jpg", ".jpeg") else ".jpg", written.getvalue()
+    image.save(written, "PNG")
+    return ".png", written.getvalue()
 
 
 def _free_name(name: str, suffix: str, taken: set[str]) -> str:
     """A file name that every system takes, with a stem that no other has: annotation files are called by it."""
     path = Path(_RESERVED.sub("_", name))
-    ending = path.suffix or suffix
     stem = path.stem[:_LONGEST].rstrip(" .") or "image"
     if _DEVICE.fullmatch(stem):
         stem = f"_{stem}"
@@ -182,4 +159,4 @@ def _free_name(name: str, suffix: str, taken: set[str]) -> str:
         count += 1
         free = f"{stem}~{count}"
     taken.add(free.casefold())
-    return free + ending
+    return free + (path.suffix or suffix)
