@@ -22,7 +22,7 @@ from spica.doctor import examine
 from spica.errors import SpicaError, UsageError
 from spica.labelstudio.client import LabelStudioClient
 from spica.project import ProjectKey
-from spica.server.forward import Forwarder, _CallersAuth
+from spica.server.app import _CallersAuth, _post
 from spica.settings import Settings
 
 SETUP = {"project": "1", "schema": "<View/>"}
@@ -73,11 +73,10 @@ def test_no_proxy_is_asked_for_this_machine(client: str, host: str) -> None:
 
 
 @pytest.mark.usefixtures("_proxy_that_is_gone")
-def test_the_forwarder_asks_no_proxy_for_this_machine(tmp_path: Path) -> None:
+def test_the_forwarded_action_asks_no_proxy_for_this_machine() -> None:
     """Label Studio's answer comes back, and not the trouble of a proxy."""
     with RecordingServer(lambda asked: Answer(b"{}", 418)) as server:
-        forwarder = Forwarder(server.url, backup_dir=tmp_path)
-        assert forwarder._post({"project": "1"}, _CallersAuth("Token x"), b"").status_code == 418
+        assert _post(server.url, {"project": "1"}, _CallersAuth("Token x"), b"").status_code == 418
 
 
 @pytest.mark.usefixtures("_proxy_that_is_gone")

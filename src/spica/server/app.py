@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
@@ -17,46 +19,45 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from spica import __version__
-from spica.errors import RequestError
+from spica.errors import (
+    AuthenticationError,
+    LabelStudioRefusedError,
+    LabelStudioUnreachableError,
+    NotFoundError,
+    RequestError,
+)
+from spica.http import http_client
+from spica.labelstudio.client import LabelStudioClient
+from spica.labelstudio.predictions_backup import backup
 from spica.labelstudio.protocol import PredictRequest, SetupRequest, WebhookRequest
 from spica.predictor import Outcome
-from spica.server.errors import LastResortMiddleware, add_error_handlers, error_response
-from spica.server.forward import Forwarder
 from spica.server.jobs import Jobs, PrelabelRequest
 from spica.server.learning import Learning
 from spica.server.learning_routes import add_learning, learning_state
-from spica.server.metrics import Metrics
+from spica.server.middleware import LastResortMiddleware, Metrics, add_error_handlers, error_response
 from spica.server.page import Page
-from spica.server.security import Access, AccessMiddleware, label_studio_token
+from spica.server.security import FORWARDED, Access, AccessMiddleware, label_studio_token
 from spica.server.service import Service
+from spica.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 _STATIC = Path(__file__).parent / "static"
+_FORWARDED_ACTION = "delete_tasks_predictions"
 
 
-def create_app(
-    service: Service,
-    *,
-    forwarder: Forwarder,
-    jobs: Jobs,
-    learning: Learning,
-    max_request_bytes: int,
-    max_tasks: int,
-    access: Access,
-) -> FastAPI:
-    """The ASGI application around a service.
+def create_app(service: Service, settings: Settings, *, host: str) -> FastAPI:
+    """The ASGI application around a service, for a server bound to ``host``.
 
     Args:
         service: answers; closed with the application.
-        forwarder: passes the one forwarded action to Label Studio.
-        jobs: the bulk jobs.
-        learning: the trainings; begins and ends with the application.
-        max_request_bytes: larger bodies are refused.
-        max_tasks: requests with more tasks are refused.
-        access: whom to answer.
+        settings: Label Studio, limits and passwords.
+        host: decides under which names the server is asked.
     """
     metrics = Metrics(service.pool)
+    jobs = Jobs(service, settings)
+    learning = Learning(service, jobs, settings)
+    access = Access.of(settings, host)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -78,24 +79,14 @@ def create_app(
     app.state.is_stopping = lambda: False  # whoever runs the server says when
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
     add_error_handlers(app)
-    app.add_middleware(AccessMiddleware, access=access, max_request_bytes=max_request_bytes)
+    app.add_middleware(AccessMiddleware, access=access, max_request_bytes=settings.max_request_bytes)
     app.add_middleware(LastResortMiddleware)
     app.add_middleware(metrics.middleware)
-
-    _add_backend(app, service, learning, metrics, access, max_tasks)
+    _add_backend(app, service, learning, metrics, access, settings.max_tasks)
     _add_jobs(app, service, jobs)
     add_learning(app, service, learning)
     _add_state(app, service, jobs, learning)
-
-    @app.post("/api/dm/actions")
-    @app.post("/api/dm/actions/", include_in_schema=False)
-    async def delete_predictions(request: Request) -> Response:
-        """Pass `?id=delete_tasks_predictions&project=N`, and no other action, to Label Studio, with your own
-        authorization. What is deleted is first written to a file.
-        """
-        query, body = dict(request.query_params), await request.body()
-        return await asyncio.to_thread(forwarder.forward, query, request.headers.get("authorization"), body)
-
+    _add_forwarding(app, settings)
     return app
 
 
@@ -234,6 +225,85 @@ def _add_state(app: FastAPI, service: Service, jobs: Jobs, learning: Learning) -
         """The page's changing part, sent when it changes (server-sent events)."""
         async for html in page.changes(lambda: bool(app.state.is_stopping())):
             yield ServerSentEvent(event="page", data=html)
+
+
+def _add_forwarding(app: FastAPI, settings: Settings) -> None:
+    """One action of Label Studio's, taken on the model's port: a published tutorial aims it here."""
+
+    @app.post(FORWARDED)
+    @app.post(f"{FORWARDED}/", include_in_schema=False)
+    async def delete_predictions(request: Request) -> Response:
+        """Pass `?id=delete_tasks_predictions&project=N`, and no other action, to Label Studio, with your own
+        authorization. What is deleted is first written to a file.
+        """
+        authorization, body = request.headers.get("authorization"), await request.body()
+        return await asyncio.to_thread(_forward, settings, dict(request.query_params), authorization, body)
+
+
+class _CallersAuth(httpx.Auth):
+    """The authorization that came with the request, as it came: never ours."""
+
+    def __init__(self, authorization: str) -> None:
+        self._authorization = authorization
+
+    def auth_flow(self, request: httpx.Request):  # type: ignore[no-untyped-def]
+        request.headers["Authorization"] = self._authorization
+        yield request
+
+
+def _forward(settings: Settings, query: Mapping[str, str], authorization: str | None, body: bytes) -> Response:
+    """Label Studio's own answer to the action, after a backup of what it deletes.
+
+    What narrows it (``view``, ``query``, the body) goes along, or it would delete more than was asked for.
+    """
+    url, project = settings.label_studio_url.rstrip("/"), query.get("project", "")
+    if query.get("id") != _FORWARDED_ACTION:
+        raise RequestError(
+            "only one action of Label Studio's is forwarded",
+            where=FORWARDED,
+            expected=f"id={_FORWARDED_ACTION}",
+            got=f"id={query.get('id', '')[:60]}",
+            hint=f"send other requests to Label Studio itself, at {url}",
+        )
+    if not project.isdecimal() or len(project) > 18:
+        raise RequestError(
+            "the project's number is missing", where=FORWARDED, expected="project=N", got=f"project={project[:60]}"
+        )
+    if authorization is None:
+        raise AuthenticationError(
+            "the request carries no authorization",
+            where=FORWARDED,
+            expected="the header Authorization: Token … of a user of Label Studio",
+            hint="copy the access token from Label Studio's page Account & Settings",
+        )
+    auth = _CallersAuth(authorization)
+    path = settings.data_dir / "backups" / f"project-{int(project)}-{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}.jsonl"
+    with LabelStudioClient(url, None, auth=auth) as client:
+        try:
+            client.project(int(project))
+        except LabelStudioRefusedError as refusal:
+            if refusal.http_status != httpx.codes.NOT_FOUND:
+                raise
+            hint = "its number is in its address"
+            raise NotFoundError(f"there is no project {project}", where=FORWARDED, hint=hint) from None
+        count = backup(client, int(project), None, path)
+    logger.info("%d predictions of project %s written to %s before they are deleted", count, project, path)
+    return _post(url, {**query, "project": str(int(project))}, auth, body)
+
+
+def _post(url: str, query: Mapping[str, str], auth: httpx.Auth, body: bytes) -> Response:
+    headers = {"Content-Type": "application/json"}
+    try:
+        with http_client(url, auth=auth, timeout=300) as http:
+            answer = http.post(f"{url}{FORWARDED}/", params=query, content=body or b"{}", headers=headers)
+    except httpx.HTTPError as error:
+        raise LabelStudioUnreachableError(
+            "Label Studio does not answer",
+            where=url,
+            got=type(error).__name__,
+            hint="is it running there? Set LABEL_STUDIO_URL where it is not",
+        ) from None
+    return Response(answer.content, answer.status_code, media_type=answer.headers.get("content-type"))
 
 
 def _answer(outcomes: list[Outcome]) -> Response:

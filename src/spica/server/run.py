@@ -10,34 +10,16 @@ from types import TracebackType
 from typing import Self
 
 import uvicorn
-from fastapi import FastAPI
 
 from spica.errors import LaunchError, SpicaError, UsageError
 from spica.labelstudio.launch_env import is_local
 from spica.labelstudio.ports import reachable
 from spica.server.app import create_app
-from spica.server.forward import Forwarder
 from spica.server.jobs import Jobs
-from spica.server.learning import Learning
-from spica.server.security import Access
 from spica.server.service import Service
 from spica.settings import Settings
 
 logger = logging.getLogger(__name__)
-
-
-def build_app(service: Service, settings: Settings, *, host: str) -> FastAPI:
-    """The application around a service, for a server bound to ``host``."""
-    jobs = Jobs(service, settings)
-    return create_app(
-        service,
-        forwarder=Forwarder(settings.label_studio_url, backup_dir=settings.data_dir / "backups"),
-        jobs=jobs,
-        learning=Learning(service, jobs, settings),
-        max_request_bytes=settings.max_request_bytes,
-        max_tasks=settings.max_tasks,
-        access=Access.of(settings, host),
-    )
 
 
 def refuse_exposed(host: str, *, expose: bool) -> None:
@@ -97,9 +79,14 @@ class ModelServer:
 
     Args:
         service: closed with the server, its engine too.
-        settings: limits and passwords.
+        settings: Label Studio, limits and passwords.
         host: address to bind to.
         port: 0 for a free one.
+
+    Attributes:
+        port: that it is bound to.
+        url: under which this machine reaches it.
+        jobs: its bulk jobs.
     """
 
     def __init__(self, service: Service, settings: Settings, *, host: str, port: int) -> None:
@@ -107,14 +94,11 @@ class ModelServer:
         self._socket = bind(host, port, option="--port")
         self.port = int(self._socket.getsockname()[1])
         self.url = f"http://{'127.0.0.1' if host.strip('[]') == '::' else reachable(host)}:{self.port}"
-        app = build_app(service, settings, host=host)
+        app = create_app(service, settings, host=host)
         self.jobs: Jobs = app.state.jobs
-        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on")
-        self._server = uvicorn.Server(config)
+        self._server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on"))
         app.state.is_stopping = lambda: self._server.should_exit
-        self._thread = threading.Thread(
-            target=self._server.run, kwargs={"sockets": [self._socket]}, name="spica-server", daemon=True
-        )
+        self._thread = threading.Thread(target=self.run, name="spica-server", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -125,10 +109,18 @@ class ModelServer:
     ) -> None:
         self.close()
 
-    def close(self) -> None:
-        """Answer what is under way, let jobs store what is in hand, then stop. May be called twice."""
-        self._service.workers.close()
+    def run(self) -> None:
+        """Serve until :meth:`stop`, or Ctrl-C on the main thread."""
+        self._server.run(sockets=[self._socket])
+
+    def stop(self) -> None:
+        """Take no more requests; :meth:`run` returns."""
         self._server.should_exit = True
+
+    def close(self) -> None:
+        """Answer what is under way, let jobs store what is computed already, then stop. May be called again."""
+        self._service.workers.close()
+        self.stop()
         self._service.predictor.engine.close()
         if self._thread.is_alive():
             self._thread.join(timeout=30)
@@ -141,27 +133,23 @@ def serve(service: Service, settings: Settings, *, host: str, port: int) -> None
     Raises:
         SpicaError: the port can't be used, or the model could not be loaded.
     """
-    sock = bind(host, port, option="--port")
-    app = build_app(service, settings, host=host)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
-    app.state.is_stopping = lambda: server.should_exit
+    server, engine = ModelServer(service, settings, host=host, port=port), service.predictor.engine
     failed: list[SpicaError] = []
-    service.predictor.engine.start()
+    engine.start()
 
     def watch() -> None:
         try:
-            service.predictor.engine.wait_ready()
+            engine.wait_ready()
         except SpicaError as error:
             failed.append(error)
-            server.should_exit = True
+            server.stop()
 
     threading.Thread(target=watch, name="spica-watch", daemon=True).start()
     try:
-        server.run(sockets=[sock])
+        server.run()
     except KeyboardInterrupt:  # uvicorn raises it again after it has stopped in order
         pass
     finally:
-        service.predictor.engine.close()
-        sock.close()
-    if failed and service.predictor.engine.status.error is not None:
+        server.close()
+    if failed and engine.status.error is not None:
         raise failed[0]

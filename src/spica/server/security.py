@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from spica.errors import AuthenticationError, RequestError, RequestTooLargeError, SpicaError, UsageError
 from spica.labelstudio.launch_env import is_local
 from spica.labelstudio.tokens import WEBHOOK_HEADER, webhook_secret
-from spica.server.errors import error_response
+from spica.server.middleware import error_response
 from spica.settings import Settings
 
 WEBHOOK = "/webhook"
