@@ -15,7 +15,7 @@ import httpx
 
 from spica.bench import material, startup
 from spica.training.dataset import DataSet
-from spica.training.process import environment, threads_of
+from spica.training.footprint import environment, threads_of
 
 ARCHITECTURES = ("fasterrcnn_efficientnet_lite0_fpn", material.ARCHITECTURE)
 _ROUNDS = 4

@@ -8,8 +8,7 @@ import threading
 from pathlib import Path
 
 from spica.training import loop
-from spica.training.footprint import lower_priority
-from spica.training.process import threads_of
+from spica.training.footprint import lower_priority, threads_of
 from spica.training.recipe import Recipe
 from spica.training.sources import load
 

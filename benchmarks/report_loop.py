@@ -19,7 +19,7 @@ _EDITS = ("kept", "moved", "relabelled", "deleted", "drawn")
 
 def text(found: Found, command: str, figure: Path | None) -> str:
     """The whole report, in Markdown."""
-    packages = ("torch", "torchvision", "lightning", "openvino", "faster-coco-eval")
+    packages = ("torch", "torchvision", "openvino", "faster-coco-eval")
     conditions = [
         ("processor", f"{machine.processor()}, {machine.cores()} logical cores"),
         ("instruction sets", machine.instruction_sets()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,8 +26,9 @@ from spica.labelstudio.launch import LabelStudioProcess
 from spica.models import store
 from spica.server.build import build_engine, build_service
 from spica.server.run import ModelServer
+from spica.server.trainer import train_in_child
 from spica.settings import Settings
-from spica.training.process import Request, WorkerProcess
+from spica.training.runs import TrainingJob
 
 TIMEOUT_S = 400
 
@@ -72,10 +74,10 @@ def open_lab(
         settings: that are not the defaults.
     """
 
-    def short(request: Request) -> WorkerProcess:
-        return WorkerProcess(replace(request, settings={**request.settings, "recipe": dict(recipe)}))
+    def short(job: TrainingJob, report: Callable[[dict[str, Any]], None], stop: threading.Event) -> dict[str, Any]:
+        return train_in_child(replace(job, settings={**job.settings, "recipe": dict(recipe)}), report, stop)
 
-    monkeypatch.setattr("spica.server.learning.WorkerProcess", short)
+    monkeypatch.setattr("spica.server.trainer.train_in_child", short)
     chosen = Settings(
         label_studio_url=label_studio.url,
         label_studio_api_key=SecretStr(label_studio.credentials.token),

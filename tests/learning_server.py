@@ -10,37 +10,36 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from spica import cli
-from spica.server import learning
-from spica.training.process import Request, WorkerProcess
-
-
-class NotedProcess(WorkerProcess):
-    """Tells its number as soon as it has one."""
-
-    recipe: dict[str, Any]
-    pids: Path
-
-    def __init__(self, request: Request) -> None:
-        super().__init__(replace(request, settings={**request.settings, "recipe": self.recipe}))
-
-    def _start(self, said: IO[bytes]) -> subprocess.Popen[str]:
-        process = super()._start(said)
-        with self.pids.open("a", encoding="utf-8") as file:
-            file.write(f"{process.pid}\n")
-        return process
+from spica.server import trainer
+from spica.training.runs import TrainingJob
 
 
 def main() -> None:
     """Run the command."""
-    NotedProcess.recipe = json.loads(sys.argv[1])
-    NotedProcess.pids = Path(sys.argv[2])
-    owner: Any = learning
-    owner.WorkerProcess = NotedProcess
+    recipe, pids = json.loads(sys.argv[1]), Path(sys.argv[2])
+    train = trainer.train_in_child
+
+    def short(job: TrainingJob, report: Callable[[dict[str, Any]], None], stop: threading.Event) -> dict[str, Any]:
+        return train(replace(job, settings={**job.settings, "recipe": recipe}), report, stop)
+
+    class NotedPopen(subprocess.Popen[Any]):
+        """Writes its number down as soon as it has one."""
+
+        def __init__(self, command: Any, *arguments: Any, **options: Any) -> None:
+            super().__init__(command, *arguments, **options)
+            if "spica.training.session" in command:
+                with pids.open("a", encoding="utf-8") as file:
+                    file.write(f"{self.pid}\n")
+
+    trainer.train_in_child = short
+    subprocess.Popen = NotedPopen  # type: ignore[misc, assignment]
     sys.argv = ["spica", *sys.argv[3:]]
     cli.main()
 

@@ -10,7 +10,7 @@ import pytest
 
 from spica.labelstudio.protocol import WebhookRequest
 from spica.project import ProjectKey
-from spica.server.triggers import Look, Triggers
+from spica.server.triggers import TrainingTrigger, Triggers
 
 PAYLOADS = Path(__file__).parent.parent / "payloads"
 
@@ -51,21 +51,22 @@ def _project(project: int, every: int, total: int) -> dict[str, Any]:
     }
 
 
-def looks(*bursts: list[dict[str, Any]]) -> list[Look]:
+def looks(*bursts: list[dict[str, Any]]) -> list[TrainingTrigger]:
     """What becomes of bursts of events, with a quiet time after each."""
     clock = Clock()
     triggers = Triggers(quiet_s=3, longest_s=30, clock=clock)
-    found: list[Look] = []
+    found: list[TrainingTrigger] = []
     for burst in bursts:
         for body in burst:
             triggers.hear(WebhookRequest.model_validate(body))
             clock.now += 0.1
         clock.now += 3
-        found += triggers.due()
+        while (trigger := triggers.next()) is not None:
+            found.append(trigger)
     return found
 
 
-BUTTON, SWITCH = Look(ProjectKey(1), asked=True), Look(ProjectKey(1), asked=False)
+BUTTON, SWITCH = TrainingTrigger(ProjectKey(1), button=True), TrainingTrigger(ProjectKey(1), button=False)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +101,7 @@ BUTTON, SWITCH = Look(ProjectKey(1), asked=True), Look(ProjectKey(1), asked=Fals
         ),
         pytest.param(
             [[start(every=0, total=1), start(every=0, total=1, project=2)]],
-            [BUTTON, Look(ProjectKey(2), asked=True)],
+            [BUTTON, TrainingTrigger(ProjectKey(2), button=True)],
             id="two projects",
         ),
         pytest.param(
@@ -110,23 +111,21 @@ BUTTON, SWITCH = Look(ProjectKey(1), asked=True), Look(ProjectKey(1), asked=Fals
         ),
     ],
 )
-def test_what_a_burst_means(bursts: list[list[dict[str, Any]]], expected: list[Look]) -> None:
+def test_what_a_burst_means(bursts: list[list[dict[str, Any]]], expected: list[TrainingTrigger]) -> None:
     """The button is told from the switch, and a burst of events is one look at each project."""
     assert looks(*bursts) == expected
 
 
-def test_doubled_events_count_once() -> None:
-    """The same change told twice starts nothing the second time; a later change of the same annotation does."""
+def test_what_was_heard_can_be_dropped() -> None:
+    """After a cancel nothing of the project waits; of others it does."""
     clock = Clock()
     triggers = Triggers(clock=clock)
-    assert triggers.hear(WebhookRequest.model_validate(submission(1))) == "noted"
-    assert triggers.hear(WebhookRequest.model_validate(submission(1))) == "doubled"
+    for number in (1, 2):
+        triggers.hear(WebhookRequest.model_validate(start(every=0, total=1, project=number)))
+    triggers.forget(1)
     clock.now += 60
-    assert triggers.due() == [SWITCH]
-    assert triggers.hear(WebhookRequest.model_validate(submission(1))) == "doubled"
-    clock.now += 60
-    assert triggers.due() == []
-    assert triggers.hear(WebhookRequest.model_validate(submission(1, updated="t1"))) == "noted"
+    assert triggers.next() == TrainingTrigger(ProjectKey(2), button=True)
+    assert triggers.next() is None
 
 
 def test_a_burst_without_end_is_looked_into() -> None:
@@ -135,9 +134,9 @@ def test_a_burst_without_end_is_looked_into() -> None:
     triggers = Triggers(quiet_s=3, longest_s=30, clock=clock)
     for number in range(1, 16):
         triggers.hear(WebhookRequest.model_validate(submission(number, total=number)))
-        assert triggers.due() == []
+        assert triggers.next() is None
         clock.now += 2
-    assert triggers.due() == [SWITCH]
+    assert triggers.next() == SWITCH
 
 
 def test_the_button_does_not_wait() -> None:
@@ -150,22 +149,22 @@ def test_the_button_does_not_wait() -> None:
     triggers.hear(WebhookRequest.model_validate(start(every=0, total=1)))
     assert triggers.wait_s() == 1
     clock.now += 1
-    assert triggers.due() == [BUTTON]
+    assert triggers.next() == BUTTON
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("webhook-start-training", [Look(RECORDED, asked=True)]),
-        ("webhook-annotation-created", [Look(RECORDED, asked=False)]),
-        ("webhook-annotation-updated", [Look(RECORDED, asked=False)]),
-        ("webhook-annotations-created", [Look(RECORDED, asked=False)]),
-        ("webhook-annotations-deleted", [Look(RECORDED, asked=False)]),
+        ("webhook-start-training", [TrainingTrigger(RECORDED, button=True)]),
+        ("webhook-annotation-created", [TrainingTrigger(RECORDED, button=False)]),
+        ("webhook-annotation-updated", [TrainingTrigger(RECORDED, button=False)]),
+        ("webhook-annotations-created", [TrainingTrigger(RECORDED, button=False)]),
+        ("webhook-annotations-deleted", [TrainingTrigger(RECORDED, button=False)]),
         ("webhook-tasks-created", []),
         ("webhook-project-updated", []),
     ],
 )
-def test_recorded_events(name: str, expected: list[Look]) -> None:
+def test_recorded_events(name: str, expected: list[TrainingTrigger]) -> None:
     """What a real Label Studio sent is understood."""
     body = json.loads((PAYLOADS / f"{name}.json").read_text("utf-8"))["request"]["body"]
     assert looks([body]) == expected

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from spica.boxes import Detections
 from spica.evaluation.bootstrap import draws, interval, mean_of
 from spica.evaluation.truth import Truth
 from spica.training import gate
-from spica.training.gate import AP50_MARGIN, COST_MARGIN, COST_MARGIN_S, Comparison, Drift, Verdict, judge, student_t
+from spica.training.gate import AP50_MARGIN, COST_MARGIN, COST_MARGIN_S, Comparison, Drift, Verdict, judge
 
 RESAMPLES = 200
 
@@ -200,7 +199,7 @@ def test_nothing_to_judge_by(truths: list[Truth], told: str) -> None:
     verdict = judge(truths, answers, answers, ["ear"], threshold=0.5, resamples=RESAMPLES)
     assert (verdict.passed, verdict.decided, verdict.ap50) == (False, False, None)
     assert told in verdict.reason
-    assert Verdict.from_json(json.loads(json.dumps(verdict.as_json()))).reason == verdict.reason
+    assert json.loads(json.dumps(verdict.as_json()))["reason"] == verdict.reason
 
 
 def test_one_class_of_several() -> None:
@@ -229,17 +228,12 @@ def test_groups_widen_the_interval() -> None:
 
 
 def test_json() -> None:
-    """What is written into the card is read back, to five decimals, also a verdict from before there was drift."""
+    """What is written into the card is plain, to five decimals; its drift is read back."""
     verdict = compare(0, 12, 0.8, 0.85)
-    assert Verdict.from_json({**verdict.as_json(), "drift": {}}).drift == Drift()
-    back = Verdict.from_json(json.loads(json.dumps(verdict.as_json())))
-    assert replace(back, ap50=None, cost_s=None, drift=Drift()) == replace(
-        verdict, ap50=None, cost_s=None, drift=Drift()
-    )
-    assert back.drift.ap50 == pytest.approx(verdict.drift.ap50, abs=1e-5)
-    assert isinstance(back.ap50, Comparison)
+    written = json.loads(json.dumps(verdict.as_json()))
     assert verdict.ap50 is not None
-    assert back.ap50.low == pytest.approx(verdict.ap50.low, abs=1e-5)
+    assert written["ap50"]["low"] == pytest.approx(verdict.ap50.low, abs=1e-5)
+    assert Drift.of({**written, "accepted": True}).ap50 == pytest.approx(verdict.drift.ap50, abs=1e-5)
 
 
 def without_the_best_box(answers: Sequence[Detections], image: int) -> list[Detections]:
@@ -310,12 +304,6 @@ def test_what_is_better_than_the_active_version_is_not_kept_out_by_drift() -> No
 def test_drift_from_a_card(verdict: dict[str, Any] | None, expected: Drift) -> None:
     """A line goes on with the drift that its card tells, and begins anew where a person has decided."""
     assert Drift.of(verdict) == expected
-
-
-@pytest.mark.parametrize(("freedom", "expected"), [(4, 2.776), (9, 2.262), (19, 2.093), (49, 2.010)])
-def test_students_t(freedom: int, expected: float) -> None:
-    """The quantiles are those of the tables."""
-    assert student_t(freedom) == pytest.approx(expected, abs=0.005)
 
 
 def test_intervals_from_few_images_are_wide_enough() -> None:

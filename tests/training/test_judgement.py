@@ -14,18 +14,19 @@ from project_keys import ONE
 from simulated_detectors import detect, scenes
 from spica.boxes import Detections
 from spica.detectors.openvino import Machine
+from spica.detectors.weights import WeightsInfo
 from spica.errors import WeightsError
+from spica.labelstudio.label_config import parse_label_config
 from spica.models import checks, versions
 from spica.models.card import read_card
 from spica.models.locks import is_held, writing
 from spica.models.serving import Serving, suffix
 from spica.models.version import ModelVersion
-from spica.training import judgement, parent, session
+from spica.training import judgement, session
 from spica.training.dataset import DataSet
 from spica.training.gate import Drift
-from spica.training.judgement import Judged, judge, record_bf16
-from spica.training.parent import Parent
-from spica.training.process import Request
+from spica.training.judgement import Judgement, Parent, judge, record_bf16
+from spica.training.runs import TrainingJob
 from tiny_versions import tiny_version
 from training_data import example
 
@@ -65,10 +66,9 @@ class Lab:
         patch.setattr(judgement, "computed_by", lambda _: Machine("a processor", frozenset({"f32", "bf16"})))
         self.looked: list[str] = []
         patch.setattr(judgement, "load_detector", self._load)
-        patch.setattr(parent, "load_detector", self._load)
 
     def _example(self, number: int) -> Any:
-        pixels = np.full((8, 8, 3), number, np.uint8)
+        pixels = np.full((SIDE, SIDE, 3), number, np.uint8)
         return example(self.data_dir / f"{number}.png", pixels, self.truths[number])
 
     def _load(self, version: ModelVersion, *, threads: int, serving: Serving) -> Scripted:
@@ -79,12 +79,12 @@ class Lab:
         assert serving.precision == "f32"
         return self.f32 if who == "ours" else self.theirs
 
-    def judge(self, names: tuple[str, ...] = ("spike",), drift: Drift | None = None, **settings: Any) -> Judged:
-        given = {"max_pixels": 10**6, "precision": "auto", **settings}
+    def judge(self, names: tuple[str, ...] = ("spike",), drift: Drift | None = None, **settings: Any) -> Judgement:
+        values = {"max_pixels": 10**6, "precision": "auto", "tile": "off", "overlap": 0.2, **settings}
         folder = self.data_dir / "models" / self.active
-        request = Request(ONE, "r", "", str(self.data_dir), "", "", str(folder), self.active, given, 1, 2**34)
+        job = TrainingJob(ONE, "r", "", str(self.data_dir), "", "", str(folder), self.active, values, 1, 2**34)
         active = Parent(folder, self.active, names, folder, None, drift or Drift())
-        return judge(request, self.version, active, self.held, threshold=0.4, tell=lambda **_: None)
+        return judge(job, self.version, active, self.held, threshold=0.4, report=lambda **_: None)
 
 
 @pytest.fixture
@@ -204,8 +204,8 @@ def test_tiles_are_no_independent_witnesses(tmp_path: Path, monkeypatch: pytest.
     lab = Lab(tmp_path, monkeypatch, images=24)
     tiles = [replace(each, name=f"photo{n // 4}_{n % 4 * 8}_0.png") for n, each in enumerate(lab.held.examples)]
     settings = {"holdout_share": 0.5, "holdout_min": 10}
-    request = Request(ONE, "r", "", str(tmp_path), "", "", None, None, settings, 1, 2**34)
-    _, lab.held = session._held_out(request, DataSet(("spike",), tuple(tiles)))
+    job = TrainingJob(ONE, "r", "", str(tmp_path), "", "", None, None, settings, 1, 2**34)
+    _, lab.held = session._held_out(job, DataSet(("spike",), tuple(tiles)))
     verdict = lab.judge().verdict
     assert (verdict.images, verdict.decided) == (12, False)
     assert "12 images of 3 photographs" in verdict.reason
@@ -243,3 +243,84 @@ def test_the_active_versions_drift_counts(lab: Lab) -> None:
     assert free.verdict.ap50 is not None
     assert bound.verdict.drift.ap50 == pytest.approx(0.009 - free.verdict.ap50.difference)
     assert bound.verdict.drift.cost_s > free.verdict.drift.cost_s > 0
+
+
+# --- the version that answers now
+
+CONFIG = """
+<View>
+  <Image name="i" value="$image"/>
+  <RectangleLabels name="r" toName="i">
+    <Label value="Ear" predicted_values="spike"/><Label value="weed"/>
+  </RectangleLabels>
+</View>
+"""
+
+
+def job(data_dir: Path, version: str | None) -> TrainingJob:
+    """For a project that this version answers."""
+    folder = str(data_dir / "models" / version) if version is not None else None
+    return TrainingJob(ONE, "r", "", str(data_dir), "", "", folder, version, {}, 1, 2**34)
+
+
+def described(patch: pytest.MonkeyPatch, folder: Path, classes: tuple[str, ...], kind: str) -> None:
+    """Have the folder's weights look like those of a real version."""
+    info = WeightsInfo(folder, "0" * 64, "safetensors", kind, classes, "frozen", 1)
+    patch.setattr(judgement, "version_info", lambda *_: info)
+    patch.setattr(
+        "spica.training.initialise.obstacle", lambda info: None if info.architecture == "known" else "it can't"
+    )
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [
+        pytest.param(("spike", "weed"), ("Ear", "weed"), id="as the labels say"),
+        pytest.param(("spike", "stone"), ("Ear", "stone"), id="one that the project does not know"),
+        pytest.param(("spike", "stone", ""), ("Ear", "stone", "class 3"), id="one without a name"),
+    ],
+)
+def test_classes_are_called_as_in_the_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classes: tuple[str, ...], expected: tuple[str, ...]
+) -> None:
+    """A training goes on with what each class has learned, under the name that people label it with."""
+    version = tiny_version(tmp_path, "active")
+    described(monkeypatch, tmp_path / "models" / version, classes, "known")
+    parent = Parent.of(job(tmp_path, version), parse_label_config(CONFIG).controls)
+    assert parent is not None
+    assert parent.names == expected
+    assert (parent.init, parent.why_not) == (tmp_path / "models" / version, None)
+
+
+def test_no_version_answers(tmp_path: Path) -> None:
+    """Where no version answers there is no parent."""
+    assert Parent.of(job(tmp_path, None), ()) is None
+
+
+def test_a_version_that_can_not_be_trained_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is compared with, but nothing begins with it, and why is known."""
+    version = tiny_version(tmp_path, "active")
+    described(monkeypatch, tmp_path / "models" / version, ("spike",), "onnx")
+    parent = Parent.of(job(tmp_path, version), ())
+    assert parent is not None
+    assert (parent.init, parent.why_not, parent.id) == (None, "it can't", version)
+
+
+@pytest.mark.parametrize(
+    ("gate", "expected"),
+    [
+        ({"accepted": True, "drift": {"ap50": 0.006, "cost_s": 0.1}}, Drift(0.006, 0.1)),
+        ({"accepted": False, "drift": {"ap50": 0.6, "cost_s": 9}}, Drift()),
+        (None, Drift()),
+    ],
+    ids=["passed", "activated by hand", "never judged"],
+)
+def test_drift_goes_on_from_the_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gate: dict[str, Any] | None, expected: Drift
+) -> None:
+    """What the line has lost so far is read from the active version's card."""
+    version = tiny_version(tmp_path, "active", gate=gate)
+    described(monkeypatch, tmp_path / "models" / version, ("spike",), "known")
+    parent = Parent.of(job(tmp_path, version), ())
+    assert parent is not None
+    assert parent.drift == expected

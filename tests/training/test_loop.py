@@ -1,18 +1,18 @@
 """Trainings of a few steps on images of a few pixels, and one that really learns."""
 
-import multiprocessing
-import signal
-import sys
+import errno
+import shutil
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra spica[train]")
-pytest.importorskip("lightning", reason="needs the extra spica[train]")
 
 from safetensors.torch import load_file  # noqa: E402 - after the check for torch
 
@@ -20,20 +20,19 @@ from spica.boxes import iou_xyxy  # noqa: E402 - after the check for torch
 from spica.demo.field import render_field  # noqa: E402
 from spica.detectors.torch_gpu import TorchDetector  # noqa: E402
 from spica.detectors.weights import inspect  # noqa: E402
-from spica.errors import DataSetError, TrainingError, UsageError  # noqa: E402
+from spica.errors import DataSetError, StorageError, TrainingError, UsageError, WeightsError  # noqa: E402
 from spica.evaluation.truth import Truth  # noqa: E402
-from spica.training import checkpoints, gate, module, photographs  # noqa: E402
+from spica.training import gate, photographs  # noqa: E402
 from spica.training.answers import answer_with  # noqa: E402
 from spica.training.dataset import DataSet  # noqa: E402
-from spica.training.loop import Trained, train  # noqa: E402
-from spica.training.module import StoppedError, learning_rate  # noqa: E402
-from spica.training.progress import Progress  # noqa: E402
+from spica.training.loop import CHECKPOINT, StoppedError, learning_rate, train  # noqa: E402
+from spica.training.progress import Progress, Trained  # noqa: E402
 from spica.training.recipe import Recipe  # noqa: E402
 from training_data import example, wheat  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
-TINY = Recipe(epochs=3, batch=2, min_size=64, max_size=96, threads=1)
+TINY = Recipe(epochs=2, batch=2, min_size=64, max_size=96, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -69,15 +68,15 @@ def test_what_comes_out(whole: tuple[Trained, list[Progress]], data: DataSet) ->
     info = inspect(trained.weights)
     assert (info.architecture, info.classes, info.norm) == (TINY.architecture, ("spike",), "frozen")
     assert info.input_size == (64, 96)
-    assert [epoch.number for epoch in trained.history] == [1, 2, 3]
+    assert [epoch.number for epoch in trained.history] == [1, 2]
     assert all(epoch.losses["loss"] > 0 and epoch.metrics is not None for epoch in trained.history)
     assert not trained.resumed
     assert trained.notes == ()
     assert trained.metrics == trained.history[trained.best_epoch - 1].metrics
-    steps = [(each.epoch, each.step) for each in told if each.step and not each.judging]
-    assert steps == [(epoch, step) for epoch in (1, 2, 3) for step in (1, 2)]
+    steps = [(each.epoch, each.step) for each in told if each.step and not each.validating]
+    assert steps == [(epoch, step) for epoch in (1, 2) for step in (1, 2)]
     assert told[-1].eta_s == 0
-    assert len(told[-1].history) == 3
+    assert len(told[-1].history) == 2
 
 
 def test_same_seed_same_weights(
@@ -88,59 +87,110 @@ def test_same_seed_same_weights(
     before = torch.get_rng_state()
     assert _same(whole[0], train(data, valid, tmp_path / "a", TINY))
     assert torch.equal(torch.get_rng_state(), before)
-    assert not _same(whole[0], train(data, valid, tmp_path / "b", replace(TINY, seed=1)))
+    other: dict[str, float] = {}
 
-
-@pytest.mark.parametrize("step", [1, 2], ids=["in the middle of an epoch", "at its end"])
-def test_a_resumed_run_equals_an_unbroken_one(
-    whole: tuple[Trained, list[Progress]], data: DataSet, valid: DataSet, tmp_path: Path, step: int
-) -> None:
-    """Stopped in the second epoch and called again, the weights and the losses are those of a run without a break."""
-    stop = threading.Event()
-
-    def tell(progress: Progress) -> None:
-        if (progress.epoch, progress.step) == (2, step):
-            stop.set()
+    def first(progress: Progress) -> bool:
+        other.update(progress.losses)
+        return True
 
     with pytest.raises(StoppedError):
-        train(data, valid, tmp_path, TINY, stop=stop, on_progress=tell)
-    resumed = train(data, valid, tmp_path, TINY)
+        _train_until(first, data, valid, tmp_path / "b", replace(TINY, seed=1))
+    assert other != whole[1][0].losses
+
+
+def _train_until(
+    when: Callable[[Progress], bool], data: DataSet, valid: DataSet | None, folder: Path, recipe: Recipe = TINY
+) -> Trained:
+    """A training that is stopped at a moment."""
+    stop = threading.Event()
+
+    def watch(progress: Progress) -> None:
+        if when(progress):
+            stop.set()
+
+    return train(data, valid, folder, recipe, stop=stop, on_progress=watch)
+
+
+def _kept(data: DataSet, valid: DataSet, folder: Path, recipe: Recipe = TINY) -> str | None:
+    """How far a training is that is taken up in this folder, and stopped before its next step."""
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(StoppedError) as stopped:
+        train(data, valid, folder, recipe, stop=stop)
+    got: str | None = stopped.value.got
+    return got
+
+
+@pytest.fixture(scope="module")
+def interrupted(data: DataSet, valid: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a training that was stopped in the middle of its second epoch."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    with pytest.raises(StoppedError):
+        _train_until(lambda progress: (progress.epoch, progress.step) == (2, 1), data, valid, folder)
+    return folder
+
+
+@pytest.fixture
+def folder(interrupted: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(interrupted, tmp_path / "run"))
+
+
+def test_a_resumed_run_equals_an_unbroken_one(
+    whole: tuple[Trained, list[Progress]], data: DataSet, valid: DataSet, folder: Path
+) -> None:
+    """Stopped in the second epoch and called again, the weights and the losses are those of a run without a break."""
+    resumed = train(data, valid, folder, TINY)
     assert resumed.resumed
     assert _same(whole[0], resumed)
     assert [epoch.losses for epoch in resumed.history] == [epoch.losses for epoch in whole[0].history]
     told: list[Progress] = []
-    assert _same(resumed, train(data, valid, tmp_path, TINY, on_progress=told.append))
+    assert _same(resumed, train(data, valid, folder, TINY, on_progress=told.append))
     assert told == []  # it was over: nothing is learned again
 
 
-def _train_until_asked_to_end(data: DataSet, valid: DataSet, folder: Path) -> None:
-    """In a process of its own; exit status 0 if the training was stopped."""
-
-    def tell(progress: Progress) -> None:
-        if (progress.epoch, progress.step) == (1, 2):
-            signal.raise_signal(signal.SIGTERM)
-
-    try:
-        train(data, valid, folder, TINY, on_progress=tell)
-    except StoppedError:
-        sys.exit(0)
-    sys.exit(3)
+def test_another_training_begins_anew(data: DataSet, valid: DataSet, folder: Path) -> None:
+    """With other data or another recipe, what lies in the folder is not gone on with."""
+    assert _kept(data, valid, folder) == "1 of 2 epochs"
+    shutil.copytree(folder, folder.with_name("other"))
+    assert _kept(data, valid, folder, replace(TINY, lr=1e-4)) == "0 of 2 epochs"
+    other = replace(data, examples=data.examples[:2])
+    assert _kept(other, valid, folder.with_name("other")) == "0 of 2 epochs"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Lightning does not listen to SIGTERM on Windows")
-def test_the_systems_wish_to_end_keeps_what_was_learned(
-    whole: tuple[Trained, list[Progress]], data: DataSet, valid: DataSet, tmp_path: Path
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 nothing", None], ids=["empty", "another file", "cut"])
+def test_a_damaged_checkpoint_is_none(data: DataSet, valid: DataSet, folder: Path, damage: bytes | None) -> None:
+    """A checkpoint that can't be read counts as if it were not there."""
+    path = folder / CHECKPOINT
+    path.write_bytes(path.read_bytes()[:-40] if damage is None else damage)
+    assert _kept(data, valid, folder) == "0 of 2 epochs"
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(
+    data: DataSet, valid: DataSet, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SIGTERM ends the training as a stop does, not the process, and it goes on to the same weights."""
-    process = multiprocessing.get_context("spawn").Process(
-        target=_train_until_asked_to_end, args=(data, valid, tmp_path)
-    )
-    process.start()
-    process.join(300)
-    assert process.exitcode == 0
-    resumed = train(data, valid, tmp_path, TINY)
-    assert resumed.resumed
-    assert _same(whole[0], resumed)
+    """Where the disk is full, the training says so, and goes on from the checkpoint before once there is space."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(StorageError) as failure:
+            train(data, valid, folder, TINY)
+    assert failure.value.got == "No space left on device"
+    assert "start it again" in (failure.value.hint or "")
+    assert [path.name for path in folder.iterdir()] == [CHECKPOINT]
+    assert _kept(data, valid, folder) == "1 of 2 epochs"
+
+
+def test_what_can_not_begin_leaves_no_folder(data: DataSet, valid: DataSet, tmp_path: Path) -> None:
+    """An architecture that there is not, or a training stopped before its first epoch was over: no empty folder."""
+    with pytest.raises(WeightsError):
+        train(data, None, tmp_path / "run", replace(TINY, architecture="nothing"))
+    assert not (tmp_path / "run").exists()
+    assert _kept(data, valid, tmp_path / "run") == "0 of 2 epochs"
+    assert not (tmp_path / "run").exists()
 
 
 def test_16_bits_compute_no_boxes(data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,6 +216,7 @@ def test_16_bits_compute_no_boxes(data: DataSet, tmp_path: Path, monkeypatch: py
         watched(BoxCoder, name)
     watched(RoIHeads, "select_training_samples")
     recipe = replace(TINY, epochs=1, precision="bf16")
+    data = replace(data, examples=data.examples[:2])
     half = train(data, None, tmp_path / "half", recipe)
     assert seen == {torch.float32}
     assert not _same(half, train(data, None, tmp_path / "whole", replace(recipe, precision="f32")))
@@ -175,7 +226,7 @@ def test_batch_norm_keeps_its_statistics(data: DataSet, valid: DataSet, tmp_path
     """What goes on from a network with batch norm learns all but the statistics, also after it was judged."""
     begun = train(data, None, tmp_path / "begun", replace(TINY, epochs=1, pretrained=False, lr=1e-5))
     assert begun.norm == "batch"
-    again = train(data, valid, tmp_path / "again", TINY, init=begun.weights)
+    again = train(data, valid, tmp_path / "again", replace(TINY, epochs=2), init=begun.weights)
     before, after = load_file(begun.weights), load_file(again.weights)
     statistics = [key for key in before if key.endswith(("running_mean", "running_var", "num_batches_tracked"))]
     assert len(statistics) > 100
@@ -183,30 +234,12 @@ def test_batch_norm_keeps_its_statistics(data: DataSet, valid: DataSet, tmp_path
     assert [key for key in before if not torch.equal(before[key], after[key])]
 
 
-def test_another_training_begins_anew(data: DataSet, valid: DataSet, tmp_path: Path) -> None:
-    """With other data or another recipe, what lies in the folder is not gone on with."""
-    short = replace(TINY, epochs=1)
-    train(data, valid, tmp_path, short)
-    assert not train(data, valid, tmp_path, replace(short, lr=1e-4)).resumed
-    assert not train(replace(data, examples=data.examples[:2]), valid, tmp_path, replace(short, lr=1e-4)).resumed
-
-
-def test_nan_is_a_sentence(data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_divergence_is_said(data: DataSet, tmp_path: Path) -> None:
     """A loss that is no number ends the training, and the message says what to do."""
-    real = module.DetectorModule.training_step
-
-    def broken(self: Any, batch: Any, batch_idx: int) -> Any:
-        for parameter in self.network.parameters():
-            parameter.data.fill_(float("nan"))
-        images, targets = batch
-        self.network.forward = lambda *_: {"loss_classifier": torch.tensor(float("nan"))}
-        return real(self, (images, targets), batch_idx)
-
-    monkeypatch.setattr(module.DetectorModule, "training_step", broken)
     with pytest.raises(TrainingError, match="diverged") as failure:
-        train(data, None, tmp_path, TINY)
+        train(data, None, tmp_path / "run", replace(TINY, lr=1e30))
     assert "--lr" in (failure.value.hint or "")
-    assert not (tmp_path / checkpoints.LAST).exists()
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -214,15 +247,15 @@ def test_nan_is_a_sentence(data: DataSet, tmp_path: Path, monkeypatch: pytest.Mo
     [MemoryError(), RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: not enough memory")],
     ids=["python", "torch"],
 )
-def test_too_little_memory_is_a_sentence(
+def test_too_little_memory_is_said(
     data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     """Where memory ends, the message says so and names the batch."""
 
-    def broken(*_: Any) -> Any:
+    def broken(*_: Any, **__: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(module.DetectorModule, "training_step", broken)
+    monkeypatch.setattr(torch.Tensor, "backward", broken)
     with pytest.raises(TrainingError, match="not enough memory") as failure:
         train(data, None, tmp_path, TINY)
     assert "--batch than 2" in (failure.value.hint or "")
@@ -246,19 +279,17 @@ def test_it_stops_when_it_gets_no_better(
     data: DataSet, valid: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After as many judgements without a better one as the patience has, it ends with the best weights."""
-    scores = iter([0.5, 0.3, 0.4, 0.9])
-    kept: list[Any] = []
-
-    def judged(self: Any) -> dict[str, Any]:
-        kept.append({key: value.clone() for key, value in self.network.state_dict().items()})
-        return {"ap50": next(scores), "ap": 0.1}
-
-    monkeypatch.setattr(module.DetectorModule, "_judged", judged)
-    trained = train(data, valid, tmp_path, replace(TINY, epochs=4, patience=2))
-    assert len(trained.history) == 3
-    assert trained.best_epoch == 1
-    found = load_file(trained.weights)
-    assert all(torch.equal(found[key], kept[0][key]) for key in found)
+    scores = iter([0.5, 0.3, 0.4, 0.5])
+    monkeypatch.setattr("spica.training.loop.evaluate", lambda *_: Mock(as_json=lambda: {"ap50": next(scores)}))
+    recipe = replace(TINY, epochs=5, patience=2)
+    patient = train(data, valid, tmp_path / "patient", recipe)
+    assert [epoch.ap50 for epoch in patient.history] == [0.5, 0.3, 0.4]
+    assert patient.best_epoch == 1
+    with pytest.raises(StoppedError):
+        _train_until(lambda progress: bool(progress.history), data, valid, tmp_path / "first", recipe)
+    first = torch.load(tmp_path / "first" / CHECKPOINT, weights_only=True)["network"]
+    weights = load_file(patient.weights)
+    assert all(torch.equal(weights[key], first[key]) for key in weights)
 
 
 def test_time_is_up(data: DataSet, tmp_path: Path) -> None:

@@ -1,53 +1,117 @@
-"""One training of a project, step by step; Label Studio and the networks are scripted."""
+"""One training of a project, in the process that trains and step by step; Label Studio answers from memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from pydantic import SecretStr
 
-from annotated_images import photograph
-from project_keys import ONE
-from spica.errors import DataSetError
-from spica.labelstudio.api.annotations import AnnotatedTask
+from learning_lane import RECIPE, render
+from scripted_label_studio import KEY, ScriptedLabelStudio
+from spica.demo import model_folder
+from spica.errors import DataSetError, SpicaError
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.control_tags import RectangleControl
 from spica.labelstudio.label_config import parse_label_config
-from spica.training import holdout, loop, session
+from spica.models.card import read_card
+from spica.server.trainer import Trainer, train_in_child
+from spica.settings import Settings
+from spica.training import holdout, session
 from spica.training.dataset import DataSet
-from spica.training.process import Request
+from spica.training.footprint import lacks_memory, peak_memory_bytes, threads_of, watch_memory
+from spica.training.runs import TrainingJob
 from training_data import wheat
 
+WAIT_S = 60
 
-def request(folder: Path, **settings: Any) -> Request:
-    """For a project whose training is asked for nothing yet."""
-    given = {"holdout_share": 0.2, "holdout_min": 2, "threshold": 0.5, **settings}
-    return Request(ONE, "r", str(folder / "run"), str(folder), "", "", None, None, given, 1, 2**34)
+
+def job(folder: Path, *, memory_bytes: int = 2**34, url: str = "http://127.0.0.1:9", **settings: Any) -> TrainingJob:
+    """For a project that no version answers yet."""
+    values = Settings(data_dir=folder, label_studio_data_dir=folder, holdout_min=2, **settings).model_dump(mode="json")
+    return TrainingJob(
+        KEY, "r", str(folder / "run"), str(folder), url, "a-secret-token", None, None, values, 1, memory_bytes
+    )
+
+
+@pytest.mark.torch
+def test_from_submissions_to_a_verdict(tmp_path: Path) -> None:
+    """A process of its own fetches, holds out, trains from the active version, stores, and judges; what is in doubt is
+    left out, and the notes say so.
+    """
+    with ScriptedLabelStudio() as studio:
+        for number in range(11):
+            path = tmp_path / f"{number}.png"
+            studio.regions.append(render(path, number))
+            studio.images.append(path.read_bytes())
+        for number in (9, 10):
+            studio.regions[number][0]["value"]["rectanglelabels"] = ["gone"]
+        settings = Settings(
+            label_studio_url=studio.url,
+            label_studio_api_key=SecretStr("token"),
+            data_dir=tmp_path / "spica",
+            label_studio_data_dir=tmp_path,
+            holdout_min=3,
+            train_threads=1,
+            precision="f32",
+        )
+        trainer = Trainer(
+            settings,
+            threading.Event(),
+            parent_of=lambda _: (read_card(model_folder()).id, model_folder()),
+            on_end=lambda run: run,
+            train=lambda job, report, stop: train_in_child(
+                replace(job, settings={**job.settings, "recipe": {**RECIPE, "epochs": 2}}), report, stop
+            ),
+        )
+        begun = trainer.begin(KEY, title="field", cause="a test", new=11)
+        assert trainer.run() is not None
+    (run,) = trainer.runs.of(KEY)
+    assert (run.id, run.is_judged, run.reason) == (begun.id, True, None)
+    assert (run.images, run.holdout, run.epochs) == (6, 3, 2)
+    assert run.notes[0].startswith('2 images left out: a box of class "gone", which is not known (task 10:')
+    card = read_card(tmp_path / "spica" / "models" / (run.version or ""))
+    assert (card.gate or {})["sentence"] == run.why
+    assert (card.gate or {})["images"] == 3
+    assert (card.training or {})["learned"] == run.learned
+    assert len(run.learned) == 11  # what was left out is not new any more, either
+    assert [path.name for path in trainer.runs.folder(run).iterdir()] == ["run.json"]
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("memory_bytes", "expected"),
+    [
+        pytest.param(2**34, "127.0.0.1:9", id="no Label Studio"),
+        pytest.param(2**20, "more memory", id="too much memory"),
+    ],
+)
+def test_the_process_says_what_is_wrong(tmp_path: Path, memory_bytes: int, expected: str) -> None:
+    """Its errors come back as sentences without the token."""
+    with pytest.raises(SpicaError) as raised:
+        train_in_child(job(tmp_path, memory_bytes=memory_bytes), lambda _: None, threading.Event())
+    assert expected in raised.value.summary
+    assert "a-secret-token" not in raised.value.summary
+
+
+def test_a_job_hides_its_token(tmp_path: Path) -> None:
+    """It is not in what the job says of itself, which logs may show."""
+    assert "a-secret-token" not in repr(job(tmp_path))
 
 
 def controls(*thresholds: float | None) -> tuple[RectangleControl, ...]:
-    """Control tags, each with so high a threshold of its own."""
-    own = ["" if told is None else f' score_threshold="{told}"' for told in thresholds]
+    """Control tags, each with a threshold of its own."""
+    own = ["" if threshold is None else f' score_threshold="{threshold}"' for threshold in thresholds]
     tags = [
-        f'<RectangleLabels name="c{number}" toName="i"{each}><Label value="spike"/></RectangleLabels>'
-        for number, each in enumerate(own)
+        f'<RectangleLabels name="c{number}" toName="i"{attribute}><Label value="spike"/></RectangleLabels>'
+        for number, attribute in enumerate(own)
     ]
     return parse_label_config(f'<View><Image name="i" value="$image"/>{"".join(tags)}</View>').controls
-
-
-class Models:
-    """Stands for a Label Studio that knows of connected models alone."""
-
-    def __init__(self, *extra_params: str | None) -> None:
-        self._models = [{"extra_params": told} for told in extra_params]
-
-    def call(self, method: str, path: str, *, params: Any) -> list[dict[str, Any]]:
-        assert (method, path, params) == ("GET", "/api/ml/", {"project": 1})
-        return self._models
 
 
 @pytest.mark.parametrize(
@@ -64,53 +128,20 @@ def test_the_gate_judges_by_what_the_project_shows(
     tmp_path: Path, models: list[str | None], tags: list[float | None], expected: float
 ) -> None:
     """The threshold is the one that the project's predictions are shown by."""
-    client = cast("LabelStudioClient", Models(*models))
-    assert session._threshold(request(tmp_path), client, controls(*tags)) == expected
-
-
-class Submissions:
-    """Stands for a Label Studio with five annotated tasks; the labels of two have left the configuration."""
-
-    url = "http://label.studio"
-    config = """<View><Image name="i" value="$i"/>
-      <RectangleLabels name="l" toName="i"><Label value="a"/></RectangleLabels></View>"""
-
-    def project(self, _: int) -> Any:
-        return SimpleNamespace(label_config=self.config)
-
-    def annotated_count(self, _: int) -> int:
-        return 5
-
-    def annotated_tasks(self, _: int) -> Iterator[AnnotatedTask]:
-        for number in range(5):
-            value = {"x": 1, "y": 1, "width": 50, "height": 50, "rectanglelabels": ["gone" if number > 2 else "a"]}
-            region = {"id": "r", "from_name": "l", "to_name": "i", "type": "rectanglelabels", "value": value}
-            annotation = {"id": number, "result": [region]}
-            yield AnnotatedTask.read({"id": number, "data": {"i": f"{number}.jpg"}, "annotations": [annotation]})
-
-    def read(self, uri: str, *, task_id: int | None = None) -> bytes:
-        return photograph(int(uri[0]))
-
-
-def test_a_training_goes_on_without_what_is_in_doubt(tmp_path: Path) -> None:
-    """Where nobody can be asked, more than a tenth in doubt ends no training: it is left out, and the notes say so."""
-    everything = cast("Any", Submissions())
-    data, _ = session._material(request(tmp_path), everything, everything, controls(None), lambda **_: None)
-    assert [each.task for each in data.examples] == [0, 1, 2]
-    assert data.problems == (
-        '2 images left out: a box of class "gone", which is not known (task 3: 3.jpg, task 4: 4.jpg)',
-    )
+    rows = [{"extra_params": extra_params} for extra_params in models]
+    client = cast("LabelStudioClient", SimpleNamespace(call=lambda *_, **__: rows))
+    assert session._threshold(job(tmp_path, threshold=0.5), client, controls(*tags)) == expected
 
 
 def test_the_hold_out_is_written_before_anything_is_trained(tmp_path: Path) -> None:
     """What is held out is on the disk when the division is made, and a second training holds out the same."""
     data = wheat(tmp_path / "images", range(1000, 1006), width=96, height=64)
-    train, held = session._held_out(request(tmp_path), data)
-    again = session._held_out(request(tmp_path), data)
-    digests = [[each.digest for each in part.examples] for part in (train, held)]
-    assert digests == [[each.digest for each in part.examples] for part in again]
+    train, held = session._held_out(job(tmp_path), data)
+    again = session._held_out(job(tmp_path), data)
+    digests = [[example.digest for example in part.examples] for part in (train, held)]
+    assert digests == [[example.digest for example in part.examples] for part in again]
     assert not set(digests[0]) & set(digests[1])
-    frozen = holdout.read(holdout.path_of(tmp_path, ONE))
+    frozen = holdout.read(holdout.path_of(tmp_path, KEY)).images
     assert {digest for digest, placed in frozen.items() if placed.side == "holdout"} == set(digests[1])
 
 
@@ -118,13 +149,14 @@ def test_one_image_can_not_be_judged_by(tmp_path: Path) -> None:
     """With one annotated image nothing is trained and nothing is written, in a sentence that says how many it takes."""
     data = wheat(tmp_path / "images", range(1000, 1001), width=96, height=64)
     with pytest.raises(DataSetError, match="too few annotated images") as raised:
-        session._held_out(request(tmp_path), DataSet(data.classes, data.examples, ("one was damaged",)))
+        session._held_out(job(tmp_path), DataSet(data.classes, data.examples, ("one was damaged",)))
     assert "one was damaged" in (raised.value.got or "")
-    assert not holdout.path_of(tmp_path, ONE).exists()
+    assert not holdout.path_of(tmp_path, KEY).exists()
 
 
 def test_each_run_is_another_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All images to learn from are learned from, with a seed of the run: started again after a refusal it differs."""
+    loop = pytest.importorskip("spica.training.loop", reason="needs the extra spica[train]", exc_type=ImportError)
     data = wheat(tmp_path / "images", range(1000, 1002), width=96, height=64)
     many = DataSet(data.classes, data.examples * 35)
     taken: list[tuple[DataSet, Any, int]] = []
@@ -135,38 +167,36 @@ def test_each_run_is_another_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(loop, "train", trained)
     for run in ("first", "first", "second"):
-        given = replace(request(tmp_path, norm_eps=0.0), run=run)
-        session._train(given, many, None, lambda **_: None)
+        session._train(replace(job(tmp_path), run=run), many, None, lambda **_: None)
     assert [(part, valid) for part, valid, _ in taken] == [(many, None)] * 3
-    first, resumed, second = (seed for _, _, seed in taken)
-    assert first == resumed != second
+    first, again, second = (seed for _, _, seed in taken)
+    assert first == again != second
+
+
+def test_threads() -> None:
+    """By default half of the processors, at least one."""
+    assert threads_of(5) == 5
+    assert threads_of(0) == max(1, (os.cpu_count() or 2) // 2)
+
+
+def test_memory_is_watched() -> None:
+    """The peak of this process is known and positive, and going over the limit is reported with it."""
+    assert peak_memory_bytes() > 10 * 2**20
+    peaks: list[int] = []
+    watch_memory(2**20, peaks.append).join(WAIT_S)
+    assert peaks[0] > 2**20
+    assert watch_memory(2**60, peaks.append).is_alive()
 
 
 @pytest.mark.parametrize(
-    ("begun", "parent", "fetched", "told"),
+    ("text", "expected"),
     [
-        pytest.param(True, "v-1", 0, ["went on with the annotations that it had begun with"], id="goes on"),
-        pytest.param(True, "v-2", 1, ["began anew: another version answers"], id="another version"),
-        pytest.param(False, "v-1", 1, [], id="killed in its first epoch"),
+        ("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried", True),
+        ("[enforce fail at alloc_cpu.cpp:118] data. DefaultCPUAllocator: not enough memory: you tried", True),
+        ("Tried to use an allocator that was unallocated", False),
     ],
+    ids=["Linux", "Windows", "a bug"],
 )
-def test_a_run_that_is_taken_up_goes_on_with_what_it_had(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bool, parent: str, fetched: int, told: list[str]
-) -> None:
-    """What was submitted since does not make a run lose what it has learned; where it must, that is noted."""
-    images = wheat(tmp_path / "images", range(1000, 1004), width=96, height=64)
-    before, now = DataSet(images.classes, images.examples[:3]), images
-    calls = [before, now]
-    monkeypatch.setattr("spica.training.submissions.fetch", lambda *_, **__: calls.pop(0))
-    first = replace(request(tmp_path), parent_id="v-1")
-    nothing: Any = None
-    assert session._material(first, nothing, nothing, controls(None), lambda **_: None) == (before, [])
-    if begun:
-        (tmp_path / "run" / "loop").mkdir()
-        (tmp_path / "run" / "loop" / "last.ckpt").write_bytes(b"")
-    again = replace(first, parent_id=parent)
-    data, notes = session._material(again, nothing, nothing, controls(None), lambda **_: None)
-    assert data.fingerprint == (now if fetched else before).fingerprint
-    assert len(calls) == 1 - fetched
-    assert len(notes) == len(told)
-    assert all(part in note for part, note in zip(told, notes, strict=True))
+def test_lack_of_memory_is_known_by_torchs_own_words(text: str, expected: bool) -> None:
+    """Only what torch says when memory can't be had counts as that; a bug is a bug."""
+    assert lacks_memory(RuntimeError(text)) == expected

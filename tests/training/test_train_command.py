@@ -5,6 +5,7 @@ import signal
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,16 +14,16 @@ from PIL import Image
 from typer.testing import CliRunner
 
 pytest.importorskip("torch", reason="needs the extra spica[train]")
-pytest.importorskip("lightning", reason="needs the extra spica[train]")
 
 import torch
 
 import spica.cli.export  # noqa: F401 - the package gives the command of that name
 from project_keys import known
 from spica.cli.train import train
-from spica.errors import UsageError
+from spica.errors import UsageError, WeightsError
 from spica.training import holdout, loop, report
-from spica.training.module import DetectorModule, StoppedError
+from spica.training.loop import StoppedError
+from spica.training.progress import Epoch, Trained
 from spica.training.recipe import Recipe
 from training_data import wheat
 
@@ -88,13 +89,15 @@ def test_nothing_is_overwritten(coco: Path, tmp_path: Path) -> None:
     assert out.read_bytes() == b"mine"
     for arguments in (["--out", "ears.txt"], ["--out", tmp_path / "no" / "ears.pth"]):
         assert isinstance(_run(coco, *arguments).exception, UsageError)
+    assert isinstance(_run(coco, "--out", tmp_path / "x.pth", "--arch", "nothing").exception, WeightsError)
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "ears.pth"}
     assert isinstance(_run("--out", tmp_path / "x.pth").exception, UsageError)
     assert isinstance(_run(coco, "--project", 1, "--out", tmp_path / "x.pth").exception, UsageError)
 
 
 def test_without_torch_it_says_what_to_install(coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the packages are missing, the message has the command that installs them."""
-    monkeypatch.setitem(sys.modules, "lightning", None)
+    monkeypatch.setitem(sys.modules, "torchvision", None)
     result = _run(coco, "--out", tmp_path / "x.pth")
     assert isinstance(result.exception, UsageError)
     assert result.exception.hint == 'pip install "spica[train]"'
@@ -174,7 +177,7 @@ def test_only_images_given_for_it_choose_an_epoch(
 ) -> None:
     """Of three epochs with the first one best, the last is taken, unless --valid gives images to choose by."""
     scores = iter([0.9, 0.5, 0.4])
-    monkeypatch.setattr(DetectorModule, "_judged", lambda _: {"ap50": next(scores), "ap": 0.1})
+    monkeypatch.setattr(loop, "evaluate", lambda *_: Mock(as_json=lambda: {"ap50": next(scores), "ap": 0.1}))
     data = wheat(tmp_path / "photographs", range(1000, 1004), width=96, height=64)
     monkeypatch.setattr(sys.modules["spica.cli.train"], "fetch_project", lambda *_, **__: (data, known(7)))
     monkeypatch.setenv("SPICA_DATA_DIR", str(tmp_path))
@@ -240,9 +243,7 @@ def test_the_tutorials_code_reads_our_weights(tmp_path: Path) -> None:
 def test_a_card_without_judgement(tmp_path: Path) -> None:
     """Without validation images the card says nothing of metrics, and its text still reads well."""
     data = wheat(tmp_path, range(1000, 1001), width=96, height=64)
-    from spica.training.progress import Epoch
-
-    trained = loop.Trained(
+    trained = Trained(
         tmp_path / "w", "a", ("spike",), "frozen", (Epoch(1, {"loss": 1.0}, 0.1, 2.0),), 2.0, 1, False, "s", Recipe()
     )
     card = report.card(trained, data, None, None)

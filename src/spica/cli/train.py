@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -26,8 +27,7 @@ from spica.errors import UsageError
 if TYPE_CHECKING:
     from spica.evaluation.counting import Counting
     from spica.training.dataset import DataSet
-    from spica.training.loop import Trained
-    from spica.training.progress import Epoch, Progress
+    from spica.training.progress import Epoch, Progress, Trained
     from spica.training.recipe import Recipe
 
 _SUFFIXES = (".pth", ".pt", ".safetensors")
@@ -123,7 +123,7 @@ def train(
         )
     require_one(data, project, "learn from", notes)
     _check_target(target, force=force, resume=resume)
-    from spica.training.loop import require_packages
+    from spica.training.recipe import require_packages
 
     require_packages()
     record: Path | None = None
@@ -256,19 +256,17 @@ def _train(
     resume: bool,
 ) -> Trained:
     """Train with bars; Ctrl-C ends it after the step that it is in."""
-    from spica.training import checkpoints
-    from spica.training.loop import train as run
-    from spica.training.module import StoppedError
+    from spica.training import loop
 
     work = _work_of(target)
-    if not resume and work.is_dir():
-        checkpoints.clear(work)
+    if not resume:
+        shutil.rmtree(work, ignore_errors=True)
     boxes = f"{len(learned.examples)} images with {learned.boxes} boxes"
     judging = f", judged by {len(judged.examples)} others" if judged is not None else ""
     out.print(f"Training {recipe.architecture} on {boxes}{judging}: {', '.join(map(escape, learned.classes))}")
     try:
         with ctrl_c(lambda: err.print("Stopping after this step …")) as stop, _Bars(recipe) as bars:
-            return run(
+            return loop.train(
                 learned,
                 judged,
                 work,
@@ -279,7 +277,7 @@ def _train(
                 on_progress=bars.show,
                 stop=stop,
             )
-    except StoppedError as error:
+    except loop.StoppedError as error:
         out.print(f"Stopped after {escape(error.got or '')}. The same command with --resume goes on from there.")
         raise typer.Exit(130) from None
 
@@ -312,7 +310,7 @@ class _Bars:
         for epoch in progress.history[self._epochs :]:
             out.print(_line(epoch, progress.epochs, best=epoch.number == progress.best_epoch))
         self._epochs = len(progress.history)
-        told = "judging" if progress.judging else f"loss {progress.losses.get('loss', 0.0):.3f}"
+        told = "validating" if progress.validating else f"loss {progress.losses.get('loss', 0.0):.3f}"
         if progress.eta_s is not None:
             told += f", {_minutes(progress.eta_s)} to go"
         done = len(progress.history) * progress.steps + progress.step
@@ -336,8 +334,6 @@ def _minutes(seconds: float) -> str:
 
 
 def _finish(trained: Trained, target: Path, learned: DataSet, judged: DataSet | None) -> None:
-    import shutil
-
     from spica.training.report import paths, write
 
     counts = _counts(trained, judged) if judged is not None else None

@@ -158,6 +158,7 @@ def run(
     needs: str,
     progress: Progress | None = None,
     stop: threading.Event | None = None,
+    **options: Any,
 ) -> Json:
     """Have a module answer one request in a child.
 
@@ -169,13 +170,14 @@ def run(
         needs: how much memory it takes, for messages.
         progress: called with what is being done, in a few words.
         stop: when set, the child is ended.
+        options: others of :class:`Child`.
 
     Raises:
-        SpicaError: the child's own; WeightsError if it ended without an answer.
+        SpicaError: the child's own; of the kind ``failure`` if it ended without an answer.
         ModelUnavailableError: ``stop`` was set.
     """
     hint = f"close other programs and try again; it needs about {needs}"
-    with Child("-m", module, what=what, where=where, hint=hint) as child:
+    with Child("-m", module, what=what, where=where, hint=hint, **options) as child:
         answered = threading.Event()
 
         def watch(stop: threading.Event) -> None:

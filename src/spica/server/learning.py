@@ -2,13 +2,12 @@
 
 Rules:
 
-* With Label Studio's switch *Start model training on annotation submission*, a training starts after so many new
+* With Label Studio's switch *Start model training on annotation submission*, a training starts after a number of new
   submissions (``train_after``). Without it, submissions start nothing.
 * The button *Start Training*, and this server's page, start one at once if there is anything to learn.
 * What is new is counted in Label Studio, against what was learned from last: no event is relied upon. Projects with the
   switch are looked at when events come, at the server's start, and every few minutes.
 * After a failure the next submission or button tries again; the look every few minutes alone does not.
-* What has passed and could not be written or made active, as on a full disk, is tried again with that look.
 """
 
 from __future__ import annotations
@@ -16,15 +15,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from spica.errors import AuthenticationError, NotFoundError, SpicaError, StorageError, TrainingError
+from spica.errors import AuthenticationError, SpicaError, StorageError, TrainingError
 from spica.labelstudio.api.projects import refuse_another
 from spica.labelstudio.api.records import Json
 from spica.labelstudio.client import LabelStudioClient
@@ -35,10 +32,9 @@ from spica.project import ProjectKey
 from spica.server.jobs import Jobs
 from spica.server.rollout import Rollouts
 from spica.server.service import Service
-from spica.server.trainer import Trainer, TrainingRunningError, Worker, step_of
-from spica.server.triggers import START, Look, Triggers
+from spica.server.trainer import Train, Trainer, no_token, step_of
+from spica.server.triggers import START, TrainingTrigger, Triggers, switch_is_on
 from spica.settings import Settings
-from spica.training.process import Request, WorkerProcess
 from spica.training.runs import Run
 from spica.training.takeover import take_over
 
@@ -47,15 +43,11 @@ logger = logging.getLogger(__name__)
 EVERY_S = 300.0
 """Seconds between two looks at the projects with the switch, for events that never arrived."""
 
-_PAST = 20
-_EACH = 5
-"""So many trainings that are over are shown, in all and of each project."""
-
-PROJECTS = 1000
-"""Anybody may send events with any number: so many projects without versions of their own are remembered."""
-
 BUTTON = "Start Training in Label Studio"
 PAGE = "asked for on the page or by a program"
+_SHOWN = 20
+_REFUSED = 1000
+_SHOWN_OF_A_PROJECT = 5
 
 
 class NothingToLearnError(TrainingError):
@@ -66,7 +58,7 @@ class NothingToLearnError(TrainingError):
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class TrainingStatus:
     """What the last look at a project found.
 
     Attributes:
@@ -74,9 +66,9 @@ class Standing:
         title: its title.
         switch: whether Label Studio's switch is on; None if nobody has looked yet.
         new: submissions that nothing was learned from yet; None if they could not be counted.
-        needed: so many start a training.
+        needed: how many start a training.
         looked: when, ISO 8601, UTC.
-        note: what people should know; None for nothing.
+        note: for people; None for nothing.
     """
 
     project: ProjectKey
@@ -89,27 +81,18 @@ class Standing:
 
     def as_json(self) -> dict[str, Any]:
         """For programs."""
-        return {
-            "project": self.project.number,
-            "created": self.project.created,
-            "title": self.title,
-            "switch": self.switch,
-            "new": self.new,
-            "needed": self.needed,
-            "looked": self.looked,
-            "note": self.note,
-        }
+        return {**asdict(self), "project": self.project.number, "created": self.project.created}
 
 
 class Learning:
-    """The learning of one server. Thread-safe; nothing that a request calls waits for Label Studio, but :meth:`ask`.
+    """The learning of one server. Requests may call it; nothing but :meth:`ask` waits for Label Studio.
 
     Args:
-        service: the models.
+        service: the models, and the threads.
         jobs: the bulk jobs, for the predictions of a new version.
         settings: where Label Studio is, its token, the data folder.
         triggers: collects events.
-        worker: makes the process that trains, for tests; a :class:`WorkerProcess` by default.
+        train: does a job, for tests.
         every_s: see :data:`EVERY_S`.
     """
 
@@ -120,46 +103,36 @@ class Learning:
         settings: Settings,
         *,
         triggers: Triggers | None = None,
-        worker: Callable[[Request], Worker] | None = None,
+        train: Train | None = None,
         every_s: float = EVERY_S,
     ) -> None:
         self._service = service
         self._settings = settings
         self._triggers = triggers or Triggers()
         self._every_s = every_s
-        self._standing: OrderedDict[ProjectKey, Standing] = OrderedDict()
-        self._later: dict[ProjectKey, tuple[bool, bool]] = {}
+        self._statuses: dict[ProjectKey, TrainingStatus] = {}
         self._past: list[Run] = []
         self._refused: set[ProjectKey] = set()
         self._lock = threading.Lock()
         self._wake = threading.Event()
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-        self.trainer = Trainer(
-            settings,
-            parent_of=self._parent,
-            on_end=self._ended,
-            on_idle=self._remember_runs,
-            worker=worker or WorkerProcess,
-        )
-        self.rollouts = Rollouts(service, jobs, settings, tell=self._tell)
+        self._stopping = service.workers.stopping
+        self.trainer = Trainer(settings, self._stopping, parent_of=self._parent, on_end=self._put_in_front, train=train)
+        self.rollouts = Rollouts(service, jobs, settings, tell=self._note)
         service.pool.on_exchange(self.rollouts.add)
 
     def start(self) -> None:
-        """Begin to look, and take up what an earlier server has left. Twice is once."""
-        if self._thread is None:
-            self.rollouts.start()
-            self._thread = threading.Thread(target=self._work, name="spica-learning", daemon=True)
-            self._thread.start()
+        """Begin to look, and take up what an earlier server has left."""
+        self.rollouts.start()
+        self._service.workers.spawn("learning", self._work, wake=self._interrupt)
 
     def close(self) -> None:
-        """End a training under way (the next server takes it up) and stop looking. May be called twice."""
-        self._stop.set()
-        self._wake.set()
-        self.trainer.close()
+        """End with the server's threads."""
+        self._service.workers.close()
         self.rollouts.close()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(timeout=10)
+
+    def _interrupt(self) -> None:
+        self.trainer.interrupt()
+        self._wake.set()
 
     # --- what requests call -----------------------------------------------------------------------------------------
 
@@ -176,7 +149,7 @@ class Learning:
         """
         answer: dict[str, Any] = {"status": "ok", "action": event.action[:60], "heard": "ignored"}
         if not self.has_token:
-            return {**answer, "note": _no_token().summary}
+            return {**answer, "note": no_token().summary}
         if not proven and event.action != START:
             raise self._unproven(event.project_key)
         answer["heard"] = self._triggers.hear(event)
@@ -192,7 +165,7 @@ class Learning:
             where=f"project {project}",
             hint="`spica connect`, with the token that the model server has, gives it to Label Studio's webhook",
         )
-        if project is not None and project not in self._refused and len(self._refused) < PROJECTS:
+        if project is not None and project not in self._refused and len(self._refused) < _REFUSED:
             self._refused.add(project)
             logger.warning("%s", error.summary)
         return error
@@ -209,28 +182,18 @@ class Learning:
             run = self._consider(client, ProjectKey(number), asked=True, cause=PAGE)
         if run is None:
             raise NothingToLearnError("there is nothing to learn", where=f"project {number}")
+        self._wake.set()
         return run
 
     def cancel(self, number: int) -> Run:
-        """End the training of the project of this number.
+        """End the training of the project of this number, and drop what was asked for meanwhile.
 
         Raises:
             NotFoundError: there is none here.
             TrainingOverError: it has come to its end just now.
         """
-        with self._lock:
-            waiting = [key for key in self._later if key.number == number]
-            for key in waiting:
-                del self._later[key]
-        current = self.trainer.current
-        here = current.project if current is not None and current.project.number == number else ProjectKey(number)
-        try:
-            return self.trainer.cancel(here)
-        except NotFoundError:
-            latest = next((run for key in waiting for run in self.trainer.of(key)), None)
-            if latest is None:
-                raise
-            return latest
+        self._triggers.forget(number)
+        return self.trainer.cancel(number)
 
     @property
     def has_token(self) -> bool:
@@ -238,80 +201,88 @@ class Learning:
         return self._settings.label_studio_api_key is not None
 
     @property
-    def standings(self) -> list[Standing]:
+    def statuses(self) -> list[TrainingStatus]:
         """What the last looks have found, by project."""
         with self._lock:
-            return [self._standing[project] for project in sorted(self._standing)]
+            return [self._statuses[project] for project in sorted(self._statuses)]
 
     @property
     def runs(self) -> list[Run]:
-        """The training under way, then the last of each project that has any; at most twenty."""
+        """The training under way, then the latest that are over: at most five of a project, twenty in all."""
         current = self.trainer.current
         return ([current] if current is not None else []) + self._past
 
-    # --- the looks, on a thread of their own ------------------------------------------------------------------------
+    # --- the looks and the trainings, on a thread of their own ------------------------------------------------------
 
     def _work(self) -> None:
-        self._guarded(None, self._resume)
-        next_round = time.monotonic()
-        while not self._stop.is_set():
-            if self.trainer.current is None:
-                with self._lock:
-                    later, self._later = self._later, {}
-                for project, (asked, on_event) in later.items():
-                    self._guarded(project, partial(self._look, project, asked, on_event=on_event))
-            for look in self._triggers.due():
-                self._guarded(look.project, partial(self._heed, look))
+        self._guarded(None, self._take_over)
+        next_round, recovers = time.monotonic(), True
+        while not self._stopping.is_set():
+            if recovers and self.trainer.current is None:
+                self._guarded(None, self._recover)
+            recovers = False
+            if self.trainer.current is not None:
+                self._train()
+                next_round, recovers = time.monotonic(), True
+                continue
+            trigger = self._triggers.next()
+            if trigger is not None:
+                # anybody may send START_TRAINING with any number: no notes on projects that nobody knows
+                proven = trigger.annotations or trigger.project in {state.project for state in self._service.projects}
+                self._guarded(trigger.project if proven else None, partial(self._heed, trigger))
+                continue
             if time.monotonic() >= next_round:
-                next_round = time.monotonic() + self._every_s
-                self._guarded(None, self.trainer.retry)
-                self._guarded(None, self._remember_runs)
                 self._guarded(None, self._look_around)
-            wait_s = self._triggers.wait_s()
-            until = next_round - time.monotonic()
-            self._wake.wait(max(0.01, until if wait_s is None else min(until, wait_s)))
+                next_round = time.monotonic() + self._every_s
+                continue
+            wait_s, until_round = self._triggers.wait_s(), next_round - time.monotonic()
+            self._wake.wait(max(0.01, until_round if wait_s is None else min(wait_s, until_round)))
             self._wake.clear()
 
     def _guarded(self, project: ProjectKey | None, step: Callable[[], Any]) -> None:
-        """A look that fails is said, and does not end the others."""
+        """A look that fails is noted, and does not end the others."""
         try:
             step()
         except SpicaError as error:
             logger.warning("learning, project %s: %s", project, error.summary)
             if project is not None:
-                self._tell(project, error.summary)
+                self._note(project, error.summary)
         except Exception:
             logger.exception("learning, project %s", project)
-
-    def _remember_runs(self) -> None:
-        """Read from disk what the page shows, and look again at what waited."""
-        trainer = self.trainer
-        over = [run for project in trainer.projects for run in trainer.of(project)[:_EACH] if run.is_over]
-        self._past = sorted(over, key=lambda run: run.id, reverse=True)[:_PAST]
-        self._wake.set()
-
-    def _resume(self) -> None:
-        self._take_over()
-        self._remember_runs()
-        runs = self.trainer.runs
-        passed = {each: next((run for run in runs.of(each) if run.state == "passed"), None) for each in runs.projects()}
-        self.trainer.recover()
-        self._remember_runs()
-        for project, latest in passed.items():
-            if latest is not None and not latest.settled and self.has_token:
-                self._service.pool.refresh(project)
-                self.rollouts.add(project)
 
     def _take_over(self) -> None:
         """Give what an older Spica has kept of Label Studio's projects their names, before trainings are taken up."""
         old = {key for key in active.projects(self._settings.data_dir) if not key.created}
-        for project in sorted(old.union(self.trainer.runs.projects(known=False))):
-            if self.has_token:
-                self._guarded(project, partial(self._take_over_of, project.number))
+        for project in sorted(old.union(self.trainer.runs.projects(known=False)) if self.has_token else ()):
+            self._guarded(project, partial(self._take_over_of, project.number))
 
     def _take_over_of(self, number: int) -> None:
         with self._client() as client:
             take_over(self._settings.data_dir, client.project(number).key)
+
+    def _recover(self) -> None:
+        """Go on where a server that is gone has ended; also with what the page shows of it."""
+        self._read_runs()
+        runs = self.trainer.runs
+        latest = [next((run for run in runs.of(key) if run.state == "passed"), None) for key in runs.projects()]
+        self.trainer.recover()
+        self._read_runs()
+        for run in latest:
+            if run is not None and not run.settled and self.has_token:
+                self._service.pool.refresh(run.project)
+                self.rollouts.add(run.project)
+
+    def _train(self) -> None:
+        run = self.trainer.run()
+        self._read_runs()
+        if run is not None and not self._stopping.is_set():  # count what came in meanwhile
+            self._guarded(run.project, partial(self._look, run.project, asked=False, on_event=False))
+
+    def _read_runs(self) -> None:
+        """Read from disk what the page shows."""
+        runs = self.trainer.runs
+        over = [run for key in runs.projects() for run in runs.of(key)[:_SHOWN_OF_A_PROJECT] if run.is_over]
+        self._past = sorted(over, key=lambda run: run.id, reverse=True)[:_SHOWN]
 
     def _look_around(self) -> None:
         """Projects with the switch whose events may have been lost."""
@@ -319,11 +290,11 @@ class Learning:
             return
         with self._client() as client:
             for body in _all_projects(client):
-                if self._stop.is_set():
+                if self._stopping.is_set() or self.trainer.current is not None:
                     return
                 project = ProjectKey.read(body)
-                if project is not None and _switch(body) and self._is_ours(client, project):
-                    self._guarded(project, partial(self._look, project, False, on_event=False))
+                if project is not None and switch_is_on(body) and self._is_ours(client, project):
+                    self._guarded(project, partial(self._look, project, asked=False, on_event=False))
 
     def _is_ours(self, client: LabelStudioClient, project: ProjectKey) -> bool:
         """Whether this server is connected with a project: listing its models makes Label Studio ask each.
@@ -338,134 +309,104 @@ class Learning:
                 client.ensure_webhook(project.number, row.url)
         return bool(ours)
 
-    def _heed(self, look: Look) -> None:
+    def _heed(self, trigger: TrainingTrigger) -> None:
         """Look at what events were about, if Label Studio has sent them."""
         meant = False
-        if look.created:
+        if trigger.created:
             with self._client() as client:
-                meant = client.call("GET", f"/api/projects/{look.project.number}/").get("created_at") in look.created
+                body = client.call("GET", f"/api/projects/{trigger.project.number}/")
+                meant = body.get("created_at") in trigger.created
             if not meant:
-                logger.warning("project %s: a START_TRAINING that is not Label Studio's", look.project)
-        if meant or look.submissions:
-            self._look(look.project, look.asked and meant)
+                logger.warning("project %s: a START_TRAINING that is not Label Studio's", trigger.project)
+        if meant or trigger.annotations:
+            self._look(trigger.project, asked=trigger.button and meant)
 
-    def _look(self, project: ProjectKey, asked: bool, *, on_event: bool = True) -> None:
-        if self.trainer.current is not None:
-            self._postpone(project, asked, on_event)
-            return
+    def _look(self, project: ProjectKey, *, asked: bool, on_event: bool = True) -> None:
         with self._client() as client:
-            try:
-                self._consider(client, project, asked=asked, cause=BUTTON, on_event=on_event)
-            except TrainingRunningError as error:
-                self._tell(project, error.summary)
-                self._postpone(project, asked, on_event)
-
-    def _postpone(self, project: ProjectKey, asked: bool, on_event: bool) -> None:
-        """Look again when the training under way is over; of too many projects, with the look every few minutes."""
-        with self._lock:
-            if len(self._later) >= PROJECTS and project not in self._later:
-                return
-            before = self._later.get(project, (False, False))
-            self._later[project] = (asked or before[0], on_event or before[1])
+            self._consider(client, project, asked=asked, cause=BUTTON, on_event=on_event)
 
     def _consider(
         self, client: LabelStudioClient, project: ProjectKey, *, asked: bool, cause: str, on_event: bool = True
     ) -> Run | None:
-        """Count what is new, and start a training if it is enough."""
+        """Count what is new, and begin a training if it is enough."""
         from spica.training.submissions import count_new
 
         body: Json = client.call("GET", f"/api/projects/{project.number}/")
-        found = ProjectKey.read(body) or project
-        refuse_another(found, project, where=client.url)
-        project = found
-        switch, title = _switch(body), str(body.get("title") or "")
-        needed = 1 if asked else self._settings.train_after
-        new = count_new(client, project.number, self._learned(project, asked)).total
-        standing = Standing(project, title, switch, new, self._settings.train_after, _now())
-        self._stand(standing)
-        if new < needed:
-            if asked:
-                note = "there is nothing new to learn: every submission has been learned from already"
-                self._stand(replace(standing, note=note))
-                raise NothingToLearnError(
-                    note, where=f"project {project}", hint="correct and submit some images, then start again"
-                )
-            return None
-        if not asked and (not switch or (not on_event and self._has_failed_on(project, new))):
-            return None
-        run = self.trainer.begin(project, title=title, cause=cause if asked else f"{new} new submissions", new=new)
-        self._stand(standing)
-        return run
+        key = ProjectKey.read(body) or project
+        refuse_another(key, project, where=client.url)
+        switch, title = switch_is_on(body), str(body.get("title") or "")
+        new = count_new(client, key.number, self._learned(key, asked)).total
+        status = TrainingStatus(key, title, switch, new, self._settings.train_after, _now())
+        self._remember(status)
+        if asked and not new:
+            note = "there is nothing new to learn: every submission has been learned from already"
+            self._remember(replace(status, note=note))
+            hint = "correct and submit some images, then start again"
+            raise NothingToLearnError(note, where=f"project {key}", hint=hint)
+        if not asked:
+            if not switch or new < self._settings.train_after or (not on_event and self._has_failed_on(key, new)):
+                return None
+            cause = f"{new} new submissions"
+        return self.trainer.begin(key, title=title, cause=cause, new=new)
 
     def _learned(self, project: ProjectKey, asked: bool) -> dict[int, str]:
         """What was learned from last: by the active version, or (unless a person asks) by one that was refused."""
         from spica.models.card import read_card
 
-        if not asked:
-            judged = next((run for run in self.trainer.of(project) if run.is_judged), None)
-            if judged is not None and judged.learned is not None:
-                return _numbered(judged.learned)
+        judged = next((run for run in self.trainer.runs.of(project) if run.is_judged), None)
+        if not asked and judged is not None and judged.learned is not None:
+            return _numbered(judged.learned)
         version, folder = self._parent(project)
         if folder is None or version == self._service.pool.base_id:
             return {}
-        training = read_card(folder).training
-        return _numbered((training or {}).get("learned") or {})
+        return _numbered((read_card(folder).training or {}).get("learned") or {})
 
-    def _parent(self, project: ProjectKey) -> tuple[str, Path | None]:
+    def _parent(self, project: ProjectKey) -> Any:
         """Which version answers a project, and its folder. It is looked up: the project may not have asked yet."""
         self._service.pool.refresh(project)
         return self._service.parent(project, self._settings.data_dir)
 
     def _has_failed_on(self, project: ProjectKey, new: int) -> bool:
-        latest = next(iter(self.trainer.of(project)), None)
+        latest = next(iter(self.trainer.runs.of(project)), None)
         return latest is not None and latest.state in ("failed", "cancelled") and latest.new >= new
 
-    # --- what becomes of it -----------------------------------------------------------------------------------------
+    # --- what becomes of a training ---------------------------------------------------------------------------------
 
-    def _ended(self, run: Run) -> Run:
-        """Put what has passed in front of people; on the run's thread.
+    def _put_in_front(self, run: Run) -> Run:
+        """Make what has passed the active version, and have it answer.
 
         Raises:
             StorageError: it can't be written or made active now, as on a full disk; it is called again later.
         """
-        self._postpone(run.project, asked=False, on_event=False)  # to count what came in meanwhile
         try:
-            return self._served(run, run.version) if run.state == "passed" and run.version is not None else run
+            if run.state != "passed" or run.version is None:
+                return run
+            # Written before anything is changed, so that a server that is killed from now on finds what is left to do.
+            self.trainer.runs.write(run)
+            try:
+                self._activate(run, run.version)
+            except StorageError:  # this passes
+                raise
+            except ActiveChangedError as error:
+                return _settled(
+                    run, f"It is not made active, because somebody chose another version meanwhile: {error.summary}"
+                )
+            except SpicaError as error:
+                return _settled(run, f"it could not be made active: {error.summary}")
+            served = self._service.pool.refresh(run.project)
+            if served.problem is not None:
+                return _settled(run, f"{served.version} goes on answering: {served.problem.summary}")
+            return run
         finally:
             if run.is_judged:  # a refused one takes its space too, and nothing is rolled out for it
                 self.rollouts.prune(keep=[name for name in (run.version, run.parent) if name is not None])
-
-    def _served(self, run: Run, version: str) -> Run:
-        """Make what has passed the active version, and have it answer.
-
-        Raises:
-            StorageError: as :meth:`_ended`.
-        """
-        # Written before anything is changed, so that a server that is killed from now on finds what is left to do.
-        run = replace(run, finished=run.finished or _now())
-        self.trainer.runs.write(run)
-        try:
-            self._activate(run, version)
-        except ActiveChangedError as error:
-            note = f"It is not made active, because somebody chose another version meanwhile: {error.summary}"
-            return replace(run, notes=(*run.notes, note), settled=True)
-        except StorageError:  # this passes
-            raise
-        except SpicaError as error:
-            note = f"it could not be made active: {error.summary}"
-            return replace(run, notes=(*run.notes, note), settled=True)
-        served = self._service.pool.refresh(run.project)
-        if served.problem is not None:
-            note = f"{served.version} goes on answering: {served.problem.summary}"
-            return replace(run, notes=(*run.notes, note), settled=True)
-        return run
 
     def _activate(self, run: Run, version: str) -> None:
         """Make what has passed the active version, unless somebody has chosen one since the training began.
 
         Raises:
             ActiveChangedError: somebody has.
-            StorageError: it can't be told what is active, or it can't be written.
+            StorageError: what is active can't be read or written.
             SpicaError: it can't be done.
         """
         data_dir = self._settings.data_dir
@@ -494,65 +435,47 @@ class Learning:
         )
         logger.info("project %s: %s is active now", run.project, version)
 
-    def _tell(self, project: ProjectKey, text: str) -> None:
+    def _note(self, project: ProjectKey, text: str) -> None:
+        """Show people a note on a project."""
         logger.info("project %s: %s", project, text)
         with self._lock:
-            before = self._standing.get(project)
-        if before is None:
-            before = Standing(project, "", None, None, self._settings.train_after, _now())
-        self._stand(replace(before, note=text, looked=_now()))
+            status = self._statuses.get(project)
+        if status is None:
+            status = TrainingStatus(project, "", None, None, self._settings.train_after, _now())
+        self._remember(replace(status, note=text, looked=_now()))
 
-    def _stand(self, standing: Standing) -> None:
-        pool = self._service.pool
+    def _remember(self, status: TrainingStatus) -> None:
         with self._lock:
-            self._standing[standing.project] = standing
-            self._standing.move_to_end(standing.project)
-            excess = max(0, len(self._standing) - PROJECTS)
-            others = list(self._standing)[:-1] if excess else []
-        strangers = [each for each in others if pool.served(each).version == pool.base_id]
-        with self._lock:
-            for project in strangers[:excess]:
-                self._standing.pop(project, None)
+            self._statuses[status.project] = status
 
     def _client(self) -> LabelStudioClient:
         secret = self._settings.label_studio_api_key
         if secret is None:
-            raise _no_token()
+            raise no_token()
         return LabelStudioClient(self._settings.label_studio_url, secret.get_secret_value())
 
 
-def _no_token() -> AuthenticationError:
-    return AuthenticationError(
-        "this server has no access token of Label Studio's, so it can't learn from submissions",
-        where="LABEL_STUDIO_API_KEY of the model server",
-        hint="copy the token from Label Studio's page Account & Settings, and start the server with it",
-    )
+def _settled(run: Run, note: str) -> Run:
+    """Nothing of it is to be shown in Label Studio."""
+    return replace(run, notes=(*run.notes, note), settled=True)
 
 
 def _all_projects(client: LabelStudioClient) -> list[Json]:
-    found: list[Json] = []
+    rows: list[Json] = []
+    fields = "id,title,created_at,min_annotations_to_start_training"
     page = 1
     while True:
-        params: dict[str, str | int] = {
-            "page": page,
-            "page_size": 100,
-            "include": "id,title,created_at,min_annotations_to_start_training",
-        }
+        params: dict[str, str | int] = {"page": page, "page_size": 100, "include": fields}
         body = client.call("GET", "/api/projects/", params=params)
-        found += body["results"]
+        rows += body["results"]
         if not body.get("next"):
-            return found
+            return rows
         page += 1
 
 
 def _numbered(learned: Mapping[Any, Any]) -> dict[int, str]:
     """JSON has no numbers as keys."""
     return {int(number): str(updated) for number, updated in learned.items()}
-
-
-def _switch(body: Json) -> bool:
-    every = body.get("min_annotations_to_start_training")
-    return isinstance(every, int) and every > 0
 
 
 def _now() -> str:

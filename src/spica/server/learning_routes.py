@@ -51,7 +51,7 @@ def learning_state(service: Service, learning: Learning) -> dict[str, Any]:
         "token": learning.has_token,
         "running": current.as_json() if current is not None else None,
         "runs": [run.as_json() for run in learning.runs if run.is_over],
-        "projects": [standing.as_json() for standing in learning.standings],
+        "projects": [status.as_json() for status in learning.statuses],
         "served": [
             {
                 "project": served.project.number,

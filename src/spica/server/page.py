@@ -94,7 +94,7 @@ class Page:
             "base_id": service.pool.base_id,
             "running": learning.trainer.current,
             "runs": [run for run in learning.runs if run.is_over][:_RUNS],
-            "standings": {standing.project: standing for standing in learning.standings},
+            "statuses": {status.project: status for status in learning.statuses},
             "failures": service.failures,
             "jobs": jobs.all,
             "has_token": jobs.has_token,

@@ -1,7 +1,7 @@
-"""The trainings of one server: begun, followed, cancelled, taken up again after a restart; one at a time.
+"""The trainings of one server: begun, run, cancelled, begun again after a restart; one at a time.
 
-Across servers that share a data folder, one a project at a time. An end that can't be written, as on a full disk, is
-kept in memory and tried again: the page shows it, and nothing is trained twice meanwhile.
+Across servers that share a data folder, one a project at a time. While its end can't be written, as on a full disk, a
+training stays under way, and its stage says why: nothing is trained twice meanwhile.
 """
 
 from __future__ import annotations
@@ -9,52 +9,30 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import asdict, fields, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
+from spica.detectors import child
 from spica.errors import AuthenticationError, LaunchError, NotFoundError, SpicaError, StorageError, TrainingError
 from spica.locks import Lock
 from spica.models import active
 from spica.project import ProjectKey
 from spica.settings import Settings
-from spica.training.process import CancelledError, Request, WorkerProcess, threads_of
-from spica.training.runs import Run, Runs
+from spica.training.footprint import environment, threads_of
+from spica.training.runs import Run, Runs, State, TrainingJob
 
 logger = logging.getLogger(__name__)
 
 _LOCK = "training.lock"
 _ATTEMPTS = 3
 _WRITE_EVERY_S = 1.0
-_CLOSE_S = 20.0
-_TOLD = frozenset(each.name for each in fields(Run)) - {
-    "id",
-    "project",
-    "started",
-    "cause",
-    "attempts",
-    "settled",
-    "state",
-    "parent",
-    "active",
-}
-_SETTINGS = (
-    "score_floor",
-    "max_detections",
-    "norm_eps",
-    "holdout_share",
-    "holdout_min",
-    "max_pixels",
-    "max_image_bytes",
-    "media_timeout_s",
-    "threshold",
-    "precision",
-    "tile",
-    "overlap",
-)
+_AGAIN_S = 30.0
+Train = Callable[[TrainingJob, Callable[[dict[str, Any]], None], threading.Event], dict[str, Any]]
+"""Does a job, calls with its progress, ends when the event is set; returns fields of a :class:`Run`."""
 
 
 class TrainingRunningError(SpicaError):
@@ -71,249 +49,191 @@ class TrainingOverError(SpicaError):
     status = 409
 
 
-class _NothingToCancelError(NotFoundError):
-    """No training of this project is under way here."""
+def train_in_child(job: TrainingJob, report: Callable[[dict[str, Any]], None], stop: threading.Event) -> dict[str, Any]:
+    """Have :mod:`spica.training.session` do a job in a process of its own, which ends with this one."""
+    return child.run(
+        "spica.training.session",
+        asdict(job),
+        what="training",
+        where=f"project {job.project}",
+        needs=f"{job.memory_bytes // 2**20} MB",
+        progress=report,
+        stop=stop,
+        failure=TrainingError,
+        environment=environment(job.threads),
+        background=True,
+    )
 
 
-class _Pending(NamedTuple):
-    """A training that is over, and why its end is not written or not put in front of people yet."""
+@dataclass(slots=True)
+class _Current:
+    """The run under way."""
 
     run: Run
-    why: SpicaError
-
-    @property
-    def shown(self) -> Run:
-        """With the reason."""
-        note = f"what came of it is not in place yet, and is tried again: {self.why.summary}"
-        return replace(self.run, notes=(*self.run.notes, note))
-
-
-class Worker(Protocol):
-    """:class:`spica.training.process.WorkerProcess`, or what a test takes for it."""
-
-    def run(self, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-        """Train; see there."""
-
-    def end(self, why: str = "") -> None:
-        """End it now."""
+    job: TrainingJob
+    lock: Lock
+    stop: threading.Event = field(default_factory=threading.Event)
+    cancelled: bool = False
+    over: bool = False
 
 
 class Trainer:
-    """Thread-safe; closed with the server.
+    """Begins trainings from any thread, and does them on one.
 
     Args:
         settings: the server's.
+        stopping: set when the server ends.
         parent_of: id and folder of the version that a project is answered with now.
-        on_end: called with every run that is over, on the run's thread, while the project's lock is held; again where
-            it raises a :class:`SpicaError`.
-        on_idle: called after it, when another one may begin.
-        worker: makes the process, for tests.
+        on_end: called with every run that is over, while the project's lock is held; again where it raises a
+            :class:`SpicaError`.
+        train: does a job, for tests.
+        again_s: pause before an end that could not be written is tried again.
     """
 
     def __init__(
         self,
         settings: Settings,
+        stopping: threading.Event,
         *,
         parent_of: Callable[[ProjectKey], tuple[str, Path | None]],
         on_end: Callable[[Run], Run],
-        on_idle: Callable[[], None] = lambda: None,
-        worker: Callable[[Request], Worker] = WorkerProcess,
+        train: Train | None = None,
+        again_s: float = _AGAIN_S,
     ) -> None:
         self.runs = Runs(settings.data_dir)
         self._settings = settings
+        self._stopping = stopping
         self._parent_of = parent_of
         self._on_end = on_end
-        self._on_idle = on_idle
-        self._make = worker
+        self._do = train or train_in_child
+        self._again_s = again_s
         self._lock = threading.Lock()
-        self._run: Run | None = None
-        self._worker: Worker | None = None
-        self._thread: threading.Thread | None = None
-        self._pending: dict[ProjectKey, _Pending] = {}
+        self._current: _Current | None = None
         self._written = 0.0
-        self._cancelled = self._over = False
-        self._closed = False
 
     @property
     def current(self) -> Run | None:
         """The run under way, None while there is none."""
         with self._lock:
-            return self._run
-
-    def of(self, project: ProjectKey) -> list[Run]:
-        """A project's runs, the latest first; of one whose end could not be written, how it ended."""
-        with self._lock:
-            pending = self._pending.get(project)
-        found = {run.id: run for run in self.runs.of(project)}
-        if pending is not None:
-            found[pending.run.id] = pending.shown
-        return [found[name] for name in sorted(found, reverse=True)]
-
-    @property
-    def projects(self) -> list[ProjectKey]:
-        """Projects that have runs."""
-        with self._lock:
-            pending = set(self._pending)
-        return sorted(pending.union(self.runs.projects()))
+            return self._current.run if self._current is not None else None
 
     def begin(self, project: ProjectKey, *, title: str, cause: str, new: int) -> Run:
-        """Start a training.
+        """Begin a training, which :meth:`run` does.
 
         Raises:
             TrainingRunningError: one is under way here, or of this project on another server.
             AuthenticationError: there is no token to fetch annotations with.
             StorageError: the data folder can't be written.
         """
-        token = self._token()
-        self._refuse_if_busy(project)
-        lock = self._take(project)
-        if lock is None:
-            raise TrainingRunningError(
-                "another server that shares the data folder trains this project",
-                where=f"project {project}",
-                hint="wait until it is done, or cancel it on that server's page",
-            )
-        run = None
-        try:
-            step = step_of(self._settings.data_dir, project)  # before the parent: a change between the two is noticed
-            parent = self._parent_of(project)[0]
-            run = self.runs.begin(project, title=title, cause=cause, new=new, parent=parent, active=step)
-            self._launch(run, lock, token)
-        except BaseException:
-            if run is not None:  # else the next start would train it
+        with self._locked(project) as lock:
+            current = self.current
+            if current is not None:
+                other = "this project" if current.project == project else f"project {current.project}"
+                raise TrainingRunningError(
+                    f"a training of {other} is under way", where=f"project {project}", hint="wait, or cancel it"
+                )
+            if lock is None:
+                raise TrainingRunningError(
+                    "another server that shares the data folder trains this project",
+                    where=f"project {project}",
+                    hint="wait until it is done, or cancel it on that server's page",
+                )
+            run = self.runs.begin(project, title=title, cause=cause, new=new)
+            try:
+                return self._set_up(run, lock)
+            except BaseException:  # else the next start would train it
                 self.runs.remove(run)
-            lock.release()
-            raise
-        return run
+                raise
 
     def recover(self) -> None:
-        """Take up what a server that is gone has left unfinished, or clear it where that can't be done."""
-        for run in list(self.runs.unfinished()):
-            try:
-                if self.current is None:
-                    self._recover(run)
-            except SpicaError as error:
-                logger.warning("the unfinished training of project %s is left: %s", run.project, error.summary)
+        """Put in front of people what has passed, and begin again what is unfinished, of a server that is gone."""
         for project in self.runs.projects():
             try:
-                self._complete(project)
+                with self._locked(project) as lock:
+                    if lock is not None:  # else another server is at it
+                        self._recover(project, lock)
             except SpicaError as error:
-                logger.warning("what came of the last training of project %s waits: %s", project, error.summary)
+                logger.warning("project %s: its last training is left as it is: %s", project, error.summary)
 
-    def _complete(self, project: ProjectKey) -> None:
-        """Put in front of people what has passed just before a server was killed."""
-        lock = self._take(project)
-        if lock is None:  # another server is at it
-            return
-        try:
-            run = next((run for run in self.runs.of(project) if run.state == "passed"), None)
-            if run is not None and not run.settled:
-                self._finish(run)
-            self.runs.tidy(project)
-        finally:
-            lock.release()
-
-    def _recover(self, run: Run) -> None:
-        lock = self._take(run.project)
-        if lock is None:  # another server is at it
-            return
-        taken = False
-        try:
-            found = Run.read(self.runs.folder(run))  # it may have ended meanwhile
-            if found is None or found.is_over:
-                return
+    def _recover(self, project: ProjectKey, lock: Lock) -> None:
+        runs = self.runs.of(project)
+        passed = next((run for run in runs if run.state == "passed"), None)
+        if passed is not None and not passed.settled:
+            self._write_end(self._on_end(passed))
+        for run in runs:
+            if run.is_over:
+                continue
             why = None
-            if found.attempts >= _ATTEMPTS:
-                why = f"its process ended {found.attempts} times without a result"
+            if run.attempts >= _ATTEMPTS:
+                why = f"its process ended {run.attempts} times without a result"
             elif self._settings.label_studio_api_key is None:
                 why = "the server has no access token of Label Studio's any more"
-            elif any(later.id > run.id for later in self.runs.of(run.project)):
+            elif run.id != runs[0].id:
                 why = "a later training has taken its place"
-            if why is None:
-                logger.info("project %s: taking up the unfinished training %s", run.project, run.id)
-                # As if it began now: what is active may have been changed by hand while no server was there.
-                step = step_of(self._settings.data_dir, run.project)
-                parent = self._parent_of(run.project)[0]
-                again = replace(found, stage="taken up after a restart", parent=parent, active=step)
-                self._launch(again, lock, self._token())
-                taken = True
-                return
-            cut = TrainingError("the training was cut short and is not taken up again", got=why)
-            self._end(replace(found, state="failed", reason=cut.as_json()["error"]))
-        finally:
-            if not taken:
-                lock.release()
+            if why is not None:
+                error = TrainingError("the training was cut short and is not begun again", got=why)
+                self._write_end(_unsuccessful(run, "failed", error))
+            elif self.current is None:  # else it comes next
+                self._set_up(replace(run, stage="begun again after a restart"), lock)
+        if self.current is None or self.current.project != project:
+            self.runs.tidy(project)
 
-    def cancel(self, project: ProjectKey) -> Run:
-        """End the training of a project; what it has learned is dropped, what is served is untouched.
+    def cancel(self, number: int) -> Run:
+        """End the training of the project of this number; what it has learned is dropped, what is served untouched.
 
         Raises:
             NotFoundError: there is none here.
             TrainingOverError: it has come to its end just now.
         """
         with self._lock:
-            run, worker = self._run, self._worker
-            if run is None or worker is None or run.project != project:
-                raise _NothingToCancelError(
-                    "no training of this project is under way on this server", where=f"project {project}"
-                )
-            if self._over and not self._cancelled:
+            current = self._current
+            if current is None or current.run.project.number != number:
+                raise NotFoundError("no training of this project is under way here", where=f"project {number}")
+            if current.over and not current.cancelled:
                 raise TrainingOverError(
                     "the training is over, it can't be cancelled any more",
-                    where=f"project {project}",
+                    where=f"project {number}",
                     hint="wait for what comes of it; if it becomes active, "
-                    f"`spica models rollback --project {project}` goes back",
+                    f"`spica models rollback --project {number}` goes back",
                 )
-            self._cancelled = True
-        worker.end("cancelled")
-        return run
+            current.cancelled = True
+            current.stop.set()
+            return current.run
 
-    def join(self, timeout_s: float | None = None) -> bool:
-        """Wait for the end of the run under way; whether it has come."""
-        with self._lock:  # whoever starts it holds the lock until it runs
-            thread = self._thread
-        if thread is not None:
-            thread.join(timeout_s)
-        return thread is None or not thread.is_alive()
-
-    def close(self) -> None:
-        """End the process; the run is taken up again by the next server. May be called twice."""
+    def interrupt(self) -> None:
+        """End the process that trains, because the server ends; the next server begins the training again."""
         with self._lock:
-            self._closed = True
-            worker = self._worker
-        if worker is not None:
-            worker.end("the server stops")
-        if not self.join(_CLOSE_S):
-            logger.warning("the training did not end in time")
+            if self._current is not None:
+                self._current.stop.set()
 
-    # --- the run, on a thread of its own ----------------------------------------------------------------------------
-
-    def _token(self) -> str:
-        secret = self._settings.label_studio_api_key
-        if secret is None:
-            raise AuthenticationError(
-                "the model server has no access token of Label Studio's, so it can't fetch annotations",
-                where="LABEL_STUDIO_API_KEY of the model server",
-                hint="copy the token from Label Studio's page Account & Settings, and start the server with it",
-            )
-        return secret.get_secret_value()
-
-    def _refuse_if_busy(self, project: ProjectKey) -> None:
+    def run(self) -> Run | None:
+        """Do the training that was begun, to its end; None if there is none, or the server ends before."""
         with self._lock:
-            if self._closed:
-                raise TrainingError("the model server is stopping", where=f"project {project}")
-            if self._run is not None:
-                other = "this project" if self._run.project == project else f"project {self._run.project}"
-                raise TrainingRunningError(
-                    f"a training of {other} is under way", where=f"project {project}", hint="wait, or cancel it"
-                )
+            current = self._current
+        if current is None:
+            return None
+        ended = None
+        try:
+            ended = self._outcome(current)
+            while ended is not None and not self._finish(current, ended):
+                if current.stop.wait(self._again_s):
+                    break
+        except Exception:
+            logger.exception("project %s: the end of training %s", current.run.project, current.run.id)
+        finally:
+            with self._lock:
+                self._current = None
+            current.lock.release()
+        return ended
 
-    def _take(self, project: ProjectKey) -> Lock | None:
+    @contextmanager
+    def _locked(self, project: ProjectKey) -> Iterator[Lock | None]:
+        """The lock of a project's trainings, None if somebody else has it; it stays taken for a run that was set up."""
         folder = self.runs.project_folder(project)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock = Lock(folder / _LOCK)
-            return lock if lock.acquire() else None
+            taken = lock.acquire()
         except (OSError, LaunchError) as error:
             raise StorageError(
                 "the folder of trainings can't be used",
@@ -321,109 +241,81 @@ class Trainer:
                 got=str(error),
                 hint="free some space, or choose another folder with --data-dir",
             ) from None
+        try:
+            yield lock if taken else None
+        finally:
+            with self._lock:
+                used = self._current is not None and self._current.lock is lock
+            if taken and not used:
+                lock.release()
 
-    def _launch(self, run: Run, lock: Lock, token: str) -> None:
-        run = replace(run, attempts=run.attempts + 1)
+    def _set_up(self, run: Run, lock: Lock) -> Run:
+        """Make a run the current one, by what is active now."""
+        step = step_of(self._settings.data_dir, run.project)  # before the parent: a change between the two is noticed
+        parent, folder = self._parent_of(run.project)
+        run = replace(run, attempts=run.attempts + 1, parent=parent, active=step)
+        job = self._job(run, folder)
         self.runs.write(run)
-        worker = self._make(self._request(run, token))
         with self._lock:
-            if self._closed or self._run is not None:
+            if self._current is not None or self._stopping.is_set():
                 raise TrainingRunningError(
                     "a training is under way, or the server stops", where=f"project {run.project}"
                 )
-            thread = threading.Thread(
-                target=self._train, args=(run, worker, lock), name=f"spica-training-{run.project}", daemon=True
-            )
-            before = self._run, self._worker, self._thread
-            self._run, self._worker, self._thread = run, worker, thread
-            self._cancelled = self._over = False
-            try:
-                thread.start()
-            except RuntimeError:  # the system has no more of them
-                self._run, self._worker, self._thread = before
-                raise
+            self._current = _Current(run, job, lock)
         logger.info("project %s: training %s begins: %s", run.project, run.id, run.cause)
+        return run
 
-    def _request(self, run: Run, token: str) -> Request:
+    def _job(self, run: Run, parent: Path | None) -> TrainingJob:
         settings = self._settings
-        parent, folder = self._parent_of(run.project)
-        named = {name: getattr(settings, name) for name in _SETTINGS}
-        root = settings.local_files_document_root
-        named["local_files_document_root"] = str(root) if root is not None else None
-        named["label_studio_data_dir"] = str(settings.label_studio_data_dir)
-        return Request(
+        if settings.label_studio_api_key is None:
+            raise no_token()
+        return TrainingJob(
             project=run.project,
             run=run.id,
             folder=str(self.runs.folder(run).resolve()),
             data_dir=str(settings.data_dir.resolve()),
             label_studio_url=settings.label_studio_url,
-            token=token,
-            parent=str(folder.resolve()) if folder is not None else None,
-            parent_id=parent,
-            settings=named,
+            token=settings.label_studio_api_key.get_secret_value(),
+            parent=str(parent.resolve()) if parent is not None else None,
+            parent_id=run.parent,
+            settings=settings.model_dump(mode="json"),  # without the secrets
             threads=threads_of(settings.train_threads),
             memory_bytes=settings.train_memory_bytes,
         )
 
-    def _train(self, run: Run, worker: Worker, lock: Lock) -> None:
+    def _outcome(self, current: _Current) -> Run | None:
+        """The run as it ended; None if the server ends and it is to be begun again."""
+        error: SpicaError | None = None
+        result: dict[str, Any] = {}
         try:
-            ended = self._outcome(run, worker)
-            if ended is not None:
-                self._finish(ended)
-        except Exception:
-            logger.exception("project %s: the end of training %s", run.project, run.id)
-        finally:
-            with self._lock:
-                self._run = self._worker = None
-            lock.release()
-            self._on_idle()
-
-    def _outcome(self, run: Run, worker: Worker) -> Run | None:
-        """The run as it ended; None if it is to be taken up again."""
-        try:
-            try:
-                report = worker.run(self._progress)
-            finally:
-                cancelled = self._is_cancelled()
-            if cancelled:  # it was done at the same moment
-                raise CancelledError("the training was ended", where=f"project {run.project}", got="cancelled")
-        except CancelledError as error:
-            if self._closed and not cancelled:
-                return None
-            return self._failed("cancelled", error)
-        except SpicaError as error:
-            logger.error("project %s: training %s failed: %s", run.project, run.id, error.summary)
-            return self._failed("failed", error)
-        except Exception as error:
-            logger.exception("project %s: training %s failed", run.project, run.id)
-            return self._failed("failed", TrainingError("the training failed", got=repr(error), hint="see the log"))
-        self._progress({name: value for name, value in report.items() if name in _TOLD})
-        accepted = bool((report.get("verdict") or {}).get("accepted"))
-        return replace(self._now(), state="passed" if accepted else "refused", settled=not accepted, eta_s=None)
-
-    def _is_cancelled(self) -> bool:
-        """Whether somebody has cancelled it; from now on it is too late for that."""
+            result = self._do(current.job, self._progress, current.stop)
+        except SpicaError as failure:
+            error = failure
+        except Exception as failure:
+            logger.exception("project %s: training %s failed", current.run.project, current.run.id)
+            error = TrainingError("the training failed", got=repr(failure), hint="see the log")
         with self._lock:
-            self._over = True
-            return self._cancelled
+            current.over = True  # from now on it is too late to cancel it
+        if current.cancelled:
+            return _unsuccessful(current.run, "cancelled", TrainingError("the training was cancelled"))
+        if current.stop.is_set():
+            return None
+        if error is not None:
+            logger.error("project %s: training %s failed: %s", current.run.project, current.run.id, error.summary)
+            return _unsuccessful(current.run, "failed", error)
+        self._progress(result)
+        passed = bool((result.get("verdict") or {}).get("accepted"))
+        finished = datetime.now(UTC).isoformat(timespec="seconds")
+        return replace(
+            current.run, state="passed" if passed else "refused", settled=not passed, eta_s=None, finished=finished
+        )
 
-    def _now(self) -> Run:
+    def _progress(self, reported: dict[str, Any]) -> None:
         with self._lock:
-            assert self._run is not None  # noqa: S101 - only the run's own thread asks
-            return self._run
-
-    def _failed(self, state: Any, error: SpicaError) -> Run:
-        return replace(self._now(), state=state, reason=error.as_json()["error"], eta_s=None)
-
-    def _progress(self, told: dict[str, Any]) -> None:
-        known = {name: value for name, value in told.items() if name in _TOLD}
-        if "notes" in known:
-            known["notes"] = tuple(str(note) for note in known["notes"])
-        with self._lock:
-            if self._run is None:
+            if self._current is None:
                 return
-            before = self._run
-            run = self._run = replace(before, **known)
+            before = self._current.run
+            run = self._current.run = replace(before, **reported)
         if (run.stage, run.epoch) != (before.stage, before.epoch) or time.monotonic() - self._written > _WRITE_EVERY_S:
             self._written = time.monotonic()
             try:
@@ -431,50 +323,29 @@ class Trainer:
             except StorageError as error:  # the page shows it all the same
                 logger.warning("project %s: %s", run.project, error.summary)
 
-    def _finish(self, run: Run) -> None:
-        """Put what came of a training in front of people, and write it; what fails is kept, for :meth:`retry`."""
-        run = replace(run, finished=run.finished or datetime.now(UTC).isoformat(timespec="seconds"))
+    def _finish(self, current: _Current, run: Run) -> bool:
+        """Put what came of a training in front of people, and write it; whether that was possible."""
         try:
-            self._end(self._on_end(run))
+            self._write_end(self._on_end(run))
         except SpicaError as error:  # the disk is full, or somebody holds the store's lock
             logger.error("project %s: the end of training %s waits: %s", run.project, run.id, error.summary)
+            note = f"what came of it is not in place yet, and is tried again: {error.summary}"
             with self._lock:
-                self._pending[run.project] = _Pending(run, error)
-        else:
-            with self._lock:
-                self._pending.pop(run.project, None)
+                current.run = replace(run, state="running", stage=note)
+            return False
+        return True
 
-    def retry(self) -> None:
-        """Try again what could not be written, or put in front of people, when a training ended."""
-        with self._lock:
-            pending = dict(self._pending)
-        for project, (run, _) in pending.items():
-            try:
-                lock = self._take(project)
-            except StorageError as error:
-                logger.warning("project %s: the end of training %s waits: %s", project, run.id, error.summary)
-                continue
-            if lock is None:  # the next one is under way
-                continue
-            try:
-                found = Run.read(self.runs.folder(run))
-                if found is None or found.attempts == run.attempts:
-                    self._finish(run)
-                else:  # another server has taken it up
-                    with self._lock:
-                        del self._pending[project]
-            finally:
-                lock.release()
-
-    def _end(self, run: Run) -> None:
-        known = Run.read(self.runs.folder(run))  # what it has changed in Label Studio may be done already
-        settled = run.settled or (known is not None and known.state == run.state and known.settled)
-        finished = run.finished or datetime.now(UTC).isoformat(timespec="seconds")
-        run = replace(run, finished=finished, settled=settled)
-        self.runs.write(run)
-        with suppress(OSError):  # the next one will do it
-            self.runs.tidy(run.project)
+    def _write_end(self, run: Run) -> None:
+        stored = Run.read(self.runs.folder(run))  # Label Studio may show already what has passed
+        settled = run.settled or (stored is not None and stored.state == run.state and stored.settled)
+        self.runs.write(replace(run, settled=settled))
+        self.runs.tidy(run.project)
         logger.info("project %s: training %s: %s. %s", run.project, run.id, run.state, run.why)
+
+
+def _unsuccessful(run: Run, state: State, error: SpicaError) -> Run:
+    finished = datetime.now(UTC).isoformat(timespec="seconds")
+    return replace(run, state=state, reason=error.as_json()["error"], eta_s=None, finished=finished)
 
 
 def step_of(data_dir: Path, project: ProjectKey) -> dict[str, Any] | None:
@@ -485,3 +356,12 @@ def step_of(data_dir: Path, project: ProjectKey) -> dict[str, Any] | None:
         logger.warning("project %s: %s", project, error.summary)
         return None
     return asdict(pointer.now) if pointer is not None else None
+
+
+def no_token() -> AuthenticationError:
+    """The error of a server that can't learn."""
+    return AuthenticationError(
+        "this server has no access token of Label Studio's, so it can't learn from submissions",
+        where="LABEL_STUDIO_API_KEY of the model server",
+        hint="copy the token from Label Studio's page Account & Settings, and start the server with it",
+    )

@@ -1,4 +1,4 @@
-"""What a process takes of its machine: priority and memory, told and bounded from the inside."""
+"""What a process takes of its machine: priority, threads and memory."""
 
 from __future__ import annotations
 
@@ -10,6 +10,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 _EVERY_S = 0.25
+_SECRETS = ("LABEL_STUDIO_API_KEY", "LABEL_STUDIO_ACCESS_TOKEN", "SPICA_BASIC_AUTH")
+_THREADS = ("OMP_NUM", "MKL_NUM", "OPENBLAS_NUM", "NUMEXPR_NUM", "VECLIB_MAXIMUM")
+_NO_MEMORY = ("DefaultCPUAllocator: not enough memory", "DefaultCPUAllocator: can't allocate memory")
+
+
+def threads_of(setting: int) -> int:
+    """Threads of a training: the setting, or half of the processors, at least one."""
+    return setting or max(1, (os.cpu_count() or 2) // 2)
+
+
+def environment(threads: int) -> dict[str, str]:
+    """Of a process that trains: ours without secrets, with a bound on the threads of numerical libraries."""
+    kept = {name: value for name, value in os.environ.items() if name.upper() not in _SECRETS}
+    return {**kept, **{f"{name}_THREADS": str(threads) for name in _THREADS}}
 
 
 def lower_priority() -> None:
@@ -36,18 +50,18 @@ def peak_memory_bytes() -> int:
 
 
 def watch_memory(limit_bytes: int, exceeded: Callable[[int], None], *, every_s: float = _EVERY_S) -> threading.Thread:
-    """Look at this process's memory from a thread of its own, and call ``exceeded`` with it once it is too much.
+    """Watch this process's memory from a thread of its own, and call ``exceeded`` with it once it is too much.
 
     An address-space limit would not do: torch reserves far more than it uses.
     """
 
-    def look() -> None:
+    def watch() -> None:
         waiting = threading.Event()
         while (peak := peak_memory_bytes()) <= limit_bytes:
             waiting.wait(every_s)
         exceeded(peak)
 
-    thread = threading.Thread(target=look, name="spica-memory", daemon=True)
+    thread = threading.Thread(target=watch, name="spica-memory", daemon=True)
     thread.start()
     return thread
 
@@ -55,13 +69,9 @@ def watch_memory(limit_bytes: int, exceeded: Callable[[int], None], *, every_s: 
 def lacks_memory(error: RuntimeError) -> bool:
     """Whether an error of torch's says that memory could not be had.
 
-    A CPU has no exception of its own for it: torch's c10/core/impl/alloc_cpu.cpp says "DefaultCPUAllocator: not enough
-    memory" or "… can't allocate memory".
+    A CPU has no exception of its own for it, only the text of torch's c10/core/impl/alloc_cpu.cpp.
     """
     return type(error).__name__ == "OutOfMemoryError" or any(sign in str(error) for sign in _NO_MEMORY)
-
-
-_NO_MEMORY = ("DefaultCPUAllocator: not enough memory", "DefaultCPUAllocator: can't allocate memory")
 
 
 def _peak_on_windows() -> int:
@@ -69,20 +79,18 @@ def _peak_on_windows() -> int:
     import ctypes
     from ctypes import wintypes
 
+    sizes = ("peak_working_set", "working_set", "peak_paged", "paged", "peak_nonpaged", "nonpaged", "pagefile", "peak")
+
     class Counters(ctypes.Structure):
         _fields_ = [
             ("cb", wintypes.DWORD),
             ("page_faults", wintypes.DWORD),
-            ("peak_working_set", ctypes.c_size_t),
-            ("working_set", ctypes.c_size_t),
-            ("quotas", ctypes.c_size_t * 4),
-            ("pagefile", ctypes.c_size_t),
-            ("peak_pagefile", ctypes.c_size_t),
+            *((name, ctypes.c_size_t) for name in sizes),
         ]
 
     counters = Counters(cb=ctypes.sizeof(Counters))
     kernel = ctypes.WinDLL("kernel32", use_last_error=True)  # type: ignore[attr-defined,unused-ignore]
     kernel.GetCurrentProcess.restype = wintypes.HANDLE
     kernel.K32GetProcessMemoryInfo.argtypes = [wintypes.HANDLE, ctypes.POINTER(Counters), wintypes.DWORD]
-    found = kernel.K32GetProcessMemoryInfo(kernel.GetCurrentProcess(), ctypes.byref(counters), counters.cb)
-    return int(counters.peak_working_set) if found else 0
+    done = kernel.K32GetProcessMemoryInfo(kernel.GetCurrentProcess(), ctypes.byref(counters), counters.cb)
+    return int(counters.peak_working_set) if done else 0

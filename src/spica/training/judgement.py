@@ -1,40 +1,35 @@
-"""A candidate on the hold-out: the gate's verdict against the version that answers now, and the check of bf16.
+"""A candidate on the hold-out: the gate's verdict against the version that is active, and the check of bf16.
 
-Both versions answer in f32, and in tiles where those are served. Where this machine computes faster in bf16, the
-candidate answers in it too, by the same truth: a version that is made here needs no check of its own before it is
-served fast.
+Both are run in f32, and in tiles where those are served. Where this machine computes faster in bf16, the candidate is
+run in it too, by the same truth: a version that is made here needs no check of its own before it is served fast.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from spica.boxes import Detections
-from spica.classes import ClassMap, map_classes
+from spica.classes import class_names, map_classes
 from spica.detectors.contract import Detector
 from spica.errors import ImageError, MediaError, SpicaError
+from spica.evaluation.predict import Predictions, image_file, predict, reason
 from spica.evaluation.truth import Truth
-from spica.images import decode
-from spica.models import checks
-from spica.models.card import record_form
+from spica.labelstudio.control_tags import RectangleControl
+from spica.labelstudio.label_config import match_labels
+from spica.models import checks, versions
+from spica.models.card import read_card, record_form, version_info
 from spica.models.checks import Check, Run
 from spica.models.load import computed_by, load_detector
 from spica.models.locks import hold, writing
 from spica.models.serving import Serving, tile_of
 from spica.models.version import ModelVersion
-from spica.training import gate
+from spica.training import gate, initialise
 from spica.training.dataset import DataSet
 from spica.training.gate import Drift, Verdict
-from spica.training.parent import Parent, detector_of
-from spica.training.process import Request
+from spica.training.runs import TrainingJob
 
 logger = logging.getLogger(__name__)
 
@@ -43,13 +38,55 @@ _WANTS_BF16 = ("auto", "bf16")
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class Parent:
+    """The active version: what a training begins with, and what its result is compared with.
+
+    Attributes:
+        folder: with its files.
+        id: in the store.
+        names: of its classes as the project calls them; their own where the project does not know them.
+        init: the folder, if a training can begin with it, else None.
+        why_not: why it can't, None if it can.
+        drift: what its line has lost since its best version.
+    """
+
+    folder: Path
+    id: str
+    names: tuple[str, ...]
+    init: Path | None
+    why_not: str | None
+    drift: Drift = field(default_factory=Drift)
+
+    @classmethod
+    def of(cls, job: TrainingJob, controls: Sequence[RectangleControl]) -> Parent | None:
+        """The version that a job names; None if it names none.
+
+        Raises:
+            WeightsError: its files can't be used.
+        """
+        if job.parent is None or job.parent_id is None:
+            return None
+        folder = Path(job.parent)
+        card = read_card(folder)
+        info = version_info(folder, card)
+        why_not = initialise.obstacle(info)
+        names = _project_names(info.classes, controls)
+        init = folder if why_not is None else None
+        return cls(folder, job.parent_id, names, init, why_not, Drift.of(card.gate))
+
+    def is_stored(self, data_dir: Path) -> bool:
+        """Whether it has a folder in the store; the weights of a server have none."""
+        return (data_dir / "models" / self.id).is_dir()
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
     """What the hold-out says of a candidate.
 
     Attributes:
         verdict: the gate's.
         metrics: COCO's, in f32.
-        bf16: the candidate in bf16 beside f32; None where that was not looked at.
+        bf16: the candidate in bf16 beside f32; None where that was not checked.
         notes: why it was not, where it should have been.
     """
 
@@ -59,177 +96,152 @@ class Judged:
     notes: tuple[str, ...]
 
 
-@dataclass(slots=True)
-class _Asked:
-    """A detector, and what it has answered so far with the class ids of the hold-out."""
-
-    detector: Detector | None
-    classes: ClassMap
-    run: Run = field(default_factory=Run)
-    problem: str | None = None
-
-    @classmethod
-    def with_names(cls, detector: Detector | None, names: Sequence[str], classes: Sequence[str]) -> _Asked:
-        """Classes that the hold-out does not have are left out of the answers."""
-        return cls(detector, map_classes(names, classes))
-
-    def ask(self, pixels: NDArray[np.uint8]) -> tuple[Detections, float]:
-        """The answer to one image, and its seconds; no boxes without a detector."""
-        started = time.perf_counter()
-        (found,) = self.detector.detect([pixels]) if self.detector is not None else (Detections.empty(),)
-        seconds = time.perf_counter() - started
-        return self.classes.translate(found), seconds
-
-    def take(self, answer: tuple[Detections, float]) -> None:
-        """Remember an answer."""
-        self.run.answers.append(answer[0])
-        self.run.seconds.append(answer[1])
-
-
 def judge(
-    request: Request,
-    version: ModelVersion,
+    job: TrainingJob,
+    candidate: ModelVersion,
     parent: Parent | None,
-    held: DataSet,
+    holdout: DataSet,
     *,
     threshold: float,
-    tell: Callable[..., None],
-) -> Judged:
-    """Compare a candidate with the version that answers now.
+    report: Callable[..., None],
+) -> Judgement:
+    """Compare a candidate with the active version.
 
     Args:
-        request: with the settings.
-        version: the candidate.
-        parent: the version that answers now, None if none does.
-        held: the hold-out.
+        job: with the settings.
+        candidate: in the store.
+        parent: the active version, None if there is none.
+        holdout: to compare on.
         threshold: lowest score that the project shows, in [0, 1].
-        tell: called with the stage.
+        report: called with the stage.
 
     Raises:
         WeightsError: the candidate can't be run.
     """
-    with hold(Path(request.data_dir), version.id):  # judging may take longer than an unused version is left alone
-        return _judge(request, version, parent, held, threshold, tell)
+    with hold(Path(job.data_dir), candidate.id):  # comparing may take longer than an unused version is left alone
+        return _judge(job, candidate, parent, holdout, threshold, report)
+
+
+def record_bf16(data_dir: Path, version: ModelVersion, judgement: Judgement) -> tuple[str, ...]:
+    """Write what came of bf16 into the version's card; notes on it, a sentence each."""
+    form = judgement.bf16
+    if form is None:
+        return judgement.notes
+    logger.info("bf16 %s its check: %s", "has passed" if form.passed else "did not pass", form.result)
+    try:
+        with writing(data_dir):
+            record_form(version.folder, "bf16", form.as_form(here=computed_by(version)))
+    except SpicaError as error:
+        return (*judgement.notes, _unchecked(error.summary))
+    return judgement.notes
 
 
 def _judge(
-    request: Request,
-    version: ModelVersion,
+    job: TrainingJob,
+    candidate: ModelVersion,
     parent: Parent | None,
-    held: DataSet,
+    holdout: DataSet,
     threshold: float,
-    tell: Callable[..., None],
-) -> Judged:
+    report: Callable[..., None],
+) -> Judgement:
     from spica.evaluation.metrics import evaluate
 
-    detector = load_detector(version, threads=request.threads, serving=_seen(request))
-    ours = _Asked.with_names(detector, version.classes, held.classes)
-    theirs, problem = _active(request, parent, held.classes)
-    fast = _in_bf16(request, version, held.classes)
-    truths: list[Truth] = []
-    groups: list[str | None] = []
-    for number, example in enumerate(held.examples, start=1):
-        tell(stage=f"comparing it with the version that answers now, image {number} of {len(held.examples)}")
-        try:
-            image = decode(
-                example.path.read_bytes(), where=example.name, max_pixels=int(request.settings["max_pixels"])
-            )
-            answers = ours.ask(image.pixels), theirs.ask(image.pixels)
-        except (ImageError, MediaError, OSError) as error:  # it has gone since it was read: it counts for neither
-            logger.warning("hold-out, %s: %s", example.name, error)
-            continue
-        truths.append(example.truth)
-        groups.append(example.group)
-        ours.take(answers[0])
-        theirs.take(answers[1])
-        _ask_too(fast, image.pixels)
+    tile = tile_of(str(job.settings["tile"]))
+    serving = Serving("f32", "compared on the hold-out", tile=tile, overlap=job.settings["overlap"])
+    exact = load_detector(candidate, threads=job.threads, serving=serving)
+    active, problem = _active(job, parent, serving)
+    fast, unchecked = _in_bf16(job, candidate, serving)
+
+    def between(done: int) -> None:
+        report(stage=f"comparing it with the active version, image {done + 1} of {len(holdout.examples)}")
+
+    detectors = [detector for detector in (exact, active, fast) if detector is not None]
+    images = [image_file(example.path, max_pixels=job.settings["max_pixels"]) for example in holdout.examples]
+    results = list(predict(detectors, images, between=between))
+    for position, error in results[0].errors.items():
+        if not isinstance(error, ImageError | MediaError | OSError):
+            raise error
+        logger.warning("hold-out, %s: %s", holdout.examples[position].name, reason(error))
+    compared = results[: 1 + (active is not None)]
+    positions = [
+        n for n in range(len(images)) if all(n in result.detections for result in compared)
+    ]  # else for neither
+    truths = [holdout.examples[position].truth for position in positions]
+    ours = _run(results[0], positions, candidate.classes, holdout.classes)
+    theirs = _run(results[1], positions, parent.names, holdout.classes) if parent is not None and active else None
     verdict = gate.judge(
         truths,
-        theirs.run.answers if theirs.detector is not None else None,
-        ours.run.answers,
-        held.classes,
+        theirs.answers if theirs is not None else None,
+        ours.answers,
+        holdout.classes,
         threshold=threshold,
-        groups=groups,
-        drift=parent.drift if parent is not None else Drift(),
+        groups=[holdout.examples[position].group for position in positions],
+        drift=parent.drift if parent is not None else None,
     )
     if problem is not None:
         verdict = replace(verdict, reason=f"{verdict.reason} {problem}")
-    metrics = evaluate(truths, ours.run.answers, held.classes).as_json()
-    form, notes = _checked(fast, ours.run, truths, held.classes, threshold)
-    return Judged(verdict, metrics, form, notes)
+    check = None
+    if fast is not None:
+        failed = [results[-1].errors[position] for position in positions if position in results[-1].errors]
+        if not failed:
+            run = _run(results[-1], positions, candidate.classes, holdout.classes)
+            check = _check(ours, run, truths, holdout.classes, threshold)
+        if check is None:
+            unchecked = _unchecked(reason(failed[0]) if failed else "no boxes on the held-out images")
+    metrics = evaluate(truths, ours.answers, holdout.classes).as_json()
+    return Judgement(verdict, metrics, check, (unchecked,) if unchecked is not None else ())
 
 
-def record_bf16(data_dir: Path, version: ModelVersion, judged: Judged) -> tuple[str, ...]:
-    """Write what came of bf16 into the version's card; what people should know of it, a sentence each."""
-    if judged.bf16 is None:
-        return judged.notes
-    logger.info("bf16 %s its check: %s", "has passed" if judged.bf16.passed else "did not pass", judged.bf16.result)
-    try:
-        with writing(data_dir):
-            record_form(version.folder, "bf16", judged.bf16.as_form(here=computed_by(version)))
-    except SpicaError as error:
-        return (*judged.notes, _unchecked(error.summary))
-    return judged.notes
+def _run(result: Predictions, positions: Sequence[int], names: Sequence[str], classes: Sequence[str]) -> Run:
+    """Detections of these images by the class ids of the hold-out; other classes are left out."""
+    class_map = map_classes(names, classes)
+    detections = [class_map.translate(result.detections[position]) for position in positions]
+    return Run(detections, [result.seconds[position] for position in positions])
 
 
-def _seen(request: Request) -> Serving:
-    """How the project's photographs are looked at, whole or in tiles, in f32."""
-    told = request.settings
-    tile = tile_of(str(told.get("tile", "off")))
-    return Serving("f32", "compared on the hold-out", tile=tile, overlap=float(told.get("overlap", 0.2)))
-
-
-def _active(request: Request, parent: Parent | None, classes: Sequence[str]) -> tuple[_Asked, str | None]:
-    """What answers now; without a detector, and why, if it can't be asked."""
+def _active(job: TrainingJob, parent: Parent | None, serving: Serving) -> tuple[Detector | None, str | None]:
+    """The active version's detector; None and a sentence why, if it can't be run."""
     if parent is None:
-        return _Asked.with_names(None, (), classes), None
-    detector, problem = detector_of(parent, Path(request.data_dir), threads=request.threads, serving=_seen(request))
-    return _Asked.with_names(detector, parent.names, classes), problem
-
-
-def _in_bf16(request: Request, version: ModelVersion, classes: Sequence[str]) -> _Asked | None:
-    """The candidate in bf16; None where it would not be served in it."""
-    if request.settings.get("precision", "auto") not in _WANTS_BF16:
-        return None
-    asked = _Asked.with_names(None, version.classes, classes)
+        return None, None
+    data_dir = Path(job.data_dir)
     try:
-        if "bf16" not in computed_by(version).has:
-            return None
-        serving = replace(_seen(request), precision="bf16")
-        asked.detector = load_detector(version, threads=request.threads, serving=serving)
+        version = (
+            versions.open(data_dir, parent.id)
+            if parent.is_stored(data_dir)
+            else ModelVersion(parent.folder, read_card(parent.folder), data_dir / "cache" / f"{parent.id}-compared")
+        )
+        return load_detector(version, threads=job.threads, serving=serving), None
+    except SpicaError as error:
+        logger.warning("the active version can't be compared with: %s", error.summary)
+        return None, f"{parent.id} could not be asked ({error.what}), so it was compared with drawing by hand."
+
+
+def _in_bf16(job: TrainingJob, candidate: ModelVersion, serving: Serving) -> tuple[Detector | None, str | None]:
+    """The candidate in bf16; None where it would not be served in it, with a note where it can't be run in it."""
+    try:
+        if job.settings["precision"] not in _WANTS_BF16 or "bf16" not in computed_by(candidate).has:
+            return None, None
+        return load_detector(candidate, threads=job.threads, serving=replace(serving, precision="bf16")), None
     except (SpicaError, RuntimeError) as error:  # OpenVINO's own
-        asked.problem = _told(error)
-    return asked
+        return None, _unchecked(reason(error))
 
 
-def _ask_too(fast: _Asked | None, pixels: NDArray[np.uint8]) -> None:
-    """In turn with the others, so that a busy moment slows all of them; a failure is not the candidate's."""
-    if fast is None or fast.problem is not None:
-        return
-    try:
-        fast.take(fast.ask(pixels))
-    except (SpicaError, RuntimeError) as error:
-        fast.problem = _told(error)
+def _check(exact: Run, fast: Run, truths: Sequence[Truth], classes: Sequence[str], threshold: float) -> Check | None:
+    """By the rule of `spica models optimise --truth`; None where there are no boxes to compare."""
+    if not truths:
+        return None
+    runs: dict[Any, Run] = {"f32": exact, "bf16": fast}
+    check = checks.judge(runs, threshold=threshold, truths=truths, classes=classes)["bf16"]
+    return check if check.agreement.boxes + check.agreement.others else None
 
 
-def _checked(
-    fast: _Asked | None, exact: Run, truths: Sequence[Truth], classes: Sequence[str], threshold: float
-) -> tuple[Check | None, tuple[str, ...]]:
-    """By the rule of `spica models optimise --truth`."""
-    if fast is None:
-        return None, ()
-    if fast.problem is not None:
-        return None, (_unchecked(fast.problem),)
-    runs: dict[Any, Run] = {"f32": exact, "bf16": fast.run}
-    found = checks.judge(runs, threshold=threshold, truths=truths, classes=classes)["bf16"] if truths else None
-    if found is None or found.agreement.boxes + found.agreement.others == 0:
-        return None, (_unchecked("no boxes on the held-out images"),)
-    return found, ()
+def _project_names(classes: Sequence[str], controls: Sequence[RectangleControl]) -> tuple[str, ...]:
+    """A model's classes as the project calls them: by the rules that its predictions are shown by."""
+    names: list[str | None] = [None] * len(classes)
+    for control in controls:
+        names = [name or label for name, label in zip(names, match_labels(classes, control).labels, strict=True)]
+    return tuple(name or own for name, own in zip(names, class_names(classes), strict=True))
 
 
 def _unchecked(why: str) -> str:
     return f"bf16 could not be checked, so the version is served in f32: {why}."
-
-
-def _told(error: Exception) -> str:
-    return error.summary if isinstance(error, SpicaError) else str(error)

@@ -1,10 +1,13 @@
-"""How far a training is, and what came of each epoch."""
+"""How far a training is, and what came of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+from spica.training.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,8 +18,8 @@ class Epoch:
         number: from 1.
         losses: means by the network's own names, ``loss`` is their sum.
         lr: learning rate at its end.
-        seconds: that it took, judging included.
-        metrics: :meth:`spica.evaluation.metrics.Metrics.as_json` on the validation images; None if it was not judged.
+        seconds: that it took, validation included.
+        metrics: on the validation images, as JSON; None if it was not validated.
     """
 
     number: int
@@ -27,23 +30,18 @@ class Epoch:
 
     @property
     def ap50(self) -> float | None:
-        """mAP50 on the validation images, in [0, 1]; None if nothing can be said."""
-        found = self.metrics.get("ap50") if self.metrics is not None else None
-        return None if found is None else float(found)
+        """mAP50 on the validation images, in [0, 1]; None where there is none."""
+        value = (self.metrics or {}).get("ap50")
+        return None if value is None else float(value)
 
     def as_json(self) -> dict[str, Any]:
         """For cards and checkpoints."""
         return asdict(self)
 
-    @classmethod
-    def from_json(cls, told: Mapping[str, Any]) -> Epoch:
-        """The opposite of :meth:`as_json`."""
-        return cls(told["number"], told["losses"], told["lr"], told["seconds"], told["metrics"])
-
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Told after every step, and after every epoch.
+    """After each step and each epoch.
 
     Attributes:
         epoch: the one under way, from 1.
@@ -51,11 +49,10 @@ class Progress:
         step: steps done in this epoch.
         steps: of an epoch.
         losses: running means of this epoch, by the network's own names; ``loss`` is their sum.
-        seconds: since the start, or since it was resumed.
         eta_s: seconds to go if it does not stop early; None before the first step is done.
-        judging: whether the validation images are being looked at.
+        validating: whether the validation images are being looked at.
         history: the epochs that are over.
-        best_epoch: the best of them by mAP50, None before the first judgement.
+        best_epoch: the best of them by mAP50, None before the first validation.
     """
 
     epoch: int
@@ -63,12 +60,45 @@ class Progress:
     step: int
     steps: int
     losses: Mapping[str, float]
-    seconds: float
     eta_s: float | None
-    judging: bool = False
+    validating: bool = False
     history: tuple[Epoch, ...] = ()
     best_epoch: int | None = None
 
-    def as_json(self) -> dict[str, Any]:
-        """For programs."""
-        return asdict(self)
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What came out of a training.
+
+    Attributes:
+        weights: a ``.safetensors`` file in the training's folder, the best epoch's if one was chosen, else the last
+            one's; architecture, classes and input size in its metadata.
+        architecture: of the network.
+        classes: names by class id.
+        norm: kind of its batch norm.
+        history: the epochs.
+        seconds: of all epochs together, those before a break included.
+        best_epoch: whose weights these are.
+        resumed: whether it went on from a checkpoint.
+        start: where the first weights came from, for people.
+        recipe: how it was done.
+        notes: for people, a sentence each.
+    """
+
+    weights: Path
+    architecture: str
+    classes: tuple[str, ...]
+    norm: str
+    history: tuple[Epoch, ...]
+    seconds: float
+    best_epoch: int
+    resumed: bool
+    start: str
+    recipe: Recipe
+    notes: tuple[str, ...] = ()
+
+    @property
+    def metrics(self) -> dict[str, Any] | None:
+        """Of the epoch whose weights these are, on the validation images; None without any."""
+        metrics = self.history[self.best_epoch - 1].metrics
+        return dict(metrics) if metrics is not None else None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from typing import Any, Final, Literal, get_args
 
 from spica.detectors.architecture import FASTER_RCNN
@@ -147,3 +149,20 @@ def _has_cuda() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def require_packages() -> None:
+    """Refuse to go on without torch and what else a training needs.
+
+    Raises:
+        UsageError: one of them is missing or can't be loaded.
+    """
+    for name in ("torch", "torchvision", "safetensors"):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of libraries, about libraries
+                import_module(name)
+        except (ImportError, OSError) as error:
+            raise UsageError(
+                "packages for training are missing", got=f"{name}: {error}", hint='pip install "spica[train]"'
+            ) from error

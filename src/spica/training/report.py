@@ -12,10 +12,9 @@ from typing import Any, Final
 from spica import __version__
 from spica.evaluation import figures
 from spica.evaluation.counting import Counting
-from spica.files import scratch
-from spica.training.checkpoints import cannot_write
+from spica.files import scratch, storage_error
 from spica.training.dataset import DataSet
-from spica.training.loop import Trained
+from spica.training.progress import Trained
 
 SUFFIXES: Final = (".card.json", ".card.md", ".curves.png", ".counts.png")
 """Of the files beside ``gwhd.pth``: ``gwhd.card.json`` and so on."""
@@ -40,8 +39,7 @@ def write(trained: Trained, out: Path, *, data: DataSet, valid: DataSet | None, 
         ``out``.
 
     Raises:
-        StorageError: the folder can't be written.
-        TrainingError: a file can't be written.
+        StorageError: a file can't be written.
     """
     from spica.models.plain_weights import write_state_dict
 
@@ -64,7 +62,7 @@ def write(trained: Trained, out: Path, *, data: DataSet, valid: DataSet | None, 
                 else:  # of an earlier training
                     target.unlink(missing_ok=True)
     except OSError as error:
-        raise cannot_write(error, out) from error
+        raise storage_error(error, out) from error
     return out
 
 

@@ -1,20 +1,19 @@
 """Trainings as they are kept on disk: a folder each, with a state file that is replaced whole.
 
-``<data_dir>/training/<number>.<created>/<run>/run.json``; beside it, while it runs, the images and the checkpoints. A
-server that was killed finds there what it had begun. When a run is over, the state file alone stays.
+``<data_dir>/training/<number>.<created>/<run>/run.json``; beside it, while it runs, the checkpoint. A server that was
+killed finds there what it had begun. When a run is over, the state file alone stays.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -22,17 +21,51 @@ from spica.errors import StorageError
 from spica.files import read_text, write_text
 from spica.project import ProjectKey
 
-logger = logging.getLogger(__name__)
-
 RUN = "run.json"
 """Name of the state file in a run's folder."""
 
 KEPT = 20
-"""So many runs of a project that are over are remembered."""
+"""Runs of a project that are over are kept up to this number."""
 
 _ID = re.compile(r"(\d{8}T\d{6}\.\d{3})Z-[0-9a-f]{4}")
 
 State = Literal["running", "passed", "refused", "cancelled", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingJob:
+    """What the process that trains is given.
+
+    Attributes:
+        project: which one.
+        run: id of the run.
+        folder: of the run.
+        data_dir: Spica's.
+        label_studio_url: where Label Studio is.
+        token: for it.
+        parent: folder of the version to start from and to compare with, None for none.
+        parent_id: its id.
+        settings: those that matter for a training, by name.
+        threads: at most.
+        memory_bytes: with more, it ends.
+    """
+
+    project: ProjectKey
+    run: str
+    folder: str
+    data_dir: str
+    label_studio_url: str
+    token: str = field(repr=False)
+    parent: str | None
+    parent_id: str | None
+    settings: dict[str, Any]
+    threads: int
+    memory_bytes: int
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> TrainingJob:
+        """From ``asdict``."""
+        return cls(**{**fields, "project": ProjectKey(**fields["project"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +97,7 @@ class Run:
         learned: what it has learned from, as :func:`spica.training.submissions.count_new` takes it.
         attempts: how often its process was started.
         settled: whether Label Studio shows what came out of it; True where nothing is to be shown.
-        notes: what people should know, the latest last.
+        notes: for people, the latest last.
     """
 
     id: str
@@ -108,27 +141,25 @@ class Run:
         """The gate's sentence, or why there is none; "" while it runs."""
         if self.verdict is not None:
             return str(self.verdict.get("sentence", ""))
-        if self.reason is None:
-            return ""
-        facts = [str(self.reason[name]) for name in ("message", "got", "hint") if self.reason.get(name)]
-        return ". ".join(facts)
+        reason = self.reason or {}
+        return ". ".join(str(reason[name]) for name in ("message", "got", "hint") if reason.get(name))
 
     def as_json(self) -> dict[str, Any]:
         """For pages and programs; what it has learned from is left out, which may be long."""
-        told = self.state_file()
-        del told["learned"]
-        return told
+        shown = self.state_file()
+        del shown["learned"]
+        return shown
 
     def state_file(self) -> dict[str, Any]:
         """All of it."""
         return {**asdict(self), "project": self.project.number, "created": self.project.created}
 
     @classmethod
-    def from_json(cls, told: Mapping[str, Any]) -> Run:
-        """From :meth:`as_json`, also that of another version of Spica's."""
-        known = {each.name for each in fields(cls)}
-        run = cls(**{name: value for name, value in told.items() if name in known})
-        return replace(run, notes=tuple(run.notes), project=ProjectKey(told["project"], told.get("created", 0)))
+    def from_json(cls, values: Mapping[str, Any]) -> Run:
+        """From :meth:`as_json` or :meth:`state_file`, also of another version of Spica."""
+        known = {attribute.name for attribute in fields(cls)}
+        run = cls(**{name: value for name, value in values.items() if name in known})
+        return replace(run, notes=tuple(run.notes), project=ProjectKey(values["project"], values.get("created", 0)))
 
     @classmethod
     def read(cls, folder: Path) -> Run | None:
@@ -144,11 +175,7 @@ class Run:
 
 
 class Runs:
-    """The runs in a data folder.
-
-    Args:
-        data_dir: Spica's.
-    """
+    """The runs in Spica's data folder."""
 
     def __init__(self, data_dir: Path) -> None:
         self.base = data_dir / "training"
@@ -161,44 +188,21 @@ class Runs:
         """Where a run's files are."""
         return self.project_folder(run.project) / run.id
 
-    def begin(
-        self,
-        project: ProjectKey,
-        *,
-        title: str,
-        cause: str,
-        new: int,
-        parent: str | None,
-        active: Mapping[str, Any] | None = None,
-    ) -> Run:
-        """A new run, written, whose id comes after all of its project. Call it while the project is locked.
+    def begin(self, project: ProjectKey, **attributes: Any) -> Run:
+        """A new run with these attributes, written. Call it while the project is locked.
 
         Raises:
             StorageError: the folder can't be written; nothing is left of the run.
         """
         now = datetime.now(UTC)
-        name = f"{self._next(project, now)}Z-{secrets.token_hex(2)}"
-        run = Run(name, project, title, cause, now.isoformat(timespec="seconds"), new=new, parent=parent)
-        run = replace(run, active=active)
+        name = f"{now:%Y%m%dT%H%M%S}.{now.microsecond // 1000:03}Z-{secrets.token_hex(2)}"
+        run = Run(id=name, project=project, started=now.isoformat(timespec="seconds"), **attributes)
         try:
             self.write(run)
         except StorageError:
             self.remove(run)
             raise
         return run
-
-    def _next(self, project: ProjectKey, now: datetime) -> str:
-        """The time, to the millisecond; a millisecond after the latest run's where it is not later than that."""
-        times = [found[1] for each in self.project_folder(project).glob("*") if (found := _ID.fullmatch(each.name))]
-        latest = max(times, default="")
-        stamp = _stamp(now)
-        if stamp > latest:
-            return stamp
-        last = started(f"{latest}Z-0000")
-        try:
-            return stamp if last is None else _stamp(last + timedelta(milliseconds=1))
-        except OverflowError:  # no date, though it looks like one
-            return stamp
 
     def write(self, run: Run) -> None:
         """Replace a run's state file.
@@ -209,38 +213,33 @@ class Runs:
         write_text(self.folder(run) / RUN, json.dumps(run.state_file(), ensure_ascii=False))
 
     def remove(self, run: Run) -> None:
-        """Have a run never been; what can't be removed stays."""
+        """Remove all of a run; what can't be removed stays."""
         with suppress(OSError):  # first: without it the rest is no run
             (self.folder(run) / RUN).unlink(missing_ok=True)
         shutil.rmtree(self.folder(run), ignore_errors=True)
 
     def of(self, project: ProjectKey) -> list[Run]:
         """A project's runs, the latest first."""
-        found = sorted(self.project_folder(project).glob("*-????"), reverse=True)
-        return [run for folder in found if (run := Run.read(folder)) is not None]
+        folders = sorted(self.project_folder(project).glob("*-????"), reverse=True)
+        return [run for folder in folders if (run := Run.read(folder)) is not None]
 
     def projects(self, *, known: bool = True) -> list[ProjectKey]:
-        """Projects that have runs; if not ``known``, those of whose runs only the number is told."""
-        found = [ProjectKey.parse(each.name) for each in self.base.glob("*") if each.is_dir()]
-        return sorted(key for key in found if key is not None and (key.created > 0) == known)
+        """Projects that have runs; if not ``known``, those whose runs are kept under the number alone."""
+        keys = [ProjectKey.parse(folder.name) for folder in self.base.glob("*") if folder.is_dir()]
+        return sorted(key for key in keys if key is not None and (key.created > 0) == known)
 
-    def unfinished(self) -> Iterator[Run]:
-        """Runs that say that they are under way; whether a process works on them is to be asked of the lock."""
-        for project in self.projects():
-            yield from (run for run in self.of(project) if not run.is_over)
+    def unfinished(self) -> list[Run]:
+        """Runs that say that they are under way; whether a process works on them is known by the project's lock."""
+        return [run for project in self.projects() for run in self.of(project) if not run.is_over]
 
-    def tidy(self, project: ProjectKey, *, but: str | None = None) -> None:
-        """Leave of the runs that are over their state files only, and of the oldest nothing.
-
-        Args:
-            project: which one.
-            but: id of a run that is left alone.
-        """
-        over = [run for run in self.of(project) if run.is_over and run.id != but]
-        for run in over[KEPT:]:
-            shutil.rmtree(self.folder(run), ignore_errors=True)
-        for run in over[:KEPT]:
-            for path in self.folder(run).iterdir():
+    def tidy(self, project: ProjectKey) -> None:
+        """Leave of a project's runs that are over their state files only, and of the oldest nothing."""
+        for number, run in enumerate(run for run in self.of(project) if run.is_over):
+            folder = self.folder(run)
+            if number >= KEPT:
+                shutil.rmtree(folder, ignore_errors=True)
+                continue
+            for path in folder.iterdir():
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)
                 elif path.name != RUN:
@@ -250,12 +249,8 @@ class Runs:
 
 def started(run: str) -> datetime | None:
     """When the run of this id was begun; None if it is no such id."""
-    found = _ID.fullmatch(run)
+    match = _ID.fullmatch(run)
     try:
-        return datetime.strptime(f"{found[1]}+0000", "%Y%m%dT%H%M%S.%f%z") if found is not None else None
+        return datetime.strptime(f"{match[1]}+0000", "%Y%m%dT%H%M%S.%f%z") if match is not None else None
     except ValueError:  # no date, though it looks like one
         return None
-
-
-def _stamp(when: datetime) -> str:
-    return f"{when:%Y%m%dT%H%M%S}.{when.microsecond // 1000:03}"
