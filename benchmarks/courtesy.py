@@ -21,9 +21,9 @@ from typing import Any
 
 import httpx
 
-from spica.labelstudio.api.records import Project
 from spica.labelstudio.launch import LabelStudioProcess
 from spica.labelstudio.ports import free_port
+from spica.labelstudio.records import Project
 
 from .place import CONFIG, ROOT, clean_environment
 

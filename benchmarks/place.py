@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from spica.labelstudio.api.records import Project
 from spica.labelstudio.launch import LabelStudioProcess
 from spica.labelstudio.launch_env import LARGE_PROJECT_TASKS, large_project_switches
+from spica.labelstudio.records import Project
 
 from .worker import Order
 
@@ -128,7 +128,7 @@ def make_project(process: LabelStudioProcess, title: str, files: Sequence[Path],
         addresses = itertools.cycle([address(path, process.document_root) for path in files])
         for start in range(0, count, CHUNK):
             part = [{"data": {"image": next(addresses)}} for _ in range(min(CHUNK, count - start))]
-            client.import_tasks(project.id, part)
+            client.call("POST", f"/api/projects/{project.id}/import", json=part)
     return project, time.perf_counter() - began
 
 

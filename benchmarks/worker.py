@@ -25,8 +25,8 @@ from spica.boxes import Detections
 from spica.detectors.contract import Detector, RGBImage
 from spica.images import decode
 from spica.inference import Engine
+from spica.labelstudio.auth import LabelStudioAuth
 from spica.labelstudio.client import LabelStudioClient
-from spica.labelstudio.tokens import LabelStudioAuth
 from spica.models import store
 from spica.models.load import load_detector
 from spica.predictor import Predictor

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from label_studio_helpers import delete_project, import_tasks
 from live_model import Folder
 from spica.demo.field import write_images
-from spica.labelstudio.api.records import Project
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.launch import LabelStudioProcess
+from spica.labelstudio.records import Project
 
 CONFIG = (
     '<View><Image name="image" value="$image"/>'
@@ -46,7 +47,7 @@ def fill(folder: Folder, client: LabelStudioClient, project: int, count: int, sc
         # What follows the end of a JPEG is ignored, but makes it another image to a memory that goes by content.
         (folder.path / name).write_bytes(next(contents) + number.to_bytes(4, "big"))
         addresses.append(folder.address(name))
-    return client.import_tasks(project, [{"data": {"image": address}} for address in addresses])
+    return import_tasks(client, project, [{"data": {"image": address}} for address in addresses])
 
 
 def versions_by_task(client: LabelStudioClient, project: int) -> dict[int, list[str]]:
@@ -137,7 +138,7 @@ def bulk_project(client: LabelStudioClient) -> Iterator[Project]:
     """A fresh project with the label spike."""
     created = client.create_project("bulk", CONFIG)
     yield created
-    client.delete_project(created.id)
+    delete_project(client, created.id)
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:

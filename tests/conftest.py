@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
+import label_studio_helpers as helpers
 from label_studio_helpers import LABEL_CONFIG, LabelStudioFactory, png
 from scripted_backend import ScriptedBackend
-from spica.labelstudio.api.records import Project
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.credentials import DATABASE_NAME
 from spica.labelstudio.launch import LabelStudioProcess
+from spica.labelstudio.records import Project
 
 _OURS = ("LABEL_STUDIO_", "HEARTEX_", "SPICA_", "LOCAL_FILES_")
 _HOMES = ("HOME", "USERPROFILE", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "LOCALAPPDATA", "APPDATA")
@@ -139,7 +140,7 @@ def project(client: LabelStudioClient, request: pytest.FixtureRequest) -> Iterat
     """A fresh project with the labels spike and other, deleted after the test."""
     created = client.create_project(f"test {request.node.name}"[:50], LABEL_CONFIG)
     yield created
-    client.delete_project(created.id)
+    helpers.delete_project(client, created.id)
 
 
 @pytest.fixture
@@ -148,7 +149,7 @@ def upload_images(client: LabelStudioClient, project: Project) -> Callable[..., 
 
     def upload(count: int, size: tuple[int, int] = (64, 48)) -> list[int]:
         images = {f"image-{number:03}.png": png(size, 40 * number % 256) for number in range(count)}
-        return client.upload_images(project.id, images)
+        return helpers.upload_images(client, project.id, images)
 
     return upload
 

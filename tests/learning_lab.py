@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 from pydantic import SecretStr
 
+from label_studio_helpers import create_annotation
 from live_model import open_task
 from spica.assistance.edits import MOVE_IOU
 from spica.demo import model_folder
 from spica.evaluation.matching import iou_float64
 from spica.evaluation.truth import Truth
-from spica.labelstudio.api.records import Json
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.launch import LabelStudioProcess
+from spica.labelstudio.records import Json
 from spica.models import store
 from spica.server.build import build_engine, build_service
 from spica.server.run import ModelServer
@@ -126,7 +127,7 @@ class Annotator:
         latest = max(shown, key=lambda each: int(each["id"]), default=None)
         regions = self.corrected(latest["result"] if latest is not None else [], truth)
         told = {"lead_time": 2.0 + len(regions), "parent_prediction": latest["id"] if latest is not None else None}
-        return self.client.create_annotation(task, regions, **told), shown
+        return create_annotation(self.client, task, regions, **told), shown
 
     def corrected(self, shown: Sequence[Json], truth: Truth) -> list[Json]:
         """Boxes near an object are dragged onto it, the others deleted, what has no box is drawn."""

@@ -20,16 +20,17 @@ import pytest
 from PIL import Image as PILImage
 from pydantic import SecretStr
 
+from label_studio_helpers import import_tasks
 from scripted_detector import ScriptedDetector, detections
 from spica.boxes import Detections
 from spica.detectors.contract import RGBImage
 from spica.images import Image
 from spica.inference import Engine, Priority, Seen
-from spica.labelstudio.api.records import Json
+from spica.labelstudio.auth import LabelStudioAuth
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.launch import LabelStudioProcess
 from spica.labelstudio.media import MediaReader
-from spica.labelstudio.tokens import LabelStudioAuth
+from spica.labelstudio.records import Json
 from spica.predictor import PredictionSpec, Predictor
 from spica.prelabel.claim import Claim
 from spica.prelabel.job import BulkJob
@@ -127,7 +128,7 @@ class Folder:
     def tasks(self, client: LabelStudioClient, project: int, names: Sequence[str]) -> list[int]:
         """Photographs of these names, each of a colour of its own, as tasks; their ids in order."""
         addresses = [self.photograph(name, shade(number)) for number, name in enumerate(names)]
-        return client.import_tasks(project, [{"data": {"image": address}} for address in addresses])
+        return import_tasks(client, project, [{"data": {"image": address}} for address in addresses])
 
 
 def shade(number: int) -> Colour:

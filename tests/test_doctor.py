@@ -26,7 +26,7 @@ from spica.doctor.photographs import _covered
 from spica.doctor.reach import ask
 from spica.doctor.remedies import environment
 from spica.errors import LabelStudioError
-from spica.labelstudio.api.records import LocalStorage
+from spica.labelstudio.records import LocalStorage
 from spica.settings import Settings
 
 

@@ -10,11 +10,12 @@ import typer
 from typer.testing import CliRunner
 
 from annotated_images import small_set
+from label_studio_helpers import create_annotation, upload_images
 from spica.cli.export import export
 from spica.errors import DataSetError, UsageError
-from spica.labelstudio.api.records import Project
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.launch import LabelStudioProcess
+from spica.labelstudio.records import Project
 from spica.training import export as exports
 from spica.training.sources import load
 
@@ -85,11 +86,11 @@ def test_a_project(
 ) -> None:
     """A project's submitted annotations are written with their images."""
     dataset = small_set(tmp_path / "in")
-    tasks = client.upload_images(project.id, {each.name: each.path.read_bytes() for each in dataset.examples})
+    tasks = upload_images(client, project.id, {each.name: each.path.read_bytes() for each in dataset.examples})
     value = {"x": 25, "y": 50, "width": 50, "height": 25, "rotation": 0, "rectanglelabels": ["other"]}
     item = {"id": "r", "from_name": "label", "to_name": "image", "type": "rectanglelabels", "value": value}
-    client.create_annotation(tasks[0], [{**item, "original_width": 64, "original_height": 48}])
-    client.create_annotation(tasks[1], [])
+    create_annotation(client, tasks[0], [{**item, "original_width": 64, "original_height": 48}])
+    create_annotation(client, tasks[1], [])
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", label_studio.credentials.token)
     monkeypatch.setenv("SPICA_DATA_DIR", str(tmp_path / "spica"))
     told = run("--project", project.id, "--url", label_studio.url, "--out", tmp_path / "out")

@@ -15,9 +15,9 @@ from fake_spica import FakeSpica
 from project_keys import ONE, known
 from spica import cli
 from spica.cli import console
-from spica.labelstudio.api.records import Project
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.launch import LabelStudioProcess
+from spica.labelstudio.records import Project
 from spica.models import active, pins, versions
 from spica.models.folders import answers_with
 from spica.project import ProjectKey

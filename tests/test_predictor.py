@@ -20,8 +20,8 @@ from spica.boxes import Detections
 from spica.detectors.contract import RGBImage
 from spica.images import Image, decode
 from spica.inference import Engine, Priority
-from spica.labelstudio.api.records import TaskRow
 from spica.labelstudio.protocol import Task
+from spica.labelstudio.records import TaskRow
 from spica.predictor import Outcome, PredictionSpec, Predictor
 from spica.prelabel.pipeline import EndOfStage, Pipeline
 
@@ -161,7 +161,7 @@ def drain(pipeline: Pipeline) -> list[int]:
 
 def test_the_bulk_job_holds_no_more_than_the_bound(alive: Alive) -> None:
     """Its readers share the bound, whatever mixture of pages the tasks have."""
-    rows = [TaskRow(number, pages(number, 1 + number % 9).data, 0, 0) for number in range(1, 31)]
+    rows = [TaskRow(id=number, data=pages(number, 1 + number % 9).data) for number in range(1, 31)]
     reached = alive.awaiting(4 * NBYTES)
     with Engine(
         "test", lambda: PatientDetector(reached), queue_size=9, memory_bytes=0, decoded_bytes=4 * NBYTES

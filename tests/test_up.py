@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from spica.errors import StorageError, UsageError
-from spica.labelstudio.api.projects import checked_title
+from spica.labelstudio.client import checked_title
 from spica.labelstudio.label_config import parse_label_config
 from spica.server.run import bind, refuse_exposed
 from spica.up import (

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from label_studio_helpers import delete_project
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.launch import LabelStudioProcess
 
@@ -142,7 +143,7 @@ def test_in_small(label_studio: LabelStudioProcess, client: LabelStudioClient, t
         assert courtesy["image_s"] > 0
     finally:
         for part in (scale, network, courtesy):
-            client.delete_project(part["project"])
+            delete_project(client, part["project"])
     share = 1 - scale["label_studio_seconds"] / scale["seconds"]
     assert f"| {TASKS} | {TASKS} | {TASKS / scale['seconds']:.1f} |" in report
     assert f"{100 * share:.1f} %" in report

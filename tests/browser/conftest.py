@@ -8,11 +8,12 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 
 from browser_pages import CHROMIUM_NAMES, LabelStudioPages, Tabs, chromium_path, launch_chromium
+from label_studio_helpers import delete_project
 from live_model import folder, model, serve_model
 from model_server import make_server, server
-from spica.labelstudio.api.records import Project
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.launch import LabelStudioProcess
+from spica.labelstudio.records import Project
 
 __all__ = ["folder", "make_server", "model", "serve_model", "server"]
 
@@ -45,7 +46,7 @@ def smart_project(client: LabelStudioClient, request: pytest.FixtureRequest) -> 
     """A fresh project with the label spike, interactive rectangles allowed, deleted after the test."""
     created = client.create_project(f"test {request.node.name}"[:50], CONFIG)
     yield created
-    client.delete_project(created.id)
+    delete_project(client, created.id)
 
 
 @pytest.fixture

@@ -13,13 +13,14 @@ from PIL import Image as PILImage
 from playwright.sync_api import expect
 
 from browser_pages import TIMEOUT_MS, LabelStudioPages
+from label_studio_helpers import import_tasks
 from live_model import Folder, LiveModel, ServeModel
 from scripted_detector import WAIT_S, ScriptedDetector, detections
 from spica.boxes import Detections
 from spica.detectors.contract import RGBImage
-from spica.labelstudio.api.records import Json, Project
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.launch import LabelStudioProcess
+from spica.labelstudio.records import Json, Project
 
 pytestmark = [pytest.mark.browser, pytest.mark.label_studio]
 
@@ -75,7 +76,7 @@ def tasks_of(client: LabelStudioClient, project: Project, folder: Folder, files:
     for name, content in files.items():
         (folder.path / name).write_bytes(content)
     client.ensure_local_storage(project.id, folder.path)
-    return client.import_tasks(project.id, [{"data": {"image": folder.address(name)}} for name in files])
+    return import_tasks(client, project.id, [{"data": {"image": folder.address(name)}} for name in files])
 
 
 def annotations_of(client: LabelStudioClient, task: int) -> list[Json]:

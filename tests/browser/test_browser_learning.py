@@ -14,13 +14,14 @@ import pytest
 from playwright.sync_api import expect
 
 from browser_pages import TIMEOUT_MS, LabelStudioPages, Tabs
+from label_studio_helpers import delete_project, import_tasks, update_annotation
 from learning_lab import Annotator, Lab, found_of, open_lab, until
 from live_model import Folder
 from spica.demo.field import render_field
 from spica.evaluation.truth import Truth
-from spica.labelstudio.api.records import Project
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.launch import LabelStudioProcess
+from spica.labelstudio.records import Project
 from spica.training.dataset import Example
 from spica.training.recipe import DEFAULT_ARCHITECTURE
 from spica.training.sources import load
@@ -108,7 +109,7 @@ def labelling(client: LabelStudioClient, photographs: Photographs) -> Iterator[P
     """A fresh project for the photographs, deleted after the test."""
     created = client.create_project("test of learning from submissions", photographs.config)
     yield created
-    client.delete_project(created.id)
+    delete_project(client, created.id)
 
 
 @pytest.fixture
@@ -148,7 +149,7 @@ def test_corrections_become_better_boxes_without_touching_anything(
     for task, truth in list(zip(tasks, truths, strict=True))[: ANNOTATED - 1]:
         annotation, shown = annotator.label(task, truth)
         assert [each["model_version"] for each in shown] == [connected.model_version]
-        client.update_annotation(annotation, lead_time=90.0)  # looked at again: one submission all the same
+        update_annotation(client, annotation, lead_time=90.0)  # looked at again: one submission all the same
     until(lambda: lab.standing(number).get("new") == ANNOTATED - 1, "the submissions were not counted")
     assert lab.standing(number)["switch"] is True
     assert (lab.learning()["running"], lab.learning()["runs"]) == (None, [])
@@ -198,7 +199,7 @@ def _tasks(client: LabelStudioClient, project: int, photographs: Photographs, fo
         shutil.copyfile(each.path, folder.path / each.name)
     client.ensure_local_storage(project, folder.path)
     data: list[dict[str, Any]] = [{"data": {"image": folder.address(each.name)}} for each in photographs.examples]
-    return client.import_tasks(project, data)
+    return import_tasks(client, project, data)
 
 
 def _answered_by(client: LabelStudioClient, tasks: Sequence[int], version: str) -> bool:

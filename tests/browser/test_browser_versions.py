@@ -11,13 +11,14 @@ from playwright.sync_api import expect
 from typer.testing import CliRunner
 
 from browser_pages import TIMEOUT_MS, LabelStudioPages
+from label_studio_helpers import create_annotation, import_tasks
 from learning_lab import open_lab, until
 from learning_lane import ANNOTATED, RECIPE, UNLABELLED, render
 from live_model import BrightnessDetector, Folder, LiveModel, ServeModel, prelabel
 from spica.cli import app
-from spica.labelstudio.api.records import Json, Project
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.launch import LabelStudioProcess
+from spica.labelstudio.records import Json, Project
 from spica.training.runs import Runs
 
 pytestmark = [pytest.mark.browser, pytest.mark.label_studio]
@@ -56,7 +57,7 @@ def test_the_new_version_is_what_is_shown(
     folder.photograph("a.png", (250, 250, 250))
     folder.photograph("b.png", (180, 180, 180))
     folder.photograph("c.png", (200, 200, 200))
-    tasks = client.import_tasks(project, [{"data": {"image": folder.address(f"{n}.png")}} for n in "abc"])
+    tasks = import_tasks(client, project, [{"data": {"image": folder.address(f"{n}.png")}} for n in "abc"])
     store(client, project, tasks, "first", (0.61, 0.62, 0.63))
     store(client, project, tasks, "second", (0.64, 0.65, 0.66))
     client.connect_backend(project, url=model.url)
@@ -136,7 +137,7 @@ def test_a_task_that_is_open_while_a_training_passes_can_be_submitted(
     tasks = folder.tasks(client, project, names)
     truth = [render(folder.path / name, seed) for seed, name in enumerate(names)]
     for task, regions in list(zip(tasks, truth, strict=True))[UNLABELLED:]:
-        client.create_annotation(task, regions, lead_time=1)
+        create_annotation(client, task, regions, lead_time=1)
     with open_lab(label_studio, tmp_path / "spica", monkeypatch, RECIPE, holdout_min=4) as lab:
         row = client.connect_backend(project, url=lab.server.url)
         store(client, project, tasks[:UNLABELLED], row.model_version, [0.5] * UNLABELLED)

@@ -7,15 +7,15 @@ from typing import Any
 import httpx
 import pytest
 
-from spica.labelstudio.api.annotations import AnnotatedTask, Annotation, chosen, moment
 from spica.labelstudio.client import LabelStudioClient
+from spica.labelstudio.records import AnnotatedTask, Annotation, chosen, moment
 
 EARLY, LATE = "2026-11-23T08:51:33.748604Z", "2026-11-23T08:51:33.748605Z"
 
 
 def one(number: int, updated: str = EARLY, **more: Any) -> Annotation:
     """An annotation of task 1."""
-    return Annotation(number, 1, updated, **more)
+    return Annotation(id=number, updated=updated, **more)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_reading() -> None:
     """Missing and null fields are read as nothing said; a list with what is no region says nothing."""
     body = {"id": 3, "data": None, "annotations": [{"id": 5, "result": None}, {"id": 6, "result": [{"id": "r"}, 7]}]}
     task = AnnotatedTask.read(body)
-    assert task == AnnotatedTask(3, {}, (Annotation(5, 3, ""), Annotation(6, 3, "")))
+    assert task == AnnotatedTask(id=3, annotations=(Annotation(id=5), Annotation(id=6)))
 
 
 def test_tasks_come_once_and_page_by_page() -> None:

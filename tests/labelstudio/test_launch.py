@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from label_studio_helpers import LABEL_CONFIG, LabelStudioFactory
+from label_studio_helpers import LABEL_CONFIG, LabelStudioFactory, delete_project
 from spica.errors import LaunchError
 from spica.labelstudio import launch
 from spica.labelstudio.child_process import ChildProcess
@@ -95,7 +95,7 @@ def test_stays_local(label_studio: LabelStudioProcess) -> None:
                 trust_env=False,
             )
             assert answer.status_code == 403
-        client.delete_project(created.id)
+        delete_project(client, created.id)
     addresses = {str(info[4][0]) for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}
     for address in addresses - {"127.0.0.1"}:
         with socket.socket() as probe:

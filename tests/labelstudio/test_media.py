@@ -21,8 +21,8 @@ import pytest
 
 from recording_server import Answer, Asked, RecordingServer
 from spica.errors import ConfinementError, MediaError
+from spica.labelstudio.auth import LabelStudioAuth
 from spica.labelstudio.media import MediaReader
-from spica.labelstudio.tokens import LabelStudioAuth
 
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
 IMAGE = b"\x89PNG not really, but bytes are bytes here"

@@ -9,13 +9,14 @@ from typing import Any
 import httpx
 import pytest
 
+from label_studio_helpers import import_tasks, upload_images
 from spica.errors import AuthenticationError, MediaError
-from spica.labelstudio.api.records import Project
+from spica.labelstudio.auth import LabelStudioAuth, token_kind
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.launch import LabelStudioProcess
 from spica.labelstudio.login import personal_token
 from spica.labelstudio.media import MediaReader
-from spica.labelstudio.tokens import LabelStudioAuth, token_kind
+from spica.labelstudio.records import Project
 
 pytestmark = pytest.mark.label_studio
 
@@ -76,7 +77,7 @@ def test_every_upload_is_read(
 ) -> None:
     """Uploaded photographs with awkward names are read on disk, from Label Studio, and by an absolute address."""
     names = ["a.png", "穂 1+2.png", "50% #3.png"]
-    client.upload_images(project.id, {name: name.encode() for name in names})
+    upload_images(client, project.id, {name: name.encode() for name in names})
     images = reader(**({"media_dir": label_studio.data_dir / "media", "auth": None} if way == "disk" else {}))
     host = label_studio.url if way == "absolute" else ""
     read = [images.read(host + address).decode() for address in addresses(client, project)]
@@ -103,7 +104,7 @@ def test_an_upload_that_is_gone(reader: Reader) -> None:
 
 def test_a_bucket_without_a_storage(reader: Reader, client: LabelStudioClient, project: Project) -> None:
     """An object in a bucket that the project has no storage for is explained."""
-    (task,) = client.import_tasks(project.id, [{"data": {"image": "s3://bucket/a.jpg"}}])
+    (task,) = import_tasks(client, project.id, [{"data": {"image": "s3://bucket/a.jpg"}}])
     with pytest.raises(MediaError, match="404") as refusal:
         reader().read("s3://bucket/a.jpg", task_id=task)
     assert "No storage of the task's project" in str(refusal.value.hint)

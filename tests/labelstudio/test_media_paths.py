@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from recording_server import Answer, RecordingServer
 from spica.errors import ConfinementError, MediaError
+from spica.labelstudio.auth import LabelStudioAuth
 from spica.labelstudio.confinement import ConfinedFolder, escape_reason, read_file
 from spica.labelstudio.media import MediaReader
-from spica.labelstudio.tokens import LabelStudioAuth
 
 SECRET = b"secret"
 INSIDE = b"inside"

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from label_studio_helpers import LABEL_CONFIG
+from label_studio_helpers import LABEL_CONFIG, delete_project, delete_task, import_tasks
 from scripted_backend import ScriptedBackend, box
 from spica.errors import LabelStudioError, StorageError, UsageError
-from spica.labelstudio.api.records import Json, Prediction, Project
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.predictions_backup import backup, restore
+from spica.labelstudio.records import Json, Prediction, Project
 from spica.prelabel.removal import Removal, remove
-from spica.project import ProjectKey
 
 Upload = Callable[..., list[int]]
 
@@ -52,7 +51,7 @@ class FullDisk(LabelStudioClient):
 
     def project(self, project: int) -> Project:
         """Any."""
-        return Project(project, ProjectKey(project), "any", "<View/>", "", True, 1, False)
+        return Project(id=project, title="any", label_config="<View/>")
 
     def predictions_by_task(
         self, project: int, filters: tuple[Json, ...] = (), *, page_size: int = 50
@@ -188,7 +187,7 @@ def test_gone_tasks(client: LabelStudioClient, project: Project, upload_images: 
     client.create_predictions(project.id, [item(first, "v1"), item(second, "v1")])
     path = tmp_path / "backup.jsonl"
     delete(client, project.id, "v1", path)
-    client.delete_task(first)
+    delete_task(client, first)
     report = restore(client, path)
     assert (report.restored, report.gone_tasks, report.is_complete) == (1, (first,), False)
 
@@ -197,11 +196,11 @@ def test_gone_tasks(client: LabelStudioClient, project: Project, upload_images: 
 def test_gone_project(client: LabelStudioClient, tmp_path: Path) -> None:
     """When the project itself is gone, its tasks are named and nothing fails."""
     created = client.create_project("soon gone", LABEL_CONFIG)
-    task = client.import_tasks(created.id, [{"data": {"image": "/data/a.png"}}])[0]
+    task = import_tasks(client, created.id, [{"data": {"image": "/data/a.png"}}])[0]
     client.create_predictions(created.id, [item(task, "v1")])
     path = tmp_path / "backup.jsonl"
     assert backup(client, created.id, None, path) == 1
-    client.delete_project(created.id)
+    delete_project(client, created.id)
     report = restore(client, path)
     assert (report.restored, report.gone_tasks) == (0, (task,))
 

@@ -9,10 +9,14 @@ import httpx
 import pytest
 
 from spica import retry
-from spica.errors import AuthenticationError, LabelStudioError, LabelStudioRefusedError, LabelStudioUnreachableError
-from spica.labelstudio.api.storages import IMAGE_REGEX, _is_within
-from spica.labelstudio.api.transport import Transport
-from spica.labelstudio.client import LabelStudioClient
+from spica.errors import (
+    AuthenticationError,
+    LabelStudioError,
+    LabelStudioRefusedError,
+    LabelStudioUnreachableError,
+    UsageError,
+)
+from spica.labelstudio.client import IMAGE_REGEX, LabelStudioClient, is_within
 
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
 Answer = Callable[[httpx.Request], httpx.Response]
@@ -99,8 +103,8 @@ def test_sub_path(url: str) -> None:
 )
 def test_no_address(url: str) -> None:
     """What is no address is refused before anything is sent."""
-    with pytest.raises(LabelStudioError, match="not an address"):
-        Transport(url)
+    with pytest.raises(UsageError, match="not a web address"):
+        LabelStudioClient(url)
 
 
 def test_validation_errors_are_told() -> None:
@@ -169,7 +173,7 @@ def test_without_a_token() -> None:
 )
 def test_is_within(path: str, folder: str, *, within: bool) -> None:
     """Folders are compared part by part, as the system that they belong to does."""
-    assert _is_within(path, folder) is within
+    assert is_within(path, folder) is within
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,11 @@ from learning_lab import until
 from live_model import ANSWER, TIMEOUT_S, Folder, LiveModel, ServeModel, open_task, retrieve
 from scripted_detector import WAIT_S, ScriptedDetector
 from spica.connect import connect
-from spica.labelstudio.api.backends import webhook_url
-from spica.labelstudio.api.records import Project
-from spica.labelstudio.client import LabelStudioClient
+from spica.labelstudio.auth import WEBHOOK_HEADER, webhook_secret
+from spica.labelstudio.client import LabelStudioClient, webhook_url
 from spica.labelstudio.label_config import ExtraParams
 from spica.labelstudio.launch import LabelStudioProcess
-from spica.labelstudio.tokens import WEBHOOK_HEADER, webhook_secret
+from spica.labelstudio.records import Project
 from spica.server.jobs import Jobs
 from spica.server.learning import Learning
 from spica.settings import Settings
@@ -204,7 +203,7 @@ def test_events(
         assert len(opened.result()["predictions"]) == 1
     assert f"project {project.id}: event START_TRAINING, noted" in heard(caplog)
     assert f"project {project.id}: event ANNOTATION_CREATED, noted" in heard(caplog)
-    assert client.backend(row.id).is_connected
+    assert client.backends(project.id)[0].is_connected
 
 
 @pytest.mark.parametrize("by", ["spica connect", "the server itself"])

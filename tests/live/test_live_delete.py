@@ -9,12 +9,13 @@ from urllib.parse import quote
 import httpx
 import pytest
 
+from label_studio_helpers import delete_project, import_tasks
 from live_model import TIMEOUT_S, Folder, LiveModel, retrieve, stored
 from spica.connect import connect
-from spica.labelstudio.api.records import Project
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.launch import LabelStudioProcess
 from spica.labelstudio.predictions_backup import restore
+from spica.labelstudio.records import Project
 
 pytestmark = pytest.mark.label_studio
 
@@ -58,7 +59,7 @@ def test_the_tutorials_line(
     """The line deletes all predictions of its project and no others, and what it deleted can be put back."""
     other = client.create_project("another project", project.label_config)
     try:
-        (kept,) = client.import_tasks(other.id, [{"data": {"image": "/data/local-files/?d=x.png"}}])
+        (kept,) = import_tasks(client, other.id, [{"data": {"image": "/data/local-files/?d=x.png"}}])
         item = {"task": kept, "model_version": "kept", "score": 0.5, "result": []}
         client.create_predictions(other.id, [item])
         before = content(client, project)
@@ -74,7 +75,7 @@ def test_the_tutorials_line(
         assert content(client, project) == before
         assert restore(client, path).present == 3
     finally:
-        client.delete_project(other.id)
+        delete_project(client, other.id)
 
 
 def test_retrieving_after_deleting(

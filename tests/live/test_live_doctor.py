@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from typer.testing import CliRunner
 
 from fake_spica import FakeSpica
+from label_studio_helpers import delete_project, delete_task, import_tasks, upload_images
 from live_model import Folder, LiveModel, ServeModel, photograph
 from scripted_backend import ScriptedBackend
 from scripted_detector import ScriptedDetector
@@ -21,9 +22,9 @@ from spica.cli import app
 from spica.doctor import Finding, examine
 from spica.doctor.remedies import unblock_local_addresses
 from spica.errors import WeightsError
-from spica.labelstudio.api.records import Project
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.launch import LabelStudioProcess
+from spica.labelstudio.records import Project
 from spica.settings import Settings
 
 pytestmark = pytest.mark.label_studio
@@ -77,7 +78,7 @@ def wheat(client: LabelStudioClient, folder: Folder, model: LiveModel) -> Iterat
     folder.tasks(client, project.id, ["小麦 1.png", "sub/2.png"])
     client.connect_backend(project.id, url=model.url)
     yield client.project(project.id)
-    client.delete_project(project.id)
+    delete_project(client, project.id)
 
 
 @pytest.fixture
@@ -361,8 +362,8 @@ def test_image_damaged(doctor: Doctor, folder: Folder) -> None:
 def test_image_outside(doctor: Doctor, client: LabelStudioClient, wheat: Project) -> None:
     """An address that leads out of the document root is refused, not tried."""
     for task in list(client.iter_tasks(wheat.id)):
-        client.delete_task(task.id)
-    client.import_tasks(wheat.id, [{"data": {"image": "/data/local-files/?d=../secret.png"}}])
+        delete_task(client, task.id)
+    import_tasks(client, wheat.id, [{"data": {"image": "/data/local-files/?d=../secret.png"}}])
     problem = doctor.problems()["images-readable"]
     assert "outside the folder that may be read" in problem.what
 
@@ -374,8 +375,8 @@ def test_image_in_the_document_root(
     name = f"{folder.path.name}.png"
     shutil.copyfile(folder.path / "小麦 1.png", label_studio.document_root / name)
     for task in list(client.iter_tasks(wheat.id)):
-        client.delete_task(task.id)
-    client.import_tasks(wheat.id, [{"data": {"image": f"/data/local-files/?d={name}"}}])
+        delete_task(client, task.id)
+    import_tasks(client, wheat.id, [{"data": {"image": f"/data/local-files/?d={name}"}}])
     finding = doctor.only_problem()
     (label_studio.document_root / name).unlink()
     assert finding.check == "local-files-served"
@@ -420,10 +421,10 @@ def test_document_root_missing_and_no_storage(doctor: Doctor, client: LabelStudi
 def test_uploaded_images(doctor: Doctor, client: LabelStudioClient, wheat: Project) -> None:
     """In a project of uploaded images, local files are of no concern."""
     for task in list(client.iter_tasks(wheat.id)):
-        client.delete_task(task.id)
+        delete_task(client, task.id)
     for storage in client.local_storages(wheat.id):
         client.call("DELETE", f"/api/storages/localfiles/{storage.id}")
-    client.upload_images(wheat.id, {"a b+c.png": photograph((200, 180, 90))})
+    upload_images(client, wheat.id, {"a b+c.png": photograph((200, 180, 90))})
     findings = doctor.findings()
     assert {finding.check for finding in findings if finding.status != "ok"} == set()
     assert not any(finding.check.startswith("local-files") for finding in findings)

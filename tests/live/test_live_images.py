@@ -9,6 +9,7 @@ import httpx
 import pytest
 from PIL import Image as PILImage
 
+from label_studio_helpers import upload_images
 from live_model import (
     ORIENTATION,
     SIZE,
@@ -24,10 +25,10 @@ from live_model import (
 )
 from spica.connect import connect
 from spica.errors import AuthenticationError
-from spica.labelstudio.api.records import Project
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.launch import LabelStudioProcess
 from spica.labelstudio.login import personal_token
+from spica.labelstudio.records import Project
 
 pytestmark = pytest.mark.label_studio
 
@@ -109,7 +110,7 @@ def test_uploads(
 ) -> None:
     """Every uploaded image gets its boxes, whatever its name."""
     names = [name for name in NAMES if "/" not in name]
-    tasks = client.upload_images(project.id, {name: photograph(shade(n)) for n, name in enumerate(names)})
+    tasks = upload_images(client, project.id, {name: photograph(shade(n)) for n, name in enumerate(names)})
     model = serve_model(label_studio, over_http=over_http)
     connect(client, project.id, model_url=model.url)
     retrieve(client, project.id)
@@ -126,7 +127,7 @@ def test_personal_token(
 ) -> None:
     """A personal access token fetches images; once revoked, nothing is stored and the page names the reason."""
     token, revoke = personal
-    first, second = client.upload_images(project.id, {"a.png": photograph(shade(1)), "b.png": photograph(shade(2))})
+    first, second = upload_images(client, project.id, {"a.png": photograph(shade(1)), "b.png": photograph(shade(2))})
     model = serve_model(label_studio, over_http=True, token=token)
     connect(client, project.id, model_url=model.url)
     assert len(open_task(client, first)["predictions"]) == 1
@@ -145,7 +146,7 @@ def test_wrong_legacy_token(
     client: LabelStudioClient, project: Project, label_studio: LabelStudioProcess, serve_model: ServeModel
 ) -> None:
     """With a token that Label Studio does not know, the page says that it refused the token, without showing it."""
-    (task,) = client.upload_images(project.id, {"a.png": photograph(shade(1))})
+    (task,) = upload_images(client, project.id, {"a.png": photograph(shade(1))})
     token = "f" * 40
     model = serve_model(label_studio, over_http=True, token=token)
     connect(client, project.id, model_url=model.url)
@@ -175,7 +176,7 @@ def test_turned_photographs(
     """A photograph turned by EXIF has boxes on the image as the browser shows it, and its width and height."""
     sizes = {1: SIZE, 3: SIZE, 6: SIZE[::-1], 8: SIZE[::-1]}
     photographs = {f"{way}.jpg": photograph(shade(way), kind="JPEG", orientation=way) for way in sizes}
-    tasks = client.upload_images(project.id, photographs)
+    tasks = upload_images(client, project.id, photographs)
     connect(client, project.id, model_url=model.url)
     retrieve(client, project.id)
     for task, (way, size) in zip(tasks, sizes.items(), strict=True):

@@ -15,9 +15,9 @@ from PIL import Image as PILImage
 
 from learning_lab import Annotator, Lab, open_lab, until
 from live_model import Folder, open_task
-from spica.labelstudio.api.records import Project
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.launch import LabelStudioProcess
+from spica.labelstudio.records import Project
 from spica.models import active
 from spica.training.recipe import DEFAULT_ARCHITECTURE
 from training_data import wheat

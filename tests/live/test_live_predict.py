@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from label_studio_helpers import LABEL_CONFIG
+from label_studio_helpers import LABEL_CONFIG, import_tasks
 from live_model import (
     TIMEOUT_S,
     BrightnessDetector,
@@ -21,9 +21,9 @@ from live_model import (
 )
 from spica.boxes import Detections
 from spica.connect import connect
-from spica.labelstudio.api.records import Json, Project
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.launch import LabelStudioProcess
+from spica.labelstudio.records import Json, Project
 
 pytestmark = pytest.mark.label_studio
 
@@ -95,7 +95,7 @@ def test_scores_and_uncertainty_order(
     client.update_project(project.id, sampling="Uncertainty sampling")
     colours = {"a.png": 200, "b.png": 160, "c.png": 250}
     addresses = [folder.photograph(name, (level, level, level)) for name, level in colours.items()]
-    tasks = client.import_tasks(project.id, [{"data": {"image": address}} for address in addresses])
+    tasks = import_tasks(client, project.id, [{"data": {"image": address}} for address in addresses])
     connect(client, project.id, model_url=model.url)
     retrieve(client, project.id)
     expected = [pytest.approx(level / 255, abs=1e-3) for level in sorted(colours.values())]
@@ -108,7 +108,7 @@ def test_a_failing_task_opens_all_the_same(
     client: LabelStudioClient, project: Project, folder: Folder, model: LiveModel
 ) -> None:
     """A task whose image can't be read opens without boxes, nothing is stored for it, and the page tells why."""
-    (task,) = client.import_tasks(project.id, [{"data": {"image": folder.address("none.png")}}])
+    (task,) = import_tasks(client, project.id, [{"data": {"image": folder.address("none.png")}}])
     connect(client, project.id, model_url=model.url)
     assert open_task(client, task)["predictions"] == []
     assert next_task(client, project)["predictions"] == []
@@ -150,7 +150,7 @@ def test_retrieve_with_a_broken_image(
 def test_retrieve_where_all_fail(client: LabelStudioClient, project: Project, folder: Folder, model: LiveModel) -> None:
     """When every image is missing, nothing is stored at all."""
     missing = [{"data": {"image": folder.address(f"{number}.png")}} for number in range(3)]
-    tasks = client.import_tasks(project.id, missing)
+    tasks = import_tasks(client, project.id, missing)
     connect(client, project.id, model_url=model.url)
     retrieve(client, project.id)
     assert stored(client, tasks) == {task: [] for task in tasks}
@@ -178,7 +178,7 @@ def test_images_that_do_not_exist(
     page = folder.photograph("a.png")
     other = folder.photograph("b.png", shade(9))
     lists: list[list[str | None]] = [[], [page, None, other], [page]]
-    tasks = client.import_tasks(project.id, [{"data": {"pages": each}} for each in lists])
+    tasks = import_tasks(client, project.id, [{"data": {"pages": each}} for each in lists])
     connect(client, project.id, model_url=model.url)
     retrieve(client, project.id)
     found = [
@@ -242,7 +242,7 @@ def test_drawing_on_a_missing_image(
     client: LabelStudioClient, project: Project, folder: Folder, model: LiveModel
 ) -> None:
     """When the image can't be read, Label Studio answers 200 with errors, and the page tells why."""
-    (task,) = client.import_tasks(project.id, [{"data": {"image": folder.address("none.png")}}])
+    (task,) = import_tasks(client, project.id, [{"data": {"image": folder.address("none.png")}}])
     backend = client.connect_backend(project.id, url=model.url)
     answer = annotate(client, backend.id, task, [drawn(x=1, y=1, width=10, height=10)])
     assert "data" not in answer

@@ -12,16 +12,17 @@ from typing import Any
 import httpx
 import pytest
 
+from label_studio_helpers import delete_project
 from live_model import ANSWER, SIZE, TIMEOUT_S, Folder, LiveModel, ServeModel, prelabel, shade, stored
 from scripted_detector import WAIT_S, ScriptedDetector
 from spica.boxes import Detections
 from spica.detectors.contract import RGBImage
 from spica.errors import LabelStudioUnreachableError, MediaError
 from spica.inference import Priority
-from spica.labelstudio.api.records import Project
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.launch import LabelStudioProcess
 from spica.labelstudio.protocol import Task
+from spica.labelstudio.records import Project
 from spica.prelabel.progress import Progress
 
 pytestmark = pytest.mark.label_studio
@@ -130,7 +131,7 @@ def test_exports(
         (image,) = coco["images"]
         assert (image["width"], image["height"]) == SIZE
     finally:
-        client.delete_project(project.id)
+        delete_project(client, project.id)
 
 
 class GatedDetector(ScriptedDetector):

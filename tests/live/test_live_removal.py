@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from label_studio_helpers import LABEL_CONFIG
+from label_studio_helpers import LABEL_CONFIG, create_annotation
 from scripted_backend import box
 from spica.cli import app
-from spica.labelstudio.api.records import Project
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.credentials import DATABASE_NAME
 from spica.labelstudio.launch import LabelStudioProcess
 from spica.labelstudio.predictions_backup import restore
+from spica.labelstudio.records import Project
 from spica.prelabel.removal import Left, thin
 
 pytestmark = pytest.mark.label_studio
@@ -71,8 +71,8 @@ def test_what_nobody_can_have_open_is_thinned(
     """
     plain, annotated, skipped = tasks = upload_images(3)
     others = store(client, project.id, tasks, "s1", "theirs", "s2")
-    client.create_annotation(annotated, [])
-    client.create_annotation(skipped, [], was_cancelled=True, parent_prediction=others[2])
+    create_annotation(client, annotated, [])
+    create_annotation(client, skipped, [], was_cancelled=True, parent_prediction=others[2])
     store(client, project.id, tasks, "s3", "s4")
     client.update_project(project.id, model_version="s4")
     assert thinned(client, project.id) == 0
@@ -139,7 +139,7 @@ def test_delete_spares_what_may_be_open(
     tasks = upload_images(2)
     store(client, project.id, tasks, "s1", "")
     (named, _) = store(client, project.id, tasks, "s2", "s3")
-    client.create_annotation(tasks[0], [], parent_prediction=named)
+    create_annotation(client, tasks[0], [], parent_prediction=named)
     client.update_project(project.id, model_version="s3")
     said = delete()
     assert "Spared 6: they were shown in the last 24 hours" in said
@@ -174,7 +174,7 @@ def test_a_backup_tells_what_annotations_were_made_from(
     assert project.label_config == LABEL_CONFIG
     (task,) = upload_images(1)
     (named,) = store(client, project.id, [task], "s1")
-    annotation = client.create_annotation(task, [], parent_prediction=named)
+    annotation = create_annotation(client, task, [], parent_prediction=named)
     store(client, project.id, [task], "s2")
     assert backup(client, project.id, None, tmp_path / "all.jsonl") == 2
     lines = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text("utf-8").splitlines()]

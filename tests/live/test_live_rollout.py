@@ -14,14 +14,15 @@ import pytest
 from pydantic import SecretStr
 
 from bulk_live import wait_until
+from label_studio_helpers import create_annotation
 from live_model import ANSWER, Folder, LiveModel, ServeModel
 from project_keys import ONE, known
 from scripted_backend import ScriptedBackend
 from scripted_detector import ScriptedDetector
 from spica.errors import LabelStudioError
-from spica.labelstudio.api.records import Project
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.launch import LabelStudioProcess
+from spica.labelstudio.records import Project
 from spica.models.folders import ids
 from spica.server.jobs import Jobs, PrelabelRequest
 from spica.server.rollout import Rollouts
@@ -97,7 +98,7 @@ def test_a_rollout_deletes_nothing(
     """Title and project's choice move, unlabelled tasks get the new version's boxes, and what was there stays."""
     *tasks, annotated = folder.tasks(client, project.id, ["a.png", "b.png", "c.png"])
     older(client, project.id, [*tasks, annotated])
-    client.create_annotation(annotated, [])
+    create_annotation(client, annotated, [])
     row = client.connect_backend(project.id, url=model.url)
     client.call("PATCH", f"/api/ml/{row.id}", json={"url": row.url, "project": project.id, "title": "older"})
     found = make(model)

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 import pytest
 
 from model_server import ModelServer
-from spica.labelstudio.tokens import WEBHOOK_HEADER, webhook_secret
+from spica.labelstudio.auth import WEBHOOK_HEADER, webhook_secret
 
 FOLDER = Path(__file__).resolve().parent.parent / "payloads"
 PAYLOADS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))}

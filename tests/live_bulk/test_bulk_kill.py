@@ -12,9 +12,9 @@ import pytest
 
 from bulk_live import MODEL, StartWorker, command, fill, ids_by_task, versions_by_task, wait_until
 from live_model import Folder
-from spica.labelstudio.api.records import Project
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.launch import LabelStudioProcess
+from spica.labelstudio.records import Project
 
 pytestmark = [pytest.mark.label_studio, pytest.mark.slow]
 

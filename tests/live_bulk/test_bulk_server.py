@@ -13,16 +13,17 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from bulk_live import CONFIG, ids_by_task, wait_until
+from label_studio_helpers import delete_project, import_tasks
 from live_model import ANSWER, TIMEOUT_S, Folder, LiveModel, ServeModel, shade, stored
 from scripted_detector import ScriptedDetector
 from spica.boxes import Detections
 from spica.cli import app
 from spica.detectors.contract import RGBImage
 from spica.errors import SpicaError
-from spica.labelstudio.api.records import Json, Project
-from spica.labelstudio.api.worklist import UNLABELLED
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.launch import LabelStudioProcess
+from spica.labelstudio.records import Json, Project
+from spica.labelstudio.tasks_query import UNLABELLED
 
 pytestmark = pytest.mark.label_studio
 
@@ -295,7 +296,7 @@ def test_bad_input(client: LabelStudioClient, bulk_project: Project, folder: Fol
     assert (code, "there is no project 999999" in said) == (1, True), said
     code, said = refused("--project", number)
     assert (code, "has no tasks" in said) == (2, True), said
-    (task,) = client.import_tasks(bulk_project.id, [{"data": {"image": "/data/local-files/?d=gone.png"}}])
+    (task,) = import_tasks(client, bulk_project.id, [{"data": {"image": "/data/local-files/?d=gone.png"}}])
     code, said = refused("--project", number, "--task", "999999")
     assert (code, "no such tasks" in said, "999999" in said) == (2, True, True), said
     code, said = refused("--project", number, "--tab", "999999")
@@ -309,20 +310,20 @@ def test_bad_input(client: LabelStudioClient, bulk_project: Project, folder: Fol
     code, said = refused("--project", number)
     assert (code, f"task {task}" in said) == (4, True), said
     text = client.create_project("texts", '<View><Text name="text" value="$text"/></View>')
-    client.import_tasks(text.id, [{"data": {"text": "no image"}}])
+    import_tasks(client, text.id, [{"data": {"text": "no image"}}])
     try:
         code, said = refused("--project", str(text.id))
         assert (code, "rectangle" in said.lower()) == (1, True), said
     finally:
-        client.delete_project(text.id)
+        delete_project(client, text.id)
     other = client.create_project("others", CONFIG.replace('value="$image"', 'value="$photo"', 1))
     try:
-        (task,) = client.import_tasks(other.id, [{"data": {"photo": "/data/local-files/?d=gone.png"}}])
+        (task,) = import_tasks(client, other.id, [{"data": {"photo": "/data/local-files/?d=gone.png"}}])
         client.call("PATCH", f"/api/tasks/{task}/", json={"data": {"picture": "/data/local-files/?d=gone.png"}})
         code, said = refused("--project", str(other.id))
         assert (code, 'no image under "photo"' in said) == (4, True), said
     finally:
-        client.delete_project(other.id)
+        delete_project(client, other.id)
     assert ids_by_task(client, bulk_project.id) == {}
 
 

@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 
 from bulk_live import CONFIG, StartWorker, command, fill, ids_by_task, versions_by_task, wait_until
+from label_studio_helpers import create_annotation, delete_task, import_tasks
 from live_model import ANSWER, TIMEOUT_S, Folder, LiveModel, ServeModel, prelabel, shade, stored
 from scripted_detector import ScriptedDetector
 from spica.boxes import Detections
 from spica.detectors.contract import RGBImage
 from spica.errors import AuthenticationError
-from spica.labelstudio.api.records import Project
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.launch import LabelStudioProcess
+from spica.labelstudio.records import Project
 from spica.prelabel.claim import Claim
 from spica.prelabel.job import BulkJob
 from spica.prelabel.progress import Progress
@@ -215,7 +216,7 @@ def test_tasks_are_predicted_as_they_are_added(
     (folder.path / "d.png").write_bytes(b"")
     assert client.sync_storage(storage.id).added == 3
     wait_until(lambda: predicted() == 3, "the synced tasks are predicted")
-    client.import_tasks(bulk_project.id, [{"data": {"image": folder.photograph("e/f.png", shade(3))}}])
+    import_tasks(client, bulk_project.id, [{"data": {"image": folder.photograph("e/f.png", shade(3))}}])
     wait_until(lambda: predicted() == 4, "the imported task is predicted")
     stop.set()
     assert end() is None
@@ -262,7 +263,7 @@ def test_tasks_that_are_deleted_meanwhile_cost_nobody_else(
     tasks = folder.tasks(client, bulk_project.id, [f"{number}.png" for number in range(6)])
     job, end = work_on(client, model, bulk_project.id)
     assert detector.reached.wait(TIMEOUT_S)
-    client.delete_task(tasks[2])
+    delete_task(client, tasks[2])
     detector.go_on.set()
     assert end() is None
     assert (job.progress.stored, job.progress.gone, job.progress.failed) == (5, 1, 0)
@@ -307,7 +308,7 @@ def test_what_was_stored_twice_stays(
     assert prelabel(client, model.predictor, bulk_project.id).counted == 4
     for place, task in enumerate(tasks):
         named = stored(client, [task])[task][place]
-        client.create_annotation(task, [], parent_prediction=named)
+        create_annotation(client, task, [], parent_prediction=named)
         (annotation,) = client.call("GET", f"/api/tasks/{task}/annotations/")
         assert annotation["parent_prediction"] == named
 

@@ -8,8 +8,8 @@ import pytest
 
 from fake_spica import FakeSpica
 from scripted_backend import ScriptedBackend
-from spica.labelstudio.api.records import Project
 from spica.labelstudio.client import LabelStudioClient
+from spica.labelstudio.records import Project
 from spica.up import connect_model, count_predicted
 
 pytestmark = pytest.mark.label_studio

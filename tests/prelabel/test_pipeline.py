@@ -10,8 +10,8 @@ import pytest
 from scripted_detector import ScriptedDetector, detections
 from spica.errors import LabelStudioError, ModelUnavailableError
 from spica.inference import Engine
-from spica.labelstudio.api.records import TaskRow
 from spica.labelstudio.protocol import Task
+from spica.labelstudio.records import TaskRow
 from spica.predictor import Outcome
 from spica.prelabel.pipeline import BEGUN_AHEAD, LISTED_AHEAD, READERS, EndOfStage, Pipeline, Stage
 
@@ -31,7 +31,7 @@ def rows(count: int, seen: list[int] | None = None, error: Exception | None = No
     for number in range(1, count + 1):
         if seen is not None:
             seen.append(number)
-        yield TaskRow(number, {}, 0, 0)
+        yield TaskRow(id=number)
     if error is not None:
         raise error
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from spica.labelstudio.api.records import Prediction
+from spica.labelstudio.records import Prediction
 from spica.prelabel.removal import last_shown
 
 NOON = datetime(2026, 11, 28, 12, tzinfo=UTC)
@@ -22,7 +22,13 @@ def hour(number: float) -> datetime:
 def predictions(versions: str) -> list[Prediction]:
     """One after the other, stored an hour apart, the first at noon; a letter a version."""
     return [
-        Prediction(number, 1, 1, version, 0.5, created_at=hour(number).isoformat().replace("+00:00", "Z"))
+        Prediction(
+            id=number,
+            task=1,
+            project=1,
+            model_version=version,
+            created_at=hour(number).isoformat().replace("+00:00", "Z"),
+        )
         for number, version in enumerate(versions)
     ]
 

@@ -10,8 +10,8 @@ from typing import Any, cast
 import pytest
 
 from spica.errors import LabelConfigError, MediaError
-from spica.labelstudio.api.records import TaskRow
 from spica.labelstudio.client import LabelStudioClient
+from spica.labelstudio.records import TaskRow
 from spica.prelabel.selection import sample
 
 CONFIG = (
@@ -24,7 +24,7 @@ class Project:
     """Stands for a client of Label Studio with one project."""
 
     def __init__(self, tasks: list[dict[str, Any]], config: str = CONFIG) -> None:
-        self.rows = [TaskRow(number, data, 0, 0) for number, data in enumerate(tasks, 1)]
+        self.rows = [TaskRow(id=number, data=data) for number, data in enumerate(tasks, 1)]
         self.config = config
         self.asked = 0
 

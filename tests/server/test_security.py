@@ -15,7 +15,7 @@ from model_server import CONFIG, ModelServer, model_servers
 from spica.connect import RemoteError, RemoteServer
 from spica.doctor import examine
 from spica.errors import RequestError, UsageError
-from spica.labelstudio.tokens import WEBHOOK_HEADER, webhook_secret
+from spica.labelstudio.auth import WEBHOOK_HEADER, webhook_secret
 from spica.project import ProjectKey
 from spica.server.security import Access
 from spica.settings import Settings

@@ -12,13 +12,20 @@ import numpy as np
 import pytest
 
 from annotated_images import photograph
-from label_studio_helpers import LABEL_CONFIG
+from label_studio_helpers import (
+    LABEL_CONFIG,
+    create_annotation,
+    delete_project,
+    import_tasks,
+    update_annotation,
+    upload_images,
+)
 from spica.errors import DataSetError, LabelStudioUnreachableError, MediaError, TrainingError
-from spica.labelstudio.api.records import Project
+from spica.labelstudio.auth import LabelStudioAuth
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.launch import LabelStudioProcess
 from spica.labelstudio.media import MediaReader
-from spica.labelstudio.tokens import LabelStudioAuth
+from spica.labelstudio.records import Project
 from spica.training.submissions import NewSubmissions, count_new, fetch, learned
 
 pytestmark = pytest.mark.label_studio
@@ -86,21 +93,21 @@ def test_what_people_submitted(client: LabelStudioClient, project: Project, medi
     """Submitted annotations count, one a task, with upright boxes; skipped tasks, drafts and old labels don't."""
     images = {f"img{number:03}.jpg": photograph(number) for number in range(10)}
     images["img900.jpg"] = photograph(50, (64, 48), orientation=6)  # upright it is 48 x 64
-    tasks = client.upload_images(project.id, images)
+    tasks = upload_images(client, project.id, images)
     plain, empty, skipped, drafted, true, two, dropped, partly, turned, untouched, rotated = tasks
-    client.create_annotation(plain, [region(25, 50, 50, 25), region(0, 0, 10, 10, "other")])
-    client.create_annotation(empty, [])
-    client.create_annotation(skipped, [region(1, 1, 9, 9)], was_cancelled=True)
+    create_annotation(client, plain, [region(25, 50, 50, 25), region(0, 0, 10, 10, "other")])
+    create_annotation(client, empty, [])
+    create_annotation(client, skipped, [region(1, 1, 9, 9)], was_cancelled=True)
     client.call("POST", f"/api/tasks/{drafted}/drafts", json={"result": [region(1, 1, 9, 9)], "lead_time": 1})
-    client.create_annotation(true, [region(10, 10, 20, 20)], ground_truth=True)
-    client.create_annotation(true, [region(50, 50, 20, 20)], completed_by=other_user(client, "two@local.host"))
-    first = client.create_annotation(two, [region(10, 10, 20, 20)])
-    client.create_annotation(two, [region(50, 50, 20, 20)], completed_by=other_user(client, "three@local.host"))
-    client.update_annotation(first, result=[region(30, 30, 20, 20)])  # changed last, and so it counts
-    gone = client.create_annotation(dropped, [region(10, 10, 20, 20, "gone")])
-    half = client.create_annotation(partly, [region(10, 10, 20, 20, "gone"), region(50, 50, 25, 25)])
-    client.create_annotation(turned, [region(50, 0, 25, 50, value={"rotation": 90})])
-    client.create_annotation(rotated, [region(50, 25, 50, 75, original_width=48, original_height=64)])
+    create_annotation(client, true, [region(10, 10, 20, 20)], ground_truth=True)
+    create_annotation(client, true, [region(50, 50, 20, 20)], completed_by=other_user(client, "two@local.host"))
+    first = create_annotation(client, two, [region(10, 10, 20, 20)])
+    create_annotation(client, two, [region(50, 50, 20, 20)], completed_by=other_user(client, "three@local.host"))
+    update_annotation(client, first, result=[region(30, 30, 20, 20)])  # changed last, and so it counts
+    gone = create_annotation(client, dropped, [region(10, 10, 20, 20, "gone")])
+    half = create_annotation(client, partly, [region(10, 10, 20, 20, "gone"), region(50, 50, 25, 25)])
+    create_annotation(client, turned, [region(50, 0, 25, 50, value={"rotation": 90})])
+    create_annotation(client, rotated, [region(50, 25, 50, 75, original_width=48, original_height=64)])
     with pytest.raises(DataSetError, match="2 of 8 images would be left out"):
         fetch(client, media, project.id, tmp_path / "images")
     dataset = fetch(client, media, project.id, tmp_path / "images", allow_partial=True)
@@ -130,15 +137,15 @@ def test_what_people_submitted(client: LabelStudioClient, project: Project, medi
 def test_counting(client: LabelStudioClient, project: Project, media: Media, tmp_path: Path) -> None:
     """New and changed annotations are counted, by whatever way they came; skipped and deleted ones are not."""
     assert count_new(client, project.id, {}) == NewSubmissions(0, 0)
-    tasks = client.upload_images(project.id, {f"img{number:03}.jpg": photograph(number) for number in range(8)})
-    made = [client.create_annotation(task, [region(10, 10, 20, 20)]) for task in tasks[:3]]
+    tasks = upload_images(client, project.id, {f"img{number:03}.jpg": photograph(number) for number in range(8)})
+    made = [create_annotation(client, task, [region(10, 10, 20, 20)]) for task in tasks[:3]]
     assert count_new(client, project.id, {}) == NewSubmissions(3, 0)
     known = learned(fetch(client, media, project.id, tmp_path))
     assert sorted(known) == made
-    client.create_annotation(tasks[3], [region(10, 10, 20, 20)])
-    client.create_annotation(tasks[4], [], was_cancelled=True)
+    create_annotation(client, tasks[3], [region(10, 10, 20, 20)])
+    create_annotation(client, tasks[4], [], was_cancelled=True)
     assert count_new(client, project.id, known) == NewSubmissions(1, 0)
-    client.update_annotation(made[0], result=[])
+    update_annotation(client, made[0], result=[])
     assert count_new(client, project.id, known) == NewSubmissions(1, 1)
     items = [{"task": tasks[5], "result": [region(1, 1, 30, 30)], "score": 0.5, "model_version": "v1"}]
     assert client.create_predictions(project.id, items) == 1
@@ -158,8 +165,9 @@ def test_counting(client: LabelStudioClient, project: Project, media: Media, tmp
 
 def test_images_that_are_gone(client: LabelStudioClient, project: Project, media: Media, tmp_path: Path) -> None:
     """An image that is gone, or is none, leaves its task out with a sentence, and does not count as new for ever."""
-    (good,) = client.upload_images(project.id, {"img001.jpg": photograph(1)})
-    others = client.import_tasks(
+    (good,) = upload_images(client, project.id, {"img001.jpg": photograph(1)})
+    others = import_tasks(
+        client,
         project.id,
         [
             {"data": {"image": "/data/upload/999/00000000-gone.jpg"}},
@@ -168,7 +176,7 @@ def test_images_that_are_gone(client: LabelStudioClient, project: Project, media
         ],
     )
     for task in (good, *others):
-        client.create_annotation(task, [region(10, 10, 20, 20)])
+        create_annotation(client, task, [region(10, 10, 20, 20)])
     told: list[tuple[int, int]] = []
     dataset = fetch(
         client,
@@ -188,8 +196,8 @@ def test_nothing_to_learn_from(client: LabelStudioClient, project: Project, medi
     """A project without submitted annotations is refused with a sentence, and a stopped reading says so."""
     with pytest.raises(DataSetError, match="no annotated image"):
         fetch(client, media, project.id, tmp_path)
-    (task,) = client.upload_images(project.id, {"img001.jpg": photograph(1)})
-    client.create_annotation(task, [])
+    (task,) = upload_images(client, project.id, {"img001.jpg": photograph(1)})
+    create_annotation(client, task, [])
     stop = threading.Event()
     stop.set()
     with pytest.raises(TrainingError, match="stopped"):
@@ -207,12 +215,13 @@ def test_several_images_and_rectangles_with_labels(client: LabelStudioClient, me
     holder = client.create_project("several images, files", LABEL_CONFIG)
     try:
         files = {f"img{number:03}.jpg": photograph(number) for number in range(3)}
-        uploads = [row for row in client.upload_images(holder.id, files) if row]
+        uploads = [row for row in upload_images(client, holder.id, files) if row]
         by_id = {row.id: row.data["image"] for row in client.iter_tasks(holder.id)}
-        (task,) = client.import_tasks(project.id, [{"data": {"pages": [by_id[upload] for upload in uploads]}}])
+        (task,) = import_tasks(client, project.id, [{"data": {"pages": [by_id[upload] for upload in uploads]}}])
         value = {"x": 25, "y": 50, "width": 50, "height": 25, "rotation": 0}
         common = {"id": "r1", "to_name": "pages", "original_width": 64, "original_height": 48, "item_index": 1}
-        client.create_annotation(
+        create_annotation(
+            client,
             task,
             [
                 {**common, "from_name": "box", "type": "rectangle", "value": value},
@@ -221,8 +230,8 @@ def test_several_images_and_rectangles_with_labels(client: LabelStudioClient, me
         )
         dataset = fetch(client, media, project.id, tmp_path)
     finally:
-        client.delete_project(project.id)
-        client.delete_project(holder.id)
+        delete_project(client, project.id)
+        delete_project(client, holder.id)
     assert dataset.classes == ("weed", "spike", "late")
     assert [each.name for each in dataset.examples] == list(files)
     assert [each.truth.class_ids.tolist() for each in dataset.examples] == [[], [1], []]
@@ -234,8 +243,8 @@ def test_label_studio_that_gives_no_answer(
     client: LabelStudioClient, project: Project, label_studio: LabelStudioProcess, tmp_path: Path
 ) -> None:
     """Where it is Label Studio that is away, nothing is left out: the reading fails."""
-    (task,) = client.upload_images(project.id, {"img001.jpg": photograph(1)})
-    client.create_annotation(task, [])
+    (task,) = upload_images(client, project.id, {"img001.jpg": photograph(1)})
+    create_annotation(client, task, [])
     away = False
 
     class Network(httpx.BaseTransport):

@@ -62,8 +62,8 @@ def fetch_project(
     project: int, settings: Settings, *, allow_partial: bool, notes: Path | None
 ) -> tuple[DataSet, ProjectKey]:
     """A project's data set, its images kept in Spica's own folder; and which project it is."""
+    from spica.labelstudio.auth import LabelStudioAuth
     from spica.labelstudio.media import MediaReader
-    from spica.labelstudio.tokens import LabelStudioAuth
     from spica.training.submissions import fetch, image_cache
 
     key = settings.label_studio_api_key

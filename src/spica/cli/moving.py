@@ -20,8 +20,8 @@ from spica.http import http_client, user_and_password
 from spica.settings import Settings
 
 if TYPE_CHECKING:
-    from spica.labelstudio.api.records import Backend
     from spica.labelstudio.client import LabelStudioClient
+    from spica.labelstudio.records import Backend
 
 _PATIENCE_S = 90.0
 """The model server looks for changes once a second; then it loads the version, and converts nothing."""

@@ -101,7 +101,7 @@ def delete_predictions(
 
     [bold]Example[/bold]: spica predictions delete --project 1 --version gwhd-1f2e3d4c
     """
-    from spica.labelstudio.api.predictions import version_filter
+    from spica.labelstudio.tasks_query import version_filter
     from spica.prelabel.removal import remove
 
     settings = label_studio(url, token, data_dir)
@@ -177,8 +177,7 @@ def refresh_predictions(
 
     [bold]Exit status[/bold]: as that of `spica prelabel`; 2 also if older ones are left because nobody could be asked.
     """
-    from spica.labelstudio.api.predictions import version_filter
-    from spica.labelstudio.api.worklist import UNLABELLED
+    from spica.labelstudio.tasks_query import UNLABELLED, version_filter
     from spica.prelabel.progress import FailureFile
     from spica.prelabel.removal import remove
     from spica.prelabel.selection import Selection

@@ -323,7 +323,7 @@ def _check_bf16(
 
     if not wants_check(identity, settings):
         return
-    from spica.labelstudio.tokens import LabelStudioAuth
+    from spica.labelstudio.auth import LabelStudioAuth
     from spica.models.checks import UP_IMAGES
     from spica.models.first_check import FirstCheck
     from spica.prelabel.selection import sample

@@ -120,7 +120,7 @@ def up(
 
     [bold]Example[/bold]: spica up photos --weights gwhd.pth --labels spike
     """
-    from spica.labelstudio.api.projects import checked_title
+    from spica.labelstudio.client import checked_title
     from spica.up import DATA_FOLDER, label_config_for, project_title
 
     if labels is not None and label_config is not None:

@@ -9,8 +9,8 @@ from spica.doctor.label_studio import examine_label_studio
 from spica.doctor.model_server import ModelServer, examine_model_server
 from spica.doctor.photographs import examine_photographs
 from spica.doctor.project import Connected, ProjectExamination, connected_models
-from spica.labelstudio.api.records import Project
 from spica.labelstudio.client import LabelStudioClient
+from spica.labelstudio.records import Project
 from spica.settings import Settings
 
 

@@ -9,8 +9,8 @@ from spica.doctor.reach import Answer, ask
 from spica.doctor.remedies import environment
 from spica.errors import AuthenticationError, SpicaError
 from spica.http import CERTIFICATE_HINT
+from spica.labelstudio.auth import token_kind
 from spica.labelstudio.client import LabelStudioClient
-from spica.labelstudio.tokens import token_kind
 from spica.settings import Settings
 
 TESTED_RELEASE = (1, 23)

@@ -10,8 +10,7 @@ from spica.doctor.reach import Answer, ask
 from spica.doctor.remedies import environment, unblock_local_addresses
 from spica.errors import LabelStudioRefusedError
 from spica.http import CERTIFICATE_HINT, user_and_password
-from spica.labelstudio.api.backends import webhook_url
-from spica.labelstudio.client import LabelStudioClient
+from spica.labelstudio.client import LabelStudioClient, webhook_url
 from spica.project import ProjectKey
 from spica.settings import Settings
 

@@ -15,13 +15,13 @@ from spica.doctor.finding import Section
 from spica.errors import SpicaError
 from spica.http import http_client
 from spica.images import decode
-from spica.labelstudio.api.records import LocalStorage, Project, TaskRow
+from spica.labelstudio.auth import LabelStudioAuth
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.confinement import ConfinedFolder
 from spica.labelstudio.control_tags import LabelConfig
 from spica.labelstudio.media import MediaReader
 from spica.labelstudio.protocol import Task, image_places, image_uris
-from spica.labelstudio.tokens import LabelStudioAuth
+from spica.labelstudio.records import LocalStorage, Project, TaskRow
 from spica.settings import Settings
 
 SAMPLES = 3

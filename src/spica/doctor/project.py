@@ -10,11 +10,10 @@ from spica.doctor import remedies
 from spica.doctor.finding import Section
 from spica.doctor.model_server import ModelServer, address_refused
 from spica.http import same_url
-from spica.labelstudio.api.backends import webhook_url
-from spica.labelstudio.api.records import Backend, Project
-from spica.labelstudio.client import LabelStudioClient
+from spica.labelstudio.auth import WEBHOOK_HEADER
+from spica.labelstudio.client import LabelStudioClient, webhook_url
 from spica.labelstudio.control_tags import LabelConfig, parse_label_config
-from spica.labelstudio.tokens import WEBHOOK_HEADER
+from spica.labelstudio.records import Backend, Project
 
 _ASKED_S = 120.0
 """Label Studio asks each connected model for its state before it lists them, a dead one for several seconds."""

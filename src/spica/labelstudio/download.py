@@ -22,8 +22,8 @@ import httpx
 
 from spica.errors import AuthenticationError, LabelStudioError, MediaError
 from spica.http import origin_of
+from spica.labelstudio.auth import checked_url
 from spica.labelstudio.confinement import printable, too_many_bytes
-from spica.labelstudio.tokens import label_studio_origin
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class Downloader:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._loopback = loopback
-        self._origin = label_studio_origin(label_studio_url)
+        self._origin = origin_of(checked_url(label_studio_url))
         self._auth = auth
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s

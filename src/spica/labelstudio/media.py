@@ -60,7 +60,7 @@ class MediaReader:
 
     Args:
         label_studio_url: address of Label Studio, with its sub-path if it has one.
-        auth: its token (:class:`spica.labelstudio.tokens.LabelStudioAuth`); without, Label Studio is not asked.
+        auth: its token (:class:`spica.labelstudio.auth.LabelStudioAuth`); without, Label Studio is not asked.
         document_root: the folder below which Label Studio serves local files, or None to ask Label Studio for them.
         media_dir: the folder ``media`` in Label Studio's data folder, or None to ask Label Studio for uploads.
         max_bytes: of an image file.

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from spica.errors import LabelStudioError, LabelStudioRefusedError, StorageError, UsageError
-from spica.labelstudio.api.predictions import fingerprint, fingerprint_of
-from spica.labelstudio.api.records import Prediction
-from spica.labelstudio.client import LabelStudioClient
+from spica.labelstudio.client import LabelStudioClient, fingerprint
+from spica.labelstudio.records import Prediction
 
 _CHUNK = 500
 """Predictions in one import: Label Studio recounts all tasks of the project once per import."""
@@ -142,7 +141,7 @@ def _restore_project(client: LabelStudioClient, path: Path, project: int) -> Res
     tasks = _tasks_of(client, project)
     stored: Counter[str] = Counter()
     if tasks:
-        stored.update(fingerprint_of(prediction) for prediction in client.iter_predictions(project))
+        stored.update(fingerprint(prediction.model_dump()) for prediction in client.iter_predictions(project))
     restored = present = 0
     gone: set[int] = set()
     refused: list[str] = []

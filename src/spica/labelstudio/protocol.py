@@ -190,20 +190,6 @@ def _check_address(uri: Any, task: Task, control: RectangleControl) -> None:
         )
 
 
-def image_uri(task: Task, control: RectangleControl) -> str:
-    """The address of a task's only image for one control.
-
-    Raises:
-        MediaError: see :func:`image_uris`; also if the task has several images, or none, under this key.
-    """
-    uris = image_uris(task, control)
-    if len(uris) != 1:
-        raise MediaError(
-            f'the task has {len(uris)} images under "{control.image_key}"', where=_where(task), expected="one image"
-        )
-    return uris[0]
-
-
 def _look_up(data: Mapping[str, Any], key: str) -> Any:
     """``data[key]``, or like Label Studio's editor the nested value that ``pages[0].url`` leads to; None if absent."""
     if key in data:

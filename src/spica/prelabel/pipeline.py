@@ -18,10 +18,10 @@ import httpx
 from spica.errors import MediaError, ModelUnavailableError, SpicaError
 from spica.http import origin_of
 from spica.inference import Engine
-from spica.labelstudio.api.records import TaskRow
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.download import DownloadError
 from spica.labelstudio.protocol import Task
+from spica.labelstudio.records import TaskRow
 from spica.predictor import Media, Outcome
 from spica.prelabel.progress import Patience
 from spica.retry import BUSY_STATUSES

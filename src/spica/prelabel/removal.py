@@ -16,11 +16,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from spica.errors import StorageError
-from spica.labelstudio.api.predictions import version_filter
-from spica.labelstudio.api.records import Prediction
-from spica.labelstudio.api.worklist import UNLABELLED, Narrowing
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.predictions_backup import read_backup, write_backup
+from spica.labelstudio.records import Prediction
+from spica.labelstudio.tasks_query import UNLABELLED, Narrowing, version_filter
 
 OPEN_FOR = timedelta(hours=24)
 """After so long Label Studio itself gives a task of its stream to somebody else (``TASK_LOCK_TTL``)."""

@@ -9,11 +9,11 @@ from itertools import islice
 from pathlib import Path
 
 from spica.errors import LabelStudioRefusedError, SpicaError, UsageError
-from spica.labelstudio.api.records import Project, TaskRow
-from spica.labelstudio.api.worklist import UNLABELLED, Narrowing, Page, View, task_filters
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.label_config import LabelConfig, parse_label_config
 from spica.labelstudio.protocol import Task, image_places
+from spica.labelstudio.records import Project, TaskRow, View
+from spica.labelstudio.tasks_query import UNLABELLED, Narrowing, Page, task_filters
 from spica.predictor import Media, PredictionSpec
 from spica.prelabel.progress import Patience
 

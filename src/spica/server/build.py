@@ -16,11 +16,11 @@ from spica.detectors.contract import Detector
 from spica.detectors.weights import WeightsInfo
 from spica.errors import StorageError, UsageError
 from spica.inference import Engine
+from spica.labelstudio.auth import LabelStudioAuth
 from spica.labelstudio.control_tags import EXAMPLE
 from spica.labelstudio.launch_env import is_local
 from spica.labelstudio.media import MediaReader
 from spica.labelstudio.regions import check_result
-from spica.labelstudio.tokens import LabelStudioAuth
 from spica.models import active, store
 from spica.models.active import Resolution
 from spica.models.card import Card

@@ -26,8 +26,8 @@ from spica.errors import (
     UsageError,
 )
 from spica.http import same_url
+from spica.labelstudio.auth import LabelStudioAuth
 from spica.labelstudio.client import LabelStudioClient
-from spica.labelstudio.tokens import LabelStudioAuth
 from spica.predictor import PredictionSpec, Predictor
 from spica.prelabel.claim import Claim, claims_folder
 from spica.prelabel.job import BulkJob

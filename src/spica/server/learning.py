@@ -22,10 +22,9 @@ from functools import partial
 from typing import Any
 
 from spica.errors import AuthenticationError, SpicaError, StorageError, TrainingError
-from spica.labelstudio.api.projects import refuse_another
-from spica.labelstudio.api.records import Json
-from spica.labelstudio.client import LabelStudioClient
+from spica.labelstudio.client import LabelStudioClient, refuse_another
 from spica.labelstudio.protocol import WebhookRequest
+from spica.labelstudio.records import Json
 from spica.models import active
 from spica.models.active import ActiveChangedError
 from spica.project import ProjectKey

@@ -20,8 +20,8 @@ from datetime import UTC, datetime
 
 from spica.errors import LabelConfigError, LabelStudioRefusedError, SpicaError
 from spica.http import user_and_password
-from spica.labelstudio.api.records import Backend
 from spica.labelstudio.client import LabelStudioClient
+from spica.labelstudio.records import Backend
 from spica.models import active
 from spica.models.folders import answers_with, ids
 from spica.prelabel.removal import Left, thin

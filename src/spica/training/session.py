@@ -18,11 +18,11 @@ from typing import Any
 from spica.detectors import child
 from spica.errors import DataSetError, TrainingError
 from spica.files import storage_error
+from spica.labelstudio.auth import LabelStudioAuth
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.control_tags import RectangleControl
 from spica.labelstudio.label_config import effective_threshold, parse_extra_params, parse_label_config
 from spica.labelstudio.media import MediaReader
-from spica.labelstudio.tokens import LabelStudioAuth
 from spica.models import versions
 from spica.models.card import weights_info
 from spica.models.version import ModelVersion

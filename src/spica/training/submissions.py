@@ -26,9 +26,9 @@ from typing import Any, Final
 
 from spica.errors import DataSetError, ImageError, MediaError, TrainingError
 from spica.files import replacing, storage_error
-from spica.labelstudio.api.annotations import AnnotatedTask, chosen, moment
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.control_tags import RectangleControl, parse_label_config
+from spica.labelstudio.records import AnnotatedTask, chosen, moment
 from spica.predictor import Media
 from spica.settings import Settings
 from spica.training.builder import DataSetBuilder, ImageFile, image_problem, inspect

@@ -1,6 +1,6 @@
 """Label Studio's tasks: what their annotations say about each image. Its JSON export, and its API, speak so.
 
-One annotation counts for a task (:func:`spica.labelstudio.api.annotations.chosen`). Percent relate to the upright
+One annotation counts for a task (:func:`spica.labelstudio.records.chosen`). Percent relate to the upright
 image, as the browser shows it. A turned rectangle becomes the upright box around it; turning the whole image in the
 editor changes nothing. A region with several labels is an object of each. A task's further images without regions are
 true negatives as long as the annotation was submitted.
@@ -22,11 +22,10 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 
 from spica.errors import DataSetError
-from spica.labelstudio.api.annotations import AnnotatedTask, Annotation, chosen, moment
-from spica.labelstudio.api.records import Json
 from spica.labelstudio.control_tags import RectangleControl
 from spica.labelstudio.media import readings
 from spica.labelstudio.protocol import Task, image_uris
+from spica.labelstudio.records import AnnotatedTask, Annotation, Json, chosen, moment
 from spica.training.formats.annotated import (
     IMAGE_SUFFIXES,
     AnnotatedImage,

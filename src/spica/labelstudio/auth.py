@@ -1,4 +1,4 @@
-"""Label Studio's two kinds of token, told apart and sent as each wants to be.
+"""Label Studio's two kinds of token, each sent as it wants to be.
 
 A *legacy* token goes into ``Authorization: Token …`` and works only where the organization allows it, which is off by
 default. A *personal* access token is a JWT of the kind ``refresh``: it buys an access token that lives five minutes and
@@ -11,67 +11,75 @@ import base64
 import binascii
 import hmac
 import json
+import re
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from typing import Any, Final, Literal
 
 import httpx
 
 from spica.errors import AuthenticationError, LabelStudioError, UsageError
-from spica.http import Origin, origin_of
+from spica.http import host_of, origin_of
 
 TokenKind = Literal["legacy", "personal", "access"]
+
 WEBHOOK_HEADER: Final = "X-Spica-Secret"
 """In which the events that Label Studio sends carry :func:`webhook_secret`."""
 
 _EARLY_S: Final = 30.0  # an access token is renewed so long before its end
-
 _MAKE_PERSONAL: Final = "Create a personal access token in Label Studio (Account & Settings > Personal Access Token)"
+_REFUSED: Final = {
+    "legacy": f"Copy the token again (Account & Settings > Legacy Token). {_MAKE_PERSONAL} if there is none.",
+    "personal": "Check that personal access tokens are on (Organization > API Tokens Settings), and that the token's "
+    "user still exists.",
+    "access": f"An access token lives five minutes. {_MAKE_PERSONAL}: it renews itself.",
+}
 
 
-def label_studio_origin(url: str) -> Origin:
-    """The origin of Label Studio's own address.
+def checked_url(url: str) -> str:
+    """Label Studio's address without query, fragment and slash at the end.
 
     Raises:
-        UsageError: ``url`` is not an http(s) address.
+        UsageError: it is not an http(s) address.
     """
-    try:
-        origin = origin_of(url)
-    except (httpx.InvalidURL, UnicodeError):
-        origin = ("", "", None)
-    if origin[0] not in ("http", "https") or not origin[1]:
+    parsed = httpx.URL(url.strip() if host_of(url) else "")
+    if parsed.scheme not in ("http", "https"):
         raise UsageError(
             "Label Studio's address is not a web address",
             where="LABEL_STUDIO_URL",
             expected="http://127.0.0.1:8080, or https and a host",
             got=repr(url.partition("?")[0]),
-            hint="Copy it from the browser, up to and without /projects.",
+            hint="copy it from the browser, up to and without /projects; --url gives it too",
         )
-    return origin
+    return str(parsed.copy_with(query=None, fragment=None)).rstrip("/")
 
 
 def webhook_secret(token: str) -> str:
     """What a webhook of Label Studio's carries, so that the model server knows its events from forged ones.
 
-    Derived from the access token, which it does not tell: so it is kept nowhere, all servers with this token share it,
-    and whoever connects a model with this token knows it.
+    Derived from the access token, which it does not disclose: so it is kept nowhere, all servers with this token share
+    it, and whoever connects a model with this token knows it.
     """
     return hmac.digest(token.encode(), b"spica webhook", "sha256").hex()
 
 
-def token_kind(token: str) -> TokenKind:
-    """Which kind of token this is.
+def redacted(text: str, *secrets: str) -> str:
+    """``text`` with ``***`` for secrets; a short one, which ordinary words may contain, only where it stands alone."""
+    for secret in secrets:
+        pattern = re.escape(secret) if len(secret) >= 8 else rf"(?<![\w']){re.escape(secret)}(?!\w)"
+        text = re.sub(pattern, "***", text)
+    return text
 
-    Returns:
-        ``"personal"`` for a JWT of the type ``refresh``, ``"access"`` for a JWT of the type ``access`` (it is good for
-        five minutes and can't be renewed), ``"legacy"`` for all else.
-    """
-    return {"refresh": "personal", "access": "access"}.get(str(_jwt_payload(token).get("token_type")), "legacy")  # type: ignore[return-value]  # the dictionary's values are kinds
+
+def token_kind(token: str) -> TokenKind:
+    """Which kind this is, by its payload and not by its length; what is no JWT is ``"legacy"``."""
+    kind = _jwt_payload(token).get("token_type")
+    return "personal" if kind == "refresh" else "access" if kind == "access" else "legacy"
 
 
 class LabelStudioAuth(httpx.Auth):
-    """Puts Label Studio's token on requests to Label Studio, and on no others. Thread-safe.
+    """Puts Label Studio's token on requests to Label Studio, and on no others. Thread-safe; for synchronous clients.
 
     An access token is bought at the first request, again shortly before its end, and once more when Label Studio
     answers 401.
@@ -90,10 +98,9 @@ class LabelStudioAuth(httpx.Auth):
     """
 
     def __init__(self, url: str, token: str, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._url = url.rstrip("/")
-        self._renewal_url = f"{self._url}/api/token/refresh/"
-        self._origin = label_studio_origin(self._url)
-        self._token = _checked(token)
+        self._url = checked_url(url)
+        self._origin = origin_of(self._url)
+        self._token = _checked_token(token)
         self._clock = clock
         self._lock = threading.Lock()
         self._access: tuple[str, float] | None = None  # the access token and its end by the clock
@@ -107,80 +114,41 @@ class LabelStudioAuth(httpx.Auth):
         if origin_of(request.url) != self._origin:
             yield request
             return
-        if self.kind != "personal":
-            response = yield self._signed(request, self._token)
-            if response.status_code == httpx.codes.UNAUTHORIZED:
-                response.read()
-                raise self._refused(response)
-            return
         refused: str | None = None
-        for _attempt in range(2):
-            with self._lock:  # one renewal serves all that wait
-                access = self._usable(refused)
-                if access is None:
-                    renewal = yield self._renewal()
-                    renewal.read()
-                    access = self._accept(renewal)
-            response = yield self._signed(request, access)
+        for _attempt in range(2 if self.kind == "personal" else 1):
+            token = self._token
+            if self.kind == "personal":
+                with self._lock:  # one renewal serves all that wait
+                    if self._access is None or self._access[0] == refused or self._clock() >= self._access[1]:
+                        renewal = yield httpx.Request(
+                            "POST", f"{self._url}/api/token/refresh/", json={"refresh": self._token}
+                        )
+                        renewal.read()
+                        self._access = self._bought(renewal)
+                    token = self._access[0]
+            request.headers["Authorization"] = f"{'Token' if self.kind == 'legacy' else 'Bearer'} {token}"
+            response = yield request
             if response.status_code != httpx.codes.UNAUTHORIZED:
                 return
-            refused = access
+            refused = token
         response.read()
         raise self._refused(response)
 
-    async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
-        """The same for asynchronous clients. No lock: two renewals at once do no harm, a blocked loop would."""
-        if origin_of(request.url) != self._origin:
-            yield request
-            return
-        if self.kind != "personal":
-            response = yield self._signed(request, self._token)
-            if response.status_code == httpx.codes.UNAUTHORIZED:
-                await response.aread()
-                raise self._refused(response)
-            return
-        refused: str | None = None
-        for _attempt in range(2):
-            access = self._usable(refused)
-            if access is None:
-                renewal = yield self._renewal()
-                await renewal.aread()
-                access = self._accept(renewal)
-            response = yield self._signed(request, access)
-            if response.status_code != httpx.codes.UNAUTHORIZED:
-                return
-            refused = access
-        await response.aread()
-        raise self._refused(response)
-
-    def _signed(self, request: httpx.Request, token: str) -> httpx.Request:
-        scheme = "Token" if self.kind == "legacy" else "Bearer"
-        request.headers["Authorization"] = f"{scheme} {token}"
-        return request
-
-    def _usable(self, refused: str | None) -> str | None:
-        held = self._access
-        return held[0] if held is not None and held[0] != refused and self._clock() < held[1] else None
-
-    def _renewal(self) -> httpx.Request:
-        body = json.dumps({"refresh": self._token}).encode()
-        url = httpx.URL(self._renewal_url)
-        headers = {
-            "Host": url.netloc.decode(),
-            "Content-Type": "application/json",
-            "Content-Length": str(len(body)),
-        }
-        return httpx.Request("POST", url, headers=headers, stream=_SentOnce(body, self._redirected))
-
-    def _accept(self, renewal: httpx.Response) -> str:
-        """Keep and give the access token in Label Studio's answer."""
-        if renewal.is_redirect or renewal.url != httpx.URL(self._renewal_url):  # or a client followed one
-            raise self._redirected()
-        status = renewal.status_code
+    def _bought(self, renewal: httpx.Response) -> tuple[str, float]:
+        """The access token in Label Studio's answer, and its end by the clock."""
+        status, where = renewal.status_code, str(renewal.request.url)
+        if renewal.is_redirect:
+            raise LabelStudioError(
+                "Label Studio's address leads elsewhere; the token was not sent there",
+                where=where,
+                expected="an answer",
+                got="a redirect",
+                hint="Set LABEL_STUDIO_URL to the address that the browser shows, with https where it does.",
+            )
         if status in (400, 401, 403):
             raise AuthenticationError(
                 "Label Studio refused the personal access token",
-                where=str(renewal.request.url),
+                where=where,
                 expected="a token that is neither expired nor revoked",
                 got=f"{status} {self._detail(renewal)}".rstrip(),
                 hint=f"{_MAKE_PERSONAL} and set LABEL_STUDIO_API_KEY to it.",
@@ -192,7 +160,7 @@ class LabelStudioAuth(httpx.Auth):
         if not isinstance(access, str):
             raise LabelStudioError(
                 "Label Studio gave no access token for the personal one",
-                where=str(renewal.request.url),
+                where=where,
                 expected='200 with {"access": …}',
                 got=f"{status}, {renewal.headers.get('content-type', 'no content type')}",
                 hint="Check that LABEL_STUDIO_URL is Label Studio's address, its sub-path included.",
@@ -202,17 +170,7 @@ class LabelStudioAuth(httpx.Auth):
             life_s = float(payload["exp"]) - float(payload["iat"])
         except (KeyError, TypeError, ValueError):
             life_s = float("inf")
-        self._access = (access, self._clock() + life_s - min(_EARLY_S, life_s / 2))
-        return access
-
-    def _redirected(self) -> LabelStudioError:
-        return LabelStudioError(
-            "Label Studio's address leads elsewhere; the token was not sent there",
-            where=self._renewal_url,
-            expected="an answer",
-            got="a redirect",
-            hint="Set LABEL_STUDIO_URL to the address that the browser shows, with https where it does.",
-        )
+        return access, self._clock() + life_s - min(_EARLY_S, life_s / 2)
 
     def _refused(self, response: httpx.Response) -> AuthenticationError:
         detail = self._detail(response)
@@ -227,14 +185,8 @@ class LabelStudioAuth(httpx.Auth):
                 hint=f"{_MAKE_PERSONAL}, or switch legacy tokens on (Organization > API Tokens Settings > Legacy "
                 "Tokens); for a new Label Studio, start it with LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN=true.",
             )
-        hints = {
-            "legacy": f"Copy the token again (Account & Settings > Legacy Token). {_MAKE_PERSONAL} if there is none.",
-            "personal": "Check that personal access tokens are on (Organization > API Tokens Settings), and that the "
-            "token's user still exists.",
-            "access": f"An access token lives five minutes. {_MAKE_PERSONAL}: it renews itself.",
-        }
         return AuthenticationError(
-            f"Label Studio refused the {self.kind} token", where=where, got=got, hint=hints[self.kind]
+            f"Label Studio refused the {self.kind} token", where=where, got=got, hint=_REFUSED[self.kind]
         )
 
     def _detail(self, response: httpx.Response) -> str:
@@ -244,33 +196,10 @@ class LabelStudioAuth(httpx.Auth):
         except ValueError:
             return ""
         detail = str(body.get("detail", "")) if isinstance(body, dict) else ""
-        secrets = [self._token, *([self._access[0]] if self._access is not None else [])]
-        for secret in secrets:
-            detail = detail.replace(secret, "…")
-        return detail[:200]
+        return redacted(detail, self._token, *(self._access or ())[:1])[:200]
 
 
-class _SentOnce(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A body that a client which follows redirects can't send a second time, to whatever host."""
-
-    def __init__(self, body: bytes, refusal: Callable[[], Exception]) -> None:
-        self._body: bytes | None = body
-        self._refusal = refusal
-
-    def _take(self) -> bytes:
-        if self._body is None:
-            raise self._refusal()
-        body, self._body = self._body, None
-        return body
-
-    def __iter__(self) -> Iterator[bytes]:
-        yield self._take()
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        yield self._take()
-
-
-def _checked(token: str) -> str:
+def _checked_token(token: str) -> str:
     """The token without surrounding space; never shown, also not when it is wrong."""
     stripped = token.strip()
     if not stripped or not stripped.isascii() or not stripped.isprintable() or " " in stripped:

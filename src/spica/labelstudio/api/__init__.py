@@ -1,1 +1,0 @@
-"""Label Studio's REST interface, one module per kind of thing it keeps."""
