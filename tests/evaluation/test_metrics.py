@@ -57,7 +57,7 @@ def test_known_numbers() -> None:
     assert found.ap50 == pytest.approx(51 / 101)  # precision 1 at recalls 0 to 0.50
     assert found.ap75 == pytest.approx(51 / 101)
     assert found.ar == pytest.approx(0.5 * 7 / 10)  # found at 0.50, 0.55 … 0.80
-    assert (found.images, found.objects, found.answers) == (1, 2, 2)
+    assert (found.images, found.objects, found.detections) == (1, 2, 2)
 
 
 def test_nothing_to_judge_by() -> None:
@@ -105,7 +105,7 @@ def test_silence(capfd: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("answers", "told"),
-    [([], "0 answers for 1 images"), ([detections((0, 0, 9, 9, 0.5), class_id=2)], "2 classes")],
+    [([], "detections of 0 images for 1 truths"), ([detections((0, 0, 9, 9, 0.5), class_id=2)], "2 classes")],
     ids=["too few answers", "unknown class"],
 )
 def test_refused(answers: list[Detections], told: str) -> None:

@@ -137,12 +137,12 @@ def cost_s(done: Edits, costs: Costs = DEFAULT_COSTS) -> float:
 
 
 def image_costs_s(
-    answers: Sequence[Detections], truths: Sequence[Truth], threshold: float, costs: Costs = DEFAULT_COSTS
+    detections: Sequence[Detections], truths: Sequence[Truth], threshold: float, costs: Costs = DEFAULT_COSTS
 ) -> list[float]:
     """Expected seconds of correction for each image, if the boxes from ``threshold`` on are shown."""
     return [
-        cost_s(edits(answer.where(answer.scores >= threshold), truth, costs), costs)
-        for answer, truth in zip(answers, truths, strict=True)
+        cost_s(edits(image.where(image.scores >= threshold), truth, costs), costs)
+        for image, truth in zip(detections, truths, strict=True)
     ]
 
 

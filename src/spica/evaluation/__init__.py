@@ -1,1 +1,1 @@
-"""How good answers are: the field's metrics, and intervals around them. Neither torch nor Label Studio."""
+"""How good detections are: the field's metrics, and intervals around them. Neither torch nor Label Studio."""

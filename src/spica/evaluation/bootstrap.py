@@ -70,8 +70,13 @@ def interval(statistic: Statistic, weights: NDArray[np.int64], *, level: float =
 
     Resamples in which nothing can be said (no image with an object was drawn) are left out.
     """
+    estimate = statistic(np.ones(weights.shape[1], np.int64))
     values = np.array([statistic(row) for row in weights], np.float64)
-    return _interval(statistic(np.ones(weights.shape[1], np.int64)), values, level)
+    known = values[~np.isnan(values)]
+    if math.isnan(estimate) or not known.size:
+        return Interval(estimate, math.nan, math.nan, level, len(known))
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(estimate, float(low), float(high), level, len(known))
 
 
 def difference(first: Statistic, second: Statistic, weights: NDArray[np.int64], *, level: float = 0.95) -> Interval:
@@ -89,11 +94,3 @@ def mean_of(values: NDArray[np.float64]) -> Statistic:
         return float(weights @ values) / total if total else float("nan")
 
     return mean
-
-
-def _interval(estimate: float, values: NDArray[np.float64], level: float) -> Interval:
-    known = values[~np.isnan(values)]
-    if math.isnan(estimate) or not known.size:
-        return Interval(estimate, math.nan, math.nan, level, len(known))
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(estimate, float(low), float(high), level, len(known))

@@ -54,26 +54,21 @@ class Counting:
 
     def as_json(self) -> dict[str, Any]:
         """For cards and programs; rounded to four decimals."""
-        told = {"bias": self.bias, "mae": self.mae, "rmse": self.rmse, "r2": self.r2}
-        return {
-            "threshold": self.threshold,
-            "true": int(self.true.sum()),
-            "predicted": int(self.predicted.sum()),
-            **{name: None if value is None else round(value, 4) for name, value in told.items()},
-        }
+        sums = {"true": int(self.true.sum()), "predicted": int(self.predicted.sum())}
+        return {"threshold": self.threshold, **sums, **_rounded(self, "bias", "mae", "rmse", "r2")}
 
 
-def count(truths: Sequence[Truth], answers: Sequence[Detections], threshold: float) -> Counting:
+def count(truths: Sequence[Truth], detections: Sequence[Detections], threshold: float) -> Counting:
     """Count what is there and what is shown.
 
     Args:
         truths: one an image.
-        answers: for the same images.
+        detections: for the same images.
         threshold: lowest score that counts, in [0, 1].
     """
     return Counting(
         np.array([len(truth) for truth in truths], np.int64),
-        np.array([int((answer.scores >= threshold).sum()) for answer in answers], np.int64),
+        np.array([int((image.scores >= threshold).sum()) for image in detections], np.int64),
         threshold,
     )
 
@@ -112,14 +107,8 @@ class AtThreshold:
 
     def as_json(self) -> dict[str, Any]:
         """For cards and programs; rounded to four decimals."""
-        told = {"precision": self.precision, "recall": self.recall, "f1": self.f1}
-        return {
-            "threshold": round(self.threshold, 4),
-            "right": self.right,
-            "wrong": self.wrong,
-            "missed": self.missed,
-            **{name: None if value is None else round(value, 4) for name, value in told.items()},
-        }
+        numbers = {"right": self.right, "wrong": self.wrong, "missed": self.missed}
+        return {"threshold": round(self.threshold, 4), **numbers, **_rounded(self, "precision", "recall", "f1")}
 
 
 def at_threshold(matches: Matches, threshold: float) -> AtThreshold:
@@ -142,3 +131,8 @@ def best_f1(matches: Matches) -> AtThreshold | None:
     f1 = 2 * right / (np.arange(1, len(right) + 1) + total)
     last_of_score = np.append(np.diff(matches.scores) < 0, True)  # a threshold can't part equal scores
     return at_threshold(matches, float(matches.scores[np.where(last_of_score, f1, -1.0).argmax()]))
+
+
+def _rounded(source: object, *names: str) -> dict[str, float | None]:
+    values: dict[str, float | None] = {name: getattr(source, name) for name in names}
+    return {name: None if value is None else round(value, 4) for name, value in values.items()}

@@ -1,8 +1,8 @@
-"""Which answers hit which objects, and AP50 computed from that: fast enough to be asked a thousand times.
+"""Which detections hit which objects, and AP50 computed from that: fast enough for a thousand resamples.
 
-The rules are COCO's (pycocotools ``cocoeval.py``, ``evaluateImg`` and ``accumulate``): in descending score each answer
-takes, among the objects of its class that nobody has taken, the one with the highest IoU, if that reaches the level;
-precision is made monotonic and read at 101 levels of recall.
+The rules are COCO's (pycocotools ``cocoeval.py``, ``evaluateImg`` and ``accumulate``): in descending score each
+detection takes, among the objects of its class that nobody has taken, the one with the highest IoU, if that reaches the
+level; precision is made monotonic and read at 101 levels of recall.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ RECALLS: Final = np.linspace(0.0, 1.0, 101)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Match:
-    """What became of the answers for one image.
+    """What became of the detections of one image.
 
     Attributes:
-        objects: int64 (N,), for each answer the index of the object that it hit, -1 for none.
+        objects: int64 (N,), for each detection the index of the object that it hit, -1 for none.
         ious: float64 (N,), with that object; 0 for none.
     """
 
@@ -35,27 +35,27 @@ class Match:
 
     @property
     def hits(self) -> NDArray[np.bool_]:
-        """Bool (N,): which answers hit an object."""
+        """Bool (N,): which detections hit an object."""
         return self.objects >= 0
 
 
-def match(answer: Detections, truth: Truth, *, iou: float = 0.5, max_detections: int = 1000) -> Match:
-    """Give each answer at most one object of its class, and each object at most one answer.
+def match(detections: Detections, truth: Truth, *, iou: float = 0.5, max_detections: int = 1000) -> Match:
+    """Give each detection at most one object of its class, and each object at most one detection.
 
-    To compare two answers with each other, make a :class:`Truth` of the boxes and class ids of one.
+    To compare two lists of detections, make a :class:`Truth` of the boxes and class ids of one.
 
     Args:
-        answer: in descending score; among equal scores the first comes first.
+        detections: in descending score; among equal scores the first comes first.
         truth: among objects of equal IoU the last is taken, as COCO does.
         iou: at least so much overlap is a hit, in (0, 1].
         max_detections: of each class only the best so many are given objects.
     """
-    objects = np.full(len(answer), -1, np.int64)
-    ious = np.zeros(len(answer), np.float64)
-    for class_id in np.intersect1d(answer.class_ids, truth.class_ids):
-        rows = np.flatnonzero(answer.class_ids == class_id)[:max_detections]
+    objects = np.full(len(detections), -1, np.int64)
+    ious = np.zeros(len(detections), np.float64)
+    for class_id in np.intersect1d(detections.class_ids, truth.class_ids):
+        rows = np.flatnonzero(detections.class_ids == class_id)[:max_detections]
         columns = np.flatnonzero(truth.class_ids == class_id)
-        overlap = iou_float64(answer.boxes_xyxy[rows], truth.boxes_xyxy[columns])  # (n, m)
+        overlap = iou_float64(detections.boxes_xyxy[rows], truth.boxes_xyxy[columns])  # (n, m)
         overlap[overlap < iou] = 0.0
         for row in np.flatnonzero(overlap.any(axis=1)):
             best = overlap.shape[1] - 1 - int(overlap[row, ::-1].argmax())
@@ -67,10 +67,10 @@ def match(answer: Detections, truth: Truth, *, iou: float = 0.5, max_detections:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Matches:
-    """What became of all answers for all images.
+    """What became of all detections of all images.
 
     Attributes:
-        scores: float64 (D,), of the answers of all images, descending; equal ones in the order of the images.
+        scores: float64 (D,), of all images, descending; equal ones in the order of the images.
         class_ids: int64 (D,).
         images: int64 (D,), the index of each one's image.
         hits: bool (D,).
@@ -86,10 +86,10 @@ class Matches:
     def curve(
         self, class_id: int | None = None, weights: NDArray[np.int64] | None = None
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """Recall, precision and score, float64 (D',) each, after each answer in descending score.
+        """Recall, precision and score, float64 (D',) each, after each detection in descending score.
 
         Args:
-            class_id: of this class; None for the answers of all classes together.
+            class_id: of this class; None for all classes together.
             weights: int64 (images,), how often each image counts; None for once.
 
         Without objects the recall is NaN.
@@ -128,48 +128,48 @@ class Matches:
 
 def match_all(
     truths: Sequence[Truth],
-    answers: Sequence[Detections],
+    detections: Sequence[Detections],
     classes: int,
     *,
     iou: float = 0.5,
     max_detections: int = 1000,
 ) -> Matches:
-    """Match every image's answers.
+    """Match every image's detections.
 
     Args:
         truths: one an image.
-        answers: for the same images.
+        detections: for the same images.
         classes: how many there are.
         iou: as in :func:`match`.
         max_detections: of each image and class only the best so many count.
 
     Raises:
-        ValueError: not as many answers as truths, or a class id of ``classes`` or more.
+        ValueError: not as many detections as truths, or a class id of ``classes`` or more.
     """
-    check_pairs(truths, answers, classes)
-    kept = [_best(answer, max_detections) for answer in answers]
-    hits = [match(answer, truth, iou=iou).hits for answer, truth in zip(kept, truths, strict=True)]
-    scores = np.concatenate([np.zeros(0), *(answer.scores.astype(np.float64) for answer in kept)])
+    check_pairs(truths, detections, classes)
+    kept = [_best(image, max_detections) for image in detections]
+    hits = [match(image, truth, iou=iou).hits for image, truth in zip(kept, truths, strict=True)]
+    scores = np.concatenate([np.zeros(0), *(image.scores.astype(np.float64) for image in kept)])
     order = np.argsort(-scores, kind="stable")
     counts = [np.bincount(truth.class_ids, minlength=classes) for truth in truths]
     return Matches(
         scores=scores[order],
-        class_ids=np.concatenate([np.zeros(0, np.int64), *(answer.class_ids for answer in kept)])[order],
-        images=np.repeat(np.arange(len(kept)), [len(answer) for answer in kept])[order],
+        class_ids=np.concatenate([np.zeros(0, np.int64), *(image.class_ids for image in kept)])[order],
+        images=np.repeat(np.arange(len(kept)), [len(image) for image in kept])[order],
         hits=np.concatenate([np.zeros(0, np.bool_), *hits])[order],
         objects=np.array(counts, np.int64).reshape(len(truths), classes),
     )
 
 
-def check_pairs(truths: Sequence[Truth], answers: Sequence[Detections], classes: int) -> None:
-    """See that truths and answers go together.
+def check_pairs(truths: Sequence[Truth], detections: Sequence[Detections], classes: int) -> None:
+    """Check that truths and detections belong together.
 
     Raises:
-        ValueError: not as many answers as truths, or a class id outside [0, ``classes``).
+        ValueError: not as many detections as truths, or a class id outside [0, ``classes``).
     """
-    if len(truths) != len(answers):
-        raise ValueError(f"{len(answers)} answers for {len(truths)} images")
-    for class_ids in [*(truth.class_ids for truth in truths), *(answer.class_ids for answer in answers)]:
+    if len(truths) != len(detections):
+        raise ValueError(f"detections of {len(detections)} images for {len(truths)} truths")
+    for class_ids in (image.class_ids for image in (*truths, *detections)):
         if len(class_ids) and not 0 <= class_ids.min() <= class_ids.max() < classes:
             raise ValueError(f"class ids {class_ids.min()} to {class_ids.max()}, but {classes} classes")
 
@@ -187,16 +187,16 @@ def iou_float64(a_xyxy: NDArray[np.float32], b_xyxy: NDArray[np.float32]) -> NDA
     shared = np.clip(sides, 0, None).prod(axis=1)
     area_a, area_b = (np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(axis=1) for boxes in (a, b))
     union = area_a[rows] + area_b[columns] - shared
-    answer = np.zeros(touching.shape)  # (N, M)
-    answer[rows, columns] = np.divide(shared, union, out=np.zeros_like(union), where=union > 0)
-    return answer
+    iou = np.zeros(touching.shape)  # (N, M)
+    iou[rows, columns] = np.divide(shared, union, out=np.zeros_like(union), where=union > 0)
+    return iou
 
 
-def _best(answer: Detections, max_detections: int) -> Detections:
-    """The best so many of each class."""
-    if len(answer) <= max_detections:
-        return answer
-    keep = np.zeros(len(answer), np.bool_)
-    for class_id in np.unique(answer.class_ids):
-        keep[np.flatnonzero(answer.class_ids == class_id)[:max_detections]] = True
-    return answer.where(keep)
+def _best(detections: Detections, most: int) -> Detections:
+    """The first ``most`` of each class."""
+    if len(detections) <= most:
+        return detections
+    keep = np.zeros(len(detections), np.bool_)
+    for class_id in np.unique(detections.class_ids):
+        keep[np.flatnonzero(detections.class_ids == class_id)[:most]] = True
+    return detections.where(keep)

@@ -1,7 +1,7 @@
 """The metrics of the COCO challenge, without its cap at 100 boxes an image.
 
 AP is the mean of the precision at 101 levels of recall, over ten IoU from 0.50 to 0.95 and over the classes; AP50 and
-AP75 are the same at one IoU; AR is the recall at ``max_detections`` answers an image and class, over the same IoU and
+AP75 are the same at one IoU; AR is the recall at ``max_detections`` an image and class, over the same IoU and
 classes (https://cocodataset.org/#detection-eval). faster-coco-eval computes them, as pycocotools does.
 """
 
@@ -50,10 +50,10 @@ class SizeMetrics:
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """How good answers are. All in [0, 1], higher is better.
+    """How good detections are. All in [0, 1], higher is better.
 
-    Without any object the metrics are None: nothing can be said. With objects and no answers they are 0. A class
-    without objects has None and is left out of the means, whatever was answered, as in COCO.
+    Without any object the metrics are None: nothing can be said. With objects and no detections they are 0. A class
+    without objects has None and is left out of the means, whatever was detected, as in COCO.
 
     Attributes:
         ap: over IoU 0.50 to 0.95.
@@ -64,8 +64,8 @@ class Metrics:
         per_size: by the names in ``SIZES``.
         images: how many were judged, those without objects included.
         objects: in all of them.
-        answers: boxes that were judged.
-        max_detections: at most so many answers an image and class were looked at.
+        detections: boxes that were judged.
+        max_detections: at most so many of an image and class count.
     """
 
     ap: float | None
@@ -76,11 +76,11 @@ class Metrics:
     per_size: Mapping[str, SizeMetrics]
     images: int
     objects: int
-    answers: int
+    detections: int
     max_detections: int
 
     def as_json(self) -> dict[str, Any]:
-        """For cards and programs; rounded to five decimals, None for what can't be said."""
+        """Rounded to five decimals, None for what can't be said."""
         return {
             **{name: _rounded(getattr(self, name)) for name in ("ap", "ap50", "ap75", "ar")},
             "per_class": [
@@ -93,31 +93,31 @@ class Metrics:
             },
             "images": self.images,
             "objects": self.objects,
-            "answers": self.answers,
+            "answers": self.detections,  # the key that files have had from the start
             "max_detections": self.max_detections,
         }
 
 
 def evaluate(
-    truths: Sequence[Truth], answers: Sequence[Detections], classes: Sequence[str], *, max_detections: int = 1000
+    truths: Sequence[Truth], detections: Sequence[Detections], classes: Sequence[str], *, max_detections: int = 1000
 ) -> Metrics:
-    """Judge answers by the truth. Prints nothing.
+    """Judge detections by the truth.
 
     Args:
         truths: one an image.
-        answers: for the same images, all of them down to a low score: a threshold would cut the curve.
+        detections: of the same images, down to a low score: a threshold would cut the curve.
         classes: names, by the class ids of both.
         max_detections: of each image and class only the best so many count.
 
     Raises:
-        ValueError: not as many answers as truths, or a class id that has no name.
+        ValueError: not as many detections as truths, or a class id that has no name.
         UsageError: the package that computes them is missing.
     """
-    check_pairs(truths, answers, len(classes))
+    check_pairs(truths, detections, len(classes))
     objects = sum(map(len, truths))
     ap = recall = None
     if objects and classes:
-        ap, recall = _tables(truths, answers, classes, max_detections)
+        ap, recall = _tables(truths, detections, classes, max_detections)
     return Metrics(
         ap=_mean(ap, size=0),
         ap50=_mean(ap, size=0, iou=0),
@@ -127,7 +127,7 @@ def evaluate(
         per_size=_per_size(truths, ap, recall),
         images=len(truths),
         objects=objects,
-        answers=sum(map(len, answers)),
+        detections=sum(map(len, detections)),
         max_detections=max_detections,
     )
 
@@ -137,7 +137,7 @@ Table = NDArray[np.float64]
 
 
 def _tables(
-    truths: Sequence[Truth], answers: Sequence[Detections], classes: Sequence[str], max_detections: int
+    truths: Sequence[Truth], detections: Sequence[Detections], classes: Sequence[str], max_detections: int
 ) -> tuple[Table, Table]:
     """Average precision and recall."""
     try:
@@ -149,7 +149,7 @@ def _tables(
             hint='pip install "spica[train]"',
         ) from None
     truth = COCO(_truth_as_coco(truths, classes))
-    judge = COCOeval_faster(truth, _answers_as_coco(truth, answers), iouType="bbox", print_function=_silent)
+    judge = COCOeval_faster(truth, _detections_as_coco(truth, detections), iouType="bbox", print_function=_silent)
     judge.params.maxDets = [max_detections]
     judge.params.areaRng = [[0.0, SIZES["large"][1]], *([low, high] for low, high in SIZES.values())]
     judge.params.areaRngLbl = [_EVERY, *SIZES]
@@ -182,13 +182,13 @@ def _truth_as_coco(truths: Sequence[Truth], classes: Sequence[str]) -> dict[str,
     }
 
 
-def _answers_as_coco(truth: COCO, answers: Sequence[Detections]) -> COCO:
+def _detections_as_coco(truth: COCO, detections: Sequence[Detections]) -> COCO:
     return truth.loadRes(
         [
-            {"image_id": image, "category_id": class_id + 1, "bbox": box, "score": score}
-            for image, answer in enumerate(answers, 1)
+            {"image_id": number, "category_id": class_id + 1, "bbox": box, "score": score}
+            for number, image in enumerate(detections, 1)
             for box, class_id, score in zip(
-                _xywh(answer.boxes_xyxy), answer.class_ids.tolist(), answer.scores.tolist(), strict=True
+                _xywh(image.boxes_xyxy), image.class_ids.tolist(), image.scores.tolist(), strict=True
             )
         ]
     )

@@ -1,4 +1,4 @@
-"""All that is said of a model on a data set: for programs as JSON, for people as one page that needs nothing else."""
+"""A model on a data set: as JSON, and as one page that needs nothing else."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Effort:
     edits: Mapping[str, int]
 
     def as_json(self) -> dict[str, Any]:
-        """For programs; rounded to two decimals."""
+        """Rounded to two decimals."""
         return {
             "seconds_per_image": round(self.seconds, 2),
             "by_hand_seconds_per_image": round(self.by_hand, 2),
@@ -76,7 +76,7 @@ class Report:
         counting: at the threshold.
         effort: at the threshold; None without images.
         failures: images that could not be judged, with their reasons.
-        notes: sentences for people.
+        notes: a sentence each.
         seconds_per_image: median time of the network; None without images.
     """
 
@@ -102,7 +102,7 @@ class Report:
         return best_f1(self.matches)
 
     def as_json(self) -> dict[str, Any]:
-        """For programs. Shares and metrics are in [0, 1], None is what can't be said."""
+        """Shares and metrics are in [0, 1], None is what can't be said."""
         best, ap50 = self.best, self.ap50
         return {
             "format": FORMAT,
