@@ -133,13 +133,14 @@ def judged(answer: Detections, truth: Truth) -> dict[str, int]:
         further boxes that lie on an object by half of their area or of its; ``made_up``, all other boxes.
     """
     shown = answer.where(answer.scores >= THRESHOLD)
-    pairs = match(shown, truth, iou=_IOU)
+    objects = match(shown, truth, iou=_IOU)
+    hits = objects >= 0
     missed = np.ones(len(truth), bool)
-    missed[pairs.objects[pairs.hits]] = False
-    further = shown.boxes_xyxy[~pairs.hits]
+    missed[objects[hits]] = False
+    further = shown.boxes_xyxy[~hits]
     doubled = int((_shares(further, truth.boxes_xyxy) > _IOU).any(axis=1).sum())
     return {
-        "found": int(pairs.hits.sum()),
+        "found": int(hits.sum()),
         "lost": int(missed.sum()),
         "lost_at_seams": int((missed & _cut(truth)).sum()),
         "doubled": doubled,

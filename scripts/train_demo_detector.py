@@ -134,7 +134,7 @@ def calibrated(model: network.EarNetwork, fields: Sequence[field.Field]) -> netw
     raw = network.DemoDetector(model, floor=0.01).eval()
     detections = [_detect_with_torch(raw, one.pixels) for one in fields]
     pairs = zip(detections, fields, strict=True)
-    hits = np.concatenate([match(answer, truth_of(one), iou=0.5).hits for answer, one in pairs])
+    hits = np.concatenate([match(answer, truth_of(one), iou=0.5) >= 0 for answer, one in pairs])
     if hits.all() or not hits.any():
         print("nothing to calibrate with: the raw scores stay", flush=True)
         return network.DemoDetector(model).eval()
@@ -221,7 +221,7 @@ def measure(detect: Detect, fields: Sequence[field.Field]) -> dict[str, float | 
     truths = [truth_of(one) for one in fields]
     metrics = evaluate(truths, detections, ["spike"])
     shown = [one.where(one.scores >= SHOWN_THRESHOLD) for one in detections]
-    correct = sum(int(match(one, truth, iou=0.5).hits.sum()) for one, truth in zip(shown, truths, strict=True))
+    correct = sum(int((match(one, truth, iou=0.5) >= 0).sum()) for one, truth in zip(shown, truths, strict=True))
     boxes = sum(map(len, truths))
     return {
         "AP50": round(metrics.ap50 or 0.0, 4),

@@ -299,7 +299,7 @@ def test_failures_of_the_child_are_told(
 def share(a: Detections, b: Detections) -> float:
     """Of the boxes above 0.5 that have a partner."""
     a, b = a.where(a.scores > 0.5), b.where(b.scores > 0.5)
-    hits = match(b, Truth(a.boxes_xyxy, a.class_ids, 640, 480)).hits.sum()
+    hits = (match(b, Truth(a.boxes_xyxy, a.class_ids, 640, 480)) >= 0).sum()
     return float(2 * hits / (len(a) + len(b)))
 
 

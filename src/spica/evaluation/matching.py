@@ -21,25 +21,7 @@ RECALLS: Final = np.linspace(0.0, 1.0, 101)
 """At which the precision is read (pycocotools ``Params.recThrs``)."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Match:
-    """What became of the detections of one image.
-
-    Attributes:
-        objects: int64 (N,), for each detection the index of the object that it hit, -1 for none.
-        ious: float64 (N,), with that object; 0 for none.
-    """
-
-    objects: NDArray[np.int64]
-    ious: NDArray[np.float64]
-
-    @property
-    def hits(self) -> NDArray[np.bool_]:
-        """Bool (N,): which detections hit an object."""
-        return self.objects >= 0
-
-
-def match(detections: Detections, truth: Truth, *, iou: float = 0.5, max_detections: int = 1000) -> Match:
+def match(detections: Detections, truth: Truth, *, iou: float = 0.5) -> NDArray[np.int64]:
     """Give each detection at most one object of its class, and each object at most one detection.
 
     To compare two lists of detections, make a :class:`Truth` of the boxes and class ids of one.
@@ -48,21 +30,22 @@ def match(detections: Detections, truth: Truth, *, iou: float = 0.5, max_detecti
         detections: in descending score; among equal scores the first comes first.
         truth: among objects of equal IoU the last is taken, as COCO does.
         iou: at least so much overlap is a hit, in (0, 1].
-        max_detections: of each class only the best so many are given objects.
+
+    Returns:
+        int64 (N,), for each detection the index of the object that it hit, -1 for none.
     """
     objects = np.full(len(detections), -1, np.int64)
-    ious = np.zeros(len(detections), np.float64)
     for class_id in np.intersect1d(detections.class_ids, truth.class_ids):
-        rows = np.flatnonzero(detections.class_ids == class_id)[:max_detections]
+        rows = np.flatnonzero(detections.class_ids == class_id)
         columns = np.flatnonzero(truth.class_ids == class_id)
         overlap = iou_float64(detections.boxes_xyxy[rows], truth.boxes_xyxy[columns])  # (n, m)
         overlap[overlap < iou] = 0.0
         for row in np.flatnonzero(overlap.any(axis=1)):
             best = overlap.shape[1] - 1 - int(overlap[row, ::-1].argmax())
             if overlap[row, best] > 0:
-                objects[rows[row]], ious[rows[row]] = columns[best], overlap[row, best]
+                objects[rows[row]] = columns[best]
                 overlap[:, best] = 0.0
-    return Match(objects, ious)
+    return objects
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -148,7 +131,7 @@ def match_all(
     """
     check_pairs(truths, detections, classes)
     kept = [_best(image, max_detections) for image in detections]
-    hits = [match(image, truth, iou=iou).hits for image, truth in zip(kept, truths, strict=True)]
+    hits = [match(image, truth, iou=iou) >= 0 for image, truth in zip(kept, truths, strict=True)]
     scores = np.concatenate([np.zeros(0), *(image.scores.astype(np.float64) for image in kept)])
     order = np.argsort(-scores, kind="stable")
     counts = [np.bincount(truth.class_ids, minlength=classes) for truth in truths]
