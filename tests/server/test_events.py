@@ -28,7 +28,7 @@ def test_what_takes_long_to_draw_holds_nobody_up(server: ModelServer, monkeypatc
         assert go.wait(WAIT_S)
         return "a page"
 
-    monkeypatch.setattr("spica.server.page.Page.render", draw)
+    monkeypatch.setattr("spica.server.page.Page.render_status", draw)
     with ThreadPoolExecutor(3) as pool:
         try:
             pages = [pool.submit(first_line, server) for _ in range(3)]

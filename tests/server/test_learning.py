@@ -131,7 +131,7 @@ class Lab:
         learning = Learning(service, jobs, chosen, triggers=Triggers(quiet_s=0), train=self.train, every_s=1e9)
         learning.trainer._again_s = 0.01
         self.stack.callback(learning.close)
-        self.page: Callable[[], str] = lambda: Page(service, jobs, learning).render("status.html")
+        self.page: Callable[[], str] = Page(service, jobs, learning).render_status
         if start:
             learning.start()
         return learning

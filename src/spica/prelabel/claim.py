@@ -51,29 +51,17 @@ class JobRunningError(SpicaError):
 
 
 class State(BaseModel, frozen=True):
-    """What the state file says.
-
-    Attributes:
-        pid: of the process that works, or has worked.
-        by: what that process is, in words.
-        started: ISO 8601, UTC.
-        version: of the predictions.
-        state: ``running``, ``done``, ``stopped`` or ``failed``.
-        reason: why it failed, or None.
-        progress: how far it is, see :meth:`Progress.as_json`.
-        sending: tasks of requests whose end nobody has heard of.
-        settled_by: when they will have been carried out, if ever, in seconds since 1970; 0 for nothing.
-    """
+    """What the state file says of the process that works on the project, or has worked on it."""
 
     pid: int
-    by: str
-    started: str
-    version: str
-    state: str = "running"
-    reason: str | None = None
+    by: str  # what that process is, in words
+    started: str  # ISO 8601, UTC
+    version: str  # of the predictions
+    state: str = "running"  # or done, stopped, failed
+    reason: str | None = None  # why it failed
     progress: dict[str, Any] = Progress(total=0).as_json()
-    sending: tuple[int, ...] = ()
-    settled_by: float = 0.0
+    sending: tuple[int, ...] = ()  # tasks of requests whose end nobody has heard of
+    settled_by: float = 0.0  # when they will have been carried out, if ever, in seconds since 1970
 
     @classmethod
     def read(cls, folder: Path) -> State | None:

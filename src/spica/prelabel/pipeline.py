@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, Generic, Self, TypeVar
 
 import httpx
@@ -26,22 +27,13 @@ from spica.predictor import Media, Outcome
 from spica.prelabel.progress import Patience
 from spica.retry import BUSY_STATUSES
 
-READERS = 2
-"""Threads that read and decode: one may wait for a disk or the network while the other decodes."""
-
-LISTED_AHEAD = 512
-"""Tasks listed before their turn: more than any network computes while Label Studio gives the next page."""
-
-BEGUN_AHEAD = 3
-"""Begun tasks that wait, beside those that the readers hold. The engine bounds the bytes of their decoded images."""
-
-ANSWERED_AHEAD = 128
-"""Predictions that wait to be stored, beside the batch: storing for seconds must not hold up the network."""
+READERS = 2  # threads: one may wait for a disk or the network while the other decodes
+LISTED_AHEAD = 512  # tasks: more than any network computes while Label Studio gives the next page
+BEGUN_AHEAD = 3  # tasks, beside those that the readers hold; the engine bounds the bytes of their decoded images
+ANSWERED_AHEAD = 128  # predictions, beside the batch: storing for seconds must not hold up the network
 
 _JOIN_S = 60.0
-_TURN_S = 0.5
-"""Waits are cut into turns of this length: on Windows a longer one would not notice Ctrl-C."""
-
+_TURN_S = 0.5  # waits are cut into turns of this length: on Windows a longer one would not notice Ctrl-C
 _MEDIA_TRIES = 3
 
 _In = TypeVar("_In")
@@ -81,6 +73,15 @@ class Stage(Generic[_In, _Out]):
         for thread in self._threads:
             thread.start()
 
+    def close(self) -> None:
+        """Take no more items; what was not taken is dropped."""
+        self._closed.set()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for its threads."""
+        for thread in self._threads:
+            thread.join(timeout_s)
+
     def get(self, timeout_s: float | None = None) -> _Out | None:
         """The next result; None when ``timeout_s`` seconds are over.
 
@@ -114,15 +115,6 @@ class Stage(Generic[_In, _Out]):
             raise StopIteration from None
         assert result is not None  # noqa: S101 - only a bounded wait gives None
         return result
-
-    def close(self) -> None:
-        """Take no more items; what was not taken is dropped."""
-        self._closed.set()
-
-    def join(self, timeout_s: float) -> None:
-        """Wait for its threads."""
-        for thread in self._threads:
-            thread.join(timeout_s)
 
     def _run(self) -> None:
         try:
@@ -213,21 +205,14 @@ class JobEndsError(Exception):
         self.reason = reason
 
 
+@dataclass(frozen=True)
 class PatientMedia:
-    """Reads images; waits for a Label Studio that restarts, instead of failing task after task. Thread-safe.
+    """Reads images; waits for a Label Studio that restarts, instead of failing task after task. Thread-safe."""
 
-    Args:
-        media: reads them.
-        client: Label Studio.
-        patience: waits for it.
-    """
-
-    def __init__(self, media: Media, client: LabelStudioClient, patience: Patience) -> None:
-        self._media = media
-        self._client = client
-        self._patience = patience
-        self._origin = origin_of(client.url)
-        self._lock = threading.Lock()
+    media: Media
+    client: LabelStudioClient
+    patience: Patience
+    lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def read(self, uri: str, *, task_id: int | None = None) -> bytes:
         """The bytes of an image.
@@ -238,16 +223,16 @@ class PatientMedia:
         """
         for _ in range(_MEDIA_TRIES - 1):
             try:
-                return self._media.read(uri, task_id=task_id)
+                return self.media.read(uri, task_id=task_id)
             except MediaError as error:
                 if not self._is_label_studios(error):
                     raise
             try:
-                with self._lock:  # one asks for all
-                    self._patience(self._client.whoami)
+                with self.lock:  # one asks for all
+                    self.patience(self.client.whoami)
             except SpicaError as error:
                 raise JobEndsError(error) from error
-        return self._media.read(uri, task_id=task_id)
+        return self.media.read(uri, task_id=task_id)
 
     def _is_label_studios(self, error: MediaError) -> bool:
         """Whether it was Label Studio that gave no answer, or none to this token."""
@@ -255,7 +240,7 @@ class PatientMedia:
         if not isinstance(cause, DownloadError) or cause.where is None:
             return False
         try:
-            if origin_of(cause.where) != self._origin:
+            if origin_of(cause.where) != origin_of(self.client.url):
                 return False
         except (httpx.InvalidURL, UnicodeError):
             return False

@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from spica.errors import LabelConfigError, LabelStudioError, LabelStudioRefusedError, SpicaError
@@ -95,10 +96,11 @@ class Pace:
         return smaller is None or cost < _PAYS * smaller
 
 
+@dataclass(eq=False)
 class Storer:
     """Stores outcomes. For one thread.
 
-    Args:
+    Attributes:
         client: Label Studio.
         project: number of the project.
         version: of the predictions.
@@ -109,26 +111,16 @@ class Storer:
         on_progress: called after each batch and a few times a second.
     """
 
-    def __init__(
-        self,
-        client: LabelStudioClient,
-        project: int,
-        version: str,
-        *,
-        counter: JobCounter,
-        patience: Patience,
-        claim: Claim,
-        on_failure: Callable[[int, SpicaError], None],
-        on_progress: Callable[[], None],
-    ) -> None:
-        self._client = client
-        self._project = project
-        self._version = version
-        self._counter = counter
-        self._patience = patience
-        self._claim = claim
-        self._on_failure = on_failure
-        self._on_progress = on_progress
+    client: LabelStudioClient
+    project: int
+    version: str
+    counter: JobCounter
+    patience: Patience
+    claim: Claim
+    on_failure: Callable[[int, SpicaError], None]
+    on_progress: Callable[[], None]
+
+    def __post_init__(self) -> None:
         self._pace = Pace()
         self._batch: dict[int, Outcome] = {}
         self._regions = 0
@@ -159,16 +151,16 @@ class Storer:
 
     def settle(self, stop: threading.Event) -> None:
         """Wait for what a process that was killed had under way, so that its tasks are not listed again."""
-        if self._claim.pending:
-            self._counter.note = "finding out what became of the last request of a run that was cut off"
-            self._patience(lambda: self._stored_among(self._claim.pending, stop))
-            self._counter.note = None
+        if self.claim.pending:
+            self.counter.note = "finding out what became of the last request of a run that was cut off"
+            self.patience(lambda: self._stored_among(self.claim.pending, stop))
+            self.counter.note = None
 
     def _take(self, outcome: Outcome) -> None:
         task = outcome.task_id
         if task is None:
             raise ValueError("a task of a project has a number")
-        self._counter.add(answered=1)
+        self.counter.add(answered=1)
         if outcome.error is not None:
             self._fail(task, outcome.error)
         elif outcome.prediction is not None:
@@ -178,18 +170,18 @@ class Storer:
             self._regions += len(outcome.prediction["result"])
 
     def _fail(self, task: int, error: SpicaError) -> None:
-        self._counter.fail(task, error)
-        self._on_failure(task, error)
+        self.counter.fail(task, error)
+        self.on_failure(task, error)
 
     def _show(self) -> None:
         self._shown = time.monotonic()
-        self._on_progress()
+        self.on_progress()
 
     def _flush(self) -> None:
         """Store the batch."""
         batch, self._batch, self._regions = self._batch, {}, 0
         if batch:
-            self._patience(lambda: self._store(batch))
+            self.patience(lambda: self._store(batch))
             self._show()
 
     def _store(self, batch: dict[int, Outcome]) -> None:
@@ -211,17 +203,17 @@ class Storer:
     def _send(self, sent: Mapping[int, Mapping[str, Any]], batch: dict[int, Outcome]) -> None:
         began = time.monotonic()
         settle_s = _SETTLE_S + 3 * self._pace.last_s
-        self._claim.sending(sent, settle_s)
+        self.claim.sending(sent, settle_s)
         try:
-            created = self._client.create_predictions(self._project, list(sent.values()))
+            created = self.client.create_predictions(self.project, list(sent.values()))
         except LabelStudioError as error:
             if may_still_happen(error):
-                self._claim.sending(sent, settle_s)  # counted from now
+                self.claim.sending(sent, settle_s)  # counted from now
             else:
-                self._claim.settled(sent)
+                self.claim.settled(sent)
             raise
         self._pace.note(len(sent), time.monotonic() - began)
-        self._claim.settled(sent)
+        self.claim.settled(sent)
         stored = set(sent) if created == len(sent) else self._stored_among(sent)
         self._confirm(stored, batch)
         for task in sent.keys() - stored:
@@ -233,19 +225,19 @@ class Storer:
         asked, pause = set(tasks), stop or threading.Event()
         while True:
             if self._confusable is None:
-                self._confusable = self._client.has_confusable_versions(self._project, self._version)
-            stored = self._client.having_prediction(
-                self._project, self._version, asked, confusable_versions=self._confusable
+                self._confusable = self.client.has_confusable_versions(self.project, self.version)
+            stored = self.client.having_prediction(
+                self.project, self.version, asked, confusable_versions=self._confusable
             )
-            if not self._claim.pending & (asked - stored) or pause.wait(_SETTLE_STEP_S):
+            if not self.claim.pending & (asked - stored) or pause.wait(_SETTLE_STEP_S):
                 return stored
 
     def _divide(self, refusal: LabelStudioRefusedError, sent: Mapping[int, object], batch: dict[int, Outcome]) -> None:
         """One of the tasks is gone, or the request is too large: find which."""
-        gone = sent.keys() - self._client.existing_tasks(self._project, sent)
+        gone = sent.keys() - self.client.existing_tasks(self.project, sent)
         for task in gone:
             del batch[task]
-        self._counter.add(gone=len(gone))
+        self.counter.add(gone=len(gone))
         if gone:
             logger.info("tasks deleted meanwhile: %s", ", ".join(map(str, sorted(gone)[:20])))
         elif len(sent) > 1:
@@ -257,11 +249,11 @@ class Storer:
 
     def _confirm(self, stored: Iterable[int], batch: dict[int, Outcome]) -> None:
         outcomes = [batch.pop(task) for task in stored]
-        self._counter.add(stored=len(outcomes), boxes=sum(outcome.boxes for outcome in outcomes))
+        self.counter.add(stored=len(outcomes), boxes=sum(outcome.boxes for outcome in outcomes))
 
     def _left_out(self, item: Mapping[str, Any]) -> LabelStudioError:
         """Why Label Studio did not store a prediction that it did not refuse."""
-        project = self._client.project(self._project)
+        project = self.client.project(self.project)
         try:
             problems = check_result(project.label_config, item["result"])
         except LabelConfigError as error:

@@ -203,11 +203,11 @@ def _add_state(app: FastAPI, service: Service, jobs: Jobs, learning: Learning) -
     @app.get("/", response_class=HTMLResponse)
     def show_page() -> str:
         """A page that says what is served, and in what state."""
-        return page.render("page.html")
+        return page.render()
 
     @app.get("/status", response_class=HTMLResponse, include_in_schema=False)
     def status() -> str:
-        return page.render("status.html")
+        return page.render_status()
 
     @app.get("/state")
     def state() -> dict[str, Any]:

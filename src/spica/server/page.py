@@ -10,15 +10,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from spica import __version__
 from spica.classes import class_names
 from spica.server.jobs import Jobs
 from spica.server.learning import Learning
 from spica.server.service import Failure, Service
-
-_TEMPLATES = Path(__file__).parent / "templates"
 
 _RUNS = 6
 """Finished trainings that are shown."""
@@ -44,20 +42,26 @@ class Page:
         self._learning = learning
         self._made: asyncio.Task[str] | None = None
         self._at = 0.0
-        self._environment = Environment(
-            loader=FileSystemLoader(_TEMPLATES, encoding="utf-8"),
-            autoescape=select_autoescape(),
+        environment = Environment(
+            loader=FileSystemLoader(Path(__file__).parent / "templates", encoding="utf-8"),
+            autoescape=True,
             undefined=StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
         )
+        self._template = environment.get_template("page.html")
 
-    def render(self, template: str) -> str:
-        """``page.html``, or ``status.html``, the part of it that changes. May take its time: not on the event loop."""
-        return self._environment.get_template(template).render(**self._view())
+    def render(self) -> str:
+        """The whole page, HTML. May take its time: not on the event loop."""
+        return self._template.render(**self._view())
+
+    def render_status(self) -> str:
+        """The part of it that changes, HTML. May take its time too."""
+        context = self._template.new_context(self._view())
+        return "".join(self._template.blocks["status"](context))
 
     async def changes(self, is_stopping: Callable[[], bool]) -> AsyncIterator[str]:
-        """``status.html``, at once and whenever it has changed.
+        """The changing part, at once and whenever it has changed.
 
         Args:
             is_stopping: whether the server ends; it would wait for open connections otherwise.
@@ -75,7 +79,7 @@ class Page:
         """Not older than a second; drawn once, off the event loop, for all who have the page open."""
         if self._made is None or (self._made.done() and time.monotonic() - self._at >= _EVERY_S):
             self._at = time.monotonic()
-            self._made = asyncio.create_task(asyncio.to_thread(self.render, "status.html"))
+            self._made = asyncio.create_task(asyncio.to_thread(self.render_status))
         return await asyncio.shield(self._made)  # a page that is closed must not take it from the others
 
     def _view(self) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 const status = document.getElementById("status");
 
 function show(html) {
-  const open = new Set([...status.querySelectorAll("details:not([open])")].map((each) => each.closest("[data-job]").dataset.job));
+  const open = new Set([...status.querySelectorAll("details:not([open])")].map((element) => element.closest("[data-job]").dataset.job));
   status.innerHTML = html;
-  for (const each of status.querySelectorAll("details")) {
-    if (open.has(each.closest("[data-job]").dataset.job)) each.open = false;
+  for (const element of status.querySelectorAll("details")) {
+    if (open.has(element.closest("[data-job]").dataset.job)) element.open = false;
   }
 }
 
@@ -39,9 +39,9 @@ async function send(path, body, token) {
   const headers = { "Content-Type": "application/json" };
   if (token) headers["X-Api-Key"] = token;
   const answer = await fetch(path, { method: "POST", headers, body: JSON.stringify(body) });
-  const told = await answer.json();
-  if (!answer.ok) throw new Error([told.error.message, told.error.got, told.error.hint].filter(Boolean).join(". "));
-  return told;
+  const result = await answer.json();
+  if (!answer.ok) throw new Error([result.error.message, result.error.got, result.error.hint].filter(Boolean).join(". "));
+  return result;
 }
 
 const form = document.getElementById("prelabel");
