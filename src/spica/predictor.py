@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import unquote
 
-from spica.errors import LabelConfigError, LabelStudioError, SpicaError
+from spica.errors import LabelConfigError, SpicaError
 from spica.images import decode, decoded_bytes, digest_of
 from spica.inference import Engine, Priority, Seen
 from spica.labelstudio import regions
@@ -235,14 +235,6 @@ class Predictor:
             seen_by_uri = {uri: future.result() for uri, future in pending.items()}
             views = list(_views(task, spec, seen_by_uri))
             result = [region for view in views for region in regions_of(view)]
-            problems = regions.check_result(spec.label_config, result)
-            if problems:
-                raise LabelStudioError(
-                    "the answer does not fit the labelling configuration",
-                    where=f"task {task.id}",
-                    got="; ".join(problems[:3]),
-                    hint="this is a fault of Spica's; please report it with the labelling configuration",
-                )
         except SpicaError as error:
             return _failed(task, error)
         # A Rectangle and its Labels share an id and are one box.

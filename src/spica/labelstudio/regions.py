@@ -1,35 +1,18 @@
-"""Detections as Label Studio's regions, and the check of every answer before it leaves."""
+"""Detections as Label Studio's regions."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import secrets
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from spica.boxes import Detections, xyxy_to_xywh_percent
-from spica.errors import LabelConfigError
-from spica.labelstudio.drawing import Drawn, parse_context, select_for_context
+from spica.labelstudio.drawing import parse_context, select_for_context
 from spica.labelstudio.label_config import LabelMatch, RectangleControl, parse_label_config
-
-if TYPE_CHECKING:
-    from label_studio_sdk.label_interface import LabelInterface
-
-__all__ = [
-    "Drawn",
-    "check_result",
-    "parse_context",
-    "prediction",
-    "prediction_score",
-    "select_for_context",
-    "suggestions",
-    "to_regions",
-]
 
 _PERCENT_DIGITS = 4  # half a step is 0.08 pixels at a width of 150,000
 _SCORE_DIGITS = 4
@@ -185,84 +168,23 @@ def prediction(results: Sequence[dict[str, Any]], score: float, model_version: s
     return {"result": list(results), "score": score, "model_version": model_version}
 
 
-def check_result(label_config: str, results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is wrong with a prediction's result items, in the words of the SDK's ``LabelInterface``; empty if nothing.
-
-    Besides, what ``LabelInterface`` lets pass: negative percent, boxes that leave the image, and ids that are shared by
-    items that are not one region.
+def misfits(label_config: str, results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which control tags and labels of a prediction's items a labelling configuration does not have, a line each.
 
     Raises:
-        LabelConfigError: the configuration can't be read at all.
+        LabelConfigError: it has no control tag for labelled rectangles.
     """
-    interface = _interface(label_config)
-    numbers = [_numbers(item) for item in results]
-    problems: list[str] = _problems(interface, _one_of_each(results, numbers))
-    if problems:  # in whose words the regions have other numbers
-        problems = _problems(interface, results)
-    counted = Counter((item.get("id"), item.get("type")) for item in results)
-    problems += [f"the id {name!r} is used {count} times" for (name, _), count in counted.items() if count > 1]
-    told = enumerate(numbers)  # of what has none, LabelInterface has told it already
-    problems += [f"Region {index}: outside the image" for index, each in told if each is not None and not _inside(each)]
-    return problems
-
-
-def _problems(interface: LabelInterface, results: Sequence[Mapping[str, Any]]) -> list[str]:
-    told: list[str] = interface.validate_prediction({"result": list(results)}, return_errors=True)
-    return told
-
-
-def _one_of_each(
-    results: Sequence[Mapping[str, Any]], numbers: Sequence[tuple[float, ...] | None]
-) -> list[Mapping[str, Any]]:
-    """One of the regions inside the image that differ in nothing but percent, and all others.
-
-    ``LabelInterface`` takes as long for a few hundred boxes as a light network for the whole photograph.
-    """
-    firsts: dict[Any, Mapping[str, Any]] = {}
-    for item, each in zip(results, numbers, strict=True):
-        kind = _kind(item) if each is not None and _inside(each) else None
-        firsts.setdefault(kind or object(), item)
-    return list(firsts.values())
-
-
-def _kind(item: Mapping[str, Any]) -> tuple[Any, ...] | None:
-    """All but percent, score and id; None for what is too odd to be compared."""
-    value = item["value"]
-    try:
-        names = (*value.get("rectanglelabels", ()), *value.get("labels", ()))
-        kind = (item["from_name"], item["to_name"], item["type"], value.get("rotation"), names, (*item,), (*value,))
-        hash(kind)
-    except (KeyError, TypeError):
-        return None
-    return kind
-
-
-def _numbers(item: Mapping[str, Any]) -> tuple[float, ...] | None:
-    """Left, top, width and height in percent; None where they are not all numbers."""
-    value = item.get("value", {})
-    try:
-        x, y, width, height = value["x"], value["y"], value["width"], value["height"]
-        return float(x), float(y), float(width), float(height)
-    except (KeyError, TypeError, ValueError):
-        return None
-
-
-def _inside(numbers: tuple[float, ...]) -> bool:
-    x, y, width, height = numbers
-    return x >= 0 and y >= 0 and width > 0 and height > 0 and x + width <= 100 and y + height <= 100
-
-
-@lru_cache(maxsize=128)
-def _interface(label_config: str) -> LabelInterface:
-    from label_studio_sdk._legacy.exceptions import LabelStudioXMLSyntaxErrorSentryIgnored
-    from label_studio_sdk.label_interface import LabelInterface
-
-    parse_label_config(label_config)  # refuses entities and malformed XML, which the SDK would try to read
-    try:
-        return LabelInterface(label_config)
-    except (LabelStudioXMLSyntaxErrorSentryIgnored, ValueError) as error:
-        raise LabelConfigError(
-            "Label Studio's SDK can't read the labelling configuration",
-            got=str(error)[:200],
-            hint="An encoding in the <?xml … ?> line is not accepted, nor tags nested deeper than 256: take it out.",
-        ) from error
+    labels: dict[object, set[str]] = {}
+    for control in parse_label_config(label_config).controls:
+        for name in (control.from_name, control.labels_from_name):
+            labels.setdefault(name, set()).update(label.value for label in control.labels)
+    lines: dict[str, None] = {}
+    for item in results:
+        name, value = item["from_name"], item["value"]
+        used = (*value.get("rectanglelabels", ()), *value.get("labels", ()))
+        if name not in labels:
+            lines[f'the labelling configuration has no control tag "{name}"'] = None
+        lines.update(
+            (f'"{name}" has no label "{label}"', None) for label in used if label not in labels.get(name, used)
+        )
+    return list(lines)

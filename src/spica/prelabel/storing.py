@@ -15,7 +15,7 @@ from typing import Any
 
 from spica.errors import LabelConfigError, LabelStudioError, LabelStudioRefusedError, SpicaError
 from spica.labelstudio.client import LabelStudioClient
-from spica.labelstudio.regions import check_result
+from spica.labelstudio.regions import misfits
 from spica.predictor import Outcome
 from spica.prelabel.claim import Claim
 from spica.prelabel.pipeline import EndOfStage, Stage
@@ -255,7 +255,7 @@ class Storer:
         """Why Label Studio did not store a prediction that it did not refuse."""
         project = self.client.project(self.project)
         try:
-            problems = check_result(project.label_config, item["result"])
+            problems = misfits(project.label_config, item["result"])
         except LabelConfigError as error:
             problems = [error.summary]
         return LabelStudioError(

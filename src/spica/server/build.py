@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 from collections.abc import Callable
@@ -17,10 +16,8 @@ from spica.detectors.weights import WeightsInfo
 from spica.errors import StorageError, UsageError
 from spica.inference import Engine
 from spica.labelstudio.auth import LabelStudioAuth
-from spica.labelstudio.control_tags import EXAMPLE
 from spica.labelstudio.launch_env import is_local
 from spica.labelstudio.media import MediaReader
-from spica.labelstudio.regions import check_result
 from spica.models import active, store
 from spica.models.active import Resolution
 from spica.models.card import Card
@@ -112,12 +109,6 @@ def warm_up(detector: Detector) -> None:
     detector.detect([np.zeros((64, 64, 3), np.uint8)])
 
 
-def _import_sdk() -> None:
-    """Import what checks every answer, Label Studio's SDK: half a second that passes while the model is read."""
-    with contextlib.suppress(Exception):  # the first answer that needs it says what is wrong
-        check_result(EXAMPLE, [])
-
-
 def _engine(
     identity: ModelIdentity,
     serving: Serving,
@@ -128,7 +119,6 @@ def _engine(
     leases = ExitStack()
 
     def load() -> Detector:
-        threading.Thread(target=_import_sdk, name="spica-sdk", daemon=True).start()
         if not settings.data_dir.joinpath("models", identity.id).is_dir():  # a conversion comes first
             version()
         if settings.data_dir.joinpath("models", identity.id).is_dir():
