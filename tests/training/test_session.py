@@ -141,7 +141,7 @@ def test_the_hold_out_is_written_before_anything_is_trained(tmp_path: Path) -> N
     digests = [[example.digest for example in part.examples] for part in (train, held)]
     assert digests == [[example.digest for example in part.examples] for part in again]
     assert not set(digests[0]) & set(digests[1])
-    frozen = holdout.read(holdout.path_of(tmp_path, KEY)).images
+    frozen = holdout.read(holdout.path_of(tmp_path, KEY))
     assert {digest for digest, placed in frozen.items() if placed.side == "holdout"} == set(digests[1])
 
 
