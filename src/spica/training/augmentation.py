@@ -30,7 +30,7 @@ class Zoom(v2.Transform):  # type: ignore[misc]  # torchvision ships no types
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Window left, top, width, height in pixels of the image; it may be larger than the image."""
-        image = next(each for each in flat_inputs if isinstance(each, tv_tensors.Image))
+        image = next(value for value in flat_inputs if isinstance(value, tv_tensors.Image))
         height, width = image.shape[-2:]
         kind, size, x, y = torch.rand(4).tolist()
         share = 1.0

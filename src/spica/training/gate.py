@@ -109,12 +109,7 @@ class Verdict:
         reason: sentences for people.
         ap50: in [0, 1], higher is better; None without objects.
         cost_s: expected seconds of correction an image, lower is better; None without images.
-        images: of the hold-out that were compared on.
-        objects: in them.
         threshold: lowest score that is shown.
-        against: ``nothing`` if no active version answered.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
         drift: of the candidate's line, the candidate included.
     """
 
@@ -166,7 +161,7 @@ def judge(
         groups: one an image; images of one group (tiles of one photograph) are drawn together.
         drift: of the active version's line.
         resamples: of the bootstrap.
-        seed: of the bootstrap; the verdict is the same for the same seed.
+        seed: of the bootstrap.
 
     Raises:
         ValueError: not as many detections as truths, or a class id that has no name.

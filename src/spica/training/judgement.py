@@ -42,12 +42,8 @@ class Parent:
     """The active version: what a training begins with, and what its result is compared with.
 
     Attributes:
-        folder: with its files.
-        id: in the store.
         names: of its classes as the project calls them; their own where the project does not know them.
-        init: the folder, if a training can begin with it, else None.
-        why_not: why it can't, None if it can.
-        drift: what its line has lost since its best version.
+        init: the folder, if a training can begin with it, else None, and ``why_not`` says why.
     """
 
     folder: Path
@@ -84,7 +80,6 @@ class Judgement:
     """What the hold-out says of a candidate.
 
     Attributes:
-        verdict: the gate's.
         metrics: COCO's, in f32.
         bf16: the candidate in bf16 beside f32; None where that was not checked.
         notes: why it was not, where it should have been.

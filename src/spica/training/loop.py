@@ -75,10 +75,10 @@ def train(
     Args:
         data: to learn from. Images without objects are true negatives.
         valid: to validate each epoch by, with the classes of ``data``.
-        chooses: whether the training stops early by ``valid``, and takes the best weights. Else, or without ``valid``,
-            all epochs are done, and the last weights are taken: then the metrics on ``valid`` are not flattered.
-        folder: made where it is missing; one training at a time may use it.
+        folder: one training at a time may use it.
         recipe: how.
+        chooses: whether the training stops early by ``valid``, and takes the best weights. Else all epochs are done,
+            and the last weights are taken: then the metrics on ``valid`` are not flattered.
         init: weights file or version's folder to begin with; None takes published weights.
         init_classes: names by class id of ``init``, for a file that carries none.
         on_progress: called after every step, in this thread.

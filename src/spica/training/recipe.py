@@ -35,25 +35,22 @@ class Recipe:
     """A training.
 
     Attributes:
-        architecture: one of :func:`spica.detectors.architecture.names`.
-        epochs: passes over all images, at most; at least 1.
-        batch: images a step, at least 1.
+        epochs: passes over all images, at most.
+        batch: images a step.
         lr: learning rate of AdamW at its highest; it rises over the first steps and falls to 0 as a cosine.
-        weight_decay: of AdamW.
-        flip: mirror images from left to right, each second time.
-        flip_vertical: mirror them upside down too, where up and down mean nothing.
+        flip_vertical: mirror images upside down too, where up and down mean nothing.
         zoom: cut a part out, or put the image on a larger ground.
         colour: vary brightness, contrast, saturation and, a little, hue.
-        seed: of all that is random; the same seed on the same machine gives the same weights, bit for bit, on a CPU.
+        seed: the same one on the same machine gives the same weights, bit for bit, on a CPU.
         threads: of torch; 0 leaves it to torch.
-        frozen: so many stages of the backbone, counted from the image, keep their weights; 0 to 5.
-        patience: stop after so many judgements without a better one; 0 never stops early.
-        max_minutes: stop after the epoch in which so much time was over, None never does.
+        frozen: stages of the backbone, counted from the image, that keep their weights; 0 to 5.
+        patience: stop after this many validations without a better one; 0 never stops early.
+        max_minutes: stop after the epoch in which they are over, None never does.
         precision: ``bf16`` computes the layers with 16 bits; the weights and all boxes keep 32.
         norm_eps: eps of the batch norm of torchvision's networks, as served.
-        min_size: side in pixels to which the shorter side of images is scaled; None for the architecture's own.
-        max_size: side in pixels that the longer side does not exceed; None for the architecture's own.
-        pretrained: begin with published weights where no others are given.
+        min_size: side in pixels to which the shorter side of images is scaled, ``max_size`` is what the longer side
+            does not exceed; None for the architecture's own.
+        pretrained: begin with published weights where no others are named.
     """
 
     architecture: str = DEFAULT_ARCHITECTURE
@@ -95,7 +92,7 @@ class Recipe:
         continued: bool = False,
         **chosen: Any,
     ) -> Recipe:
-        """The defaults for so many images.
+        """The defaults by the number of images.
 
         What counts for a small data set is the number of steps, not of epochs: 20 images are looked at 25 times each,
         200 seven times, and a network that has learned before half as often with half the learning rate.
@@ -105,7 +102,7 @@ class Recipe:
             architecture: None for :data:`DEFAULT_ARCHITECTURE`, or :data:`GPU_ARCHITECTURE` with a GPU.
             cuda: whether there is a GPU; None looks.
             continued: the training begins with weights that were trained for the same task.
-            chosen: fields that are given and not to be found; None counts as not given.
+            chosen: fields to set; None takes the default.
         """
         cuda = _has_cuda() if cuda is None else cuda
         architecture = architecture or (GPU_ARCHITECTURE if cuda else DEFAULT_ARCHITECTURE)
@@ -123,8 +120,7 @@ class Recipe:
             frozen=STAGES if large and not cuda and n_images < _FEW_IMAGES else 2,
             precision="bf16" if has_bf16(cuda) else "f32",
         )
-        given = {name: value for name, value in chosen.items() if value is not None}
-        return replace(recipe, **given)
+        return replace(recipe, **{name: value for name, value in chosen.items() if value is not None})
 
     def as_json(self) -> dict[str, Any]:
         """For cards."""

@@ -50,9 +50,9 @@ def write(trained: Trained, out: Path, *, data: DataSet, valid: DataSet | None, 
                 shutil.copyfile(trained.weights, weights)
             else:
                 write_state_dict(trained.weights, weights)
-            told = card(trained, data, valid, counts)
-            card_json.write_text(json.dumps(told, ensure_ascii=False, indent=2) + "\n", "utf-8")
-            card_text.write_text(as_text(told, out.name), "utf-8")
+            fields = card(trained, data, valid, counts)
+            card_json.write_text(json.dumps(fields, ensure_ascii=False, indent=2) + "\n", "utf-8")
+            card_text.write_text(as_text(fields, out.name), "utf-8")
             curves.write_bytes(figures.curves([epoch.as_json() for epoch in trained.history], "png"))
             if counts is not None:
                 scatter.write_bytes(figures.counts(counts, "png"))
@@ -96,29 +96,29 @@ def card(trained: Trained, data: DataSet, valid: DataSet | None, counts: Countin
     }
 
 
-def as_text(told: dict[str, Any], name: str) -> str:
+def as_text(fields: dict[str, Any], name: str) -> str:
     """The card for people, Markdown."""
-    training, metrics, counting = told["training"], told["metrics"] or {}, told["counting"]
+    training, metrics, counting = fields["training"], fields["metrics"] or {}, fields["counting"]
     lines = [
         f"# {name}",
         "",
-        f"A {told['architecture']} that finds {', '.join(told['classes'])}, trained by Spica {told['spica']} on "
-        f"{told['created']}.",
+        f"A {fields['architecture']} that finds {', '.join(fields['classes'])}, trained by Spica {fields['spica']} on "
+        f"{fields['created']}.",
         "",
-        f"* Learned from {training['images']} images with {training['boxes']} boxes, beginning with {told['start']}.",
+        f"* Learned from {training['images']} images with {training['boxes']} boxes, beginning with {fields['start']}.",
         f"* {training['epochs']} epochs in {training['seconds'] / 60:.1f} minutes; these are the weights of epoch "
         f"{training['best_epoch']}.",
     ]
-    if told["validation"] is not None:
+    if fields["validation"] is not None:
         shown = ", ".join(f"{label} {_percent(metrics.get(key))}" for key, label in _METRICS)
-        lines.append(f"* On {told['validation']['images']} images that it has not learned from: {shown}.")
+        lines.append(f"* On {fields['validation']['images']} images that it has not learned from: {shown}.")
     if counting is not None:
-        r2 = "not to be told" if counting["r2"] is None else f"{counting['r2']:.3f}"
+        r2 = "unknown" if counting["r2"] is None else f"{counting['r2']:.3f}"
         lines.append(
             f"* Counting boxes with a score of {counting['threshold']:g} and more: R² {r2}, bias "
             f"{counting['bias']:+.1f} objects an image."
         )
-    lines += [f"* {note}" for note in (*told["notes"], *training["left_out"])]
+    lines += [f"* {note}" for note in (*fields["notes"], *training["left_out"])]
     return "\n".join(
         [*lines, "", "It finds what it was shown: judge it on images of your own before you rely on it.", ""]
     )

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -34,18 +34,13 @@ State = Literal["running", "passed", "refused", "cancelled", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class TrainingJob:
-    """What the process that trains is given.
+    """What the process that trains is given, as JSON values.
 
     Attributes:
-        project: which one.
-        run: id of the run.
-        folder: of the run.
-        data_dir: Spica's.
-        label_studio_url: where Label Studio is.
-        token: for it.
-        parent: folder of the version to start from and to compare with, None for none.
-        parent_id: its id.
-        settings: those that matter for a training, by name.
+        run: id of the run, ``folder`` is its folder.
+        token: of Label Studio.
+        parent: folder of the version to start from and to compare with, None for none; ``parent_id`` is its id.
+        settings: the server's, without secrets.
         threads: at most.
         memory_bytes: with more, it ends.
     """
@@ -73,23 +68,16 @@ class Run:
     """A training, under way or over.
 
     Attributes:
-        id: of the run, in order of time within a project.
-        project: which one; its folder says it.
-        title: of the project.
+        id: in order of time within a project.
         cause: why it was started, for people.
-        started: ISO 8601, UTC.
-        state: ``running``; ``passed`` or ``refused`` by the gate; ``cancelled`` or ``failed``.
-        finished: ISO 8601, UTC; None while it runs.
+        started: ISO 8601, UTC, as ``finished``.
+        state: ``passed`` and ``refused`` are the gate's.
         stage: what it is doing, in a few words.
         parent: id of the version that it starts from and is compared with, None if there is none.
         active: what the project's pointer said when it began, a :class:`spica.models.active.Step`; None if nothing.
-        new: submissions that no version has learned from, when it was started.
-        images: annotated images that it learns from.
-        boxes: in these images.
-        holdout: annotated images that are kept to judge by.
+        new: submissions that no version had learned from, when it was started.
+        images: that it learns from, with ``boxes``; ``holdout`` images are kept to judge by.
         epoch: the one under way, from 1; 0 before the first.
-        epochs: how many there will be at most.
-        losses: by name, of the last epoch.
         eta_s: seconds to go, None if that can't be said yet.
         version: id of what came out of it.
         verdict: what the gate said: ``accepted``, ``sentence`` and its figures.
@@ -194,8 +182,12 @@ class Runs:
         Raises:
             StorageError: the folder can't be written; nothing is left of the run.
         """
-        now = datetime.now(UTC)
-        name = f"{now:%Y%m%dT%H%M%S}.{now.microsecond // 1000:03}Z-{secrets.token_hex(2)}"
+        now = moment = datetime.now(UTC)
+        for folder in self.project_folder(project).glob("*"):  # the clock may have been set back
+            begun = started(folder.name)
+            if begun is not None:
+                moment = max(moment, begun + timedelta(milliseconds=1))
+        name = f"{moment:%Y%m%dT%H%M%S}.{moment.microsecond // 1000:03}Z-{secrets.token_hex(2)}"
         run = Run(id=name, project=project, started=now.isoformat(timespec="seconds"), **attributes)
         try:
             self.write(run)
