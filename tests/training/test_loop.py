@@ -23,8 +23,8 @@ from spica.detectors.weights import inspect  # noqa: E402
 from spica.errors import DataSetError, StorageError, TrainingError, UsageError, WeightsError  # noqa: E402
 from spica.evaluation.truth import Truth  # noqa: E402
 from spica.training import gate, photographs  # noqa: E402
-from spica.training.answers import answer_with  # noqa: E402
 from spica.training.dataset import DataSet  # noqa: E402
+from spica.training.detection import detect_with  # noqa: E402
 from spica.training.loop import CHECKPOINT, StoppedError, learning_rate, train  # noqa: E402
 from spica.training.progress import Progress, Trained  # noqa: E402
 from spica.training.recipe import Recipe  # noqa: E402
@@ -393,14 +393,14 @@ def test_a_training_on_shuffled_labels_is_refused(learned: Trained, fields: Data
     """What goes on with the boxes of other images is refused by the gate; with its own boxes it would not be so bad."""
     held = wheat(tmp_path / "held", range(3000, 3012), width=320, height=240)
     truths = [example.truth for example in held.examples]
-    active = answer_with(learned.weights, held)
+    active = detect_with(learned.weights, held)
     own = fields.examples[:8]
     shuffled = tuple(replace(one, truth=other.truth) for one, other in zip(own, (*own[1:], own[0]), strict=True))
     verdicts = []
     for name, examples in (("shuffled", shuffled), ("own", own)):
         recipe = replace(LEARNS, epochs=2, lr=3e-4)
         trained = train(replace(fields, examples=examples), None, tmp_path / name, recipe, init=learned.weights)
-        answers = answer_with(trained.weights, held)
+        answers = detect_with(trained.weights, held)
         verdicts.append(gate.judge(truths, active, answers, held.classes, threshold=0.5, resamples=400))
     wrong, right = verdicts
     assert (wrong.passed, wrong.decided) == (False, True), wrong.reason

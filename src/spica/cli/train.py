@@ -359,8 +359,8 @@ def _finish(trained: Trained, target: Path, learned: DataSet, judged: DataSet | 
 def _counts(trained: Trained, judged: DataSet) -> Counting:
     """Objects an image as the weights see them."""
     from spica.evaluation.counting import count
-    from spica.training.answers import answer_with
+    from spica.training.detection import detect_with
 
     with working("Counting objects …"):
-        found = answer_with(trained.weights, judged)
+        found = detect_with(trained.weights, judged)
     return count([example.truth for example in judged.examples], found, settings_with().threshold)

@@ -24,8 +24,8 @@ from spica.detectors.torch_gpu import compute_in_bf16
 from spica.errors import StorageError, TrainingError
 from spica.evaluation.metrics import evaluate
 from spica.training import initialise, photographs
-from spica.training.answers import answers
 from spica.training.dataset import DataSet, require_learnable
+from spica.training.detection import detect
 from spica.training.footprint import lacks_memory
 from spica.training.initialise import Start
 from spica.training.photographs import Batch, Photographs, for_network, mixed
@@ -288,7 +288,7 @@ class _Loop:
         assert self._valid is not None  # noqa: S101 - or it would not be due
         began = time.monotonic()
         self._tell(self._progress(validating=True))
-        detections = answers(self._network, self._valid, between=self._check)
+        detections = detect(self._network, self._valid, between=self._check)
         metrics = evaluate([example.truth for example in self._valid.examples], detections, self._classes).as_json()
         self._validation_s = time.monotonic() - began
         return metrics

@@ -1,4 +1,4 @@
-"""What a network in torch answers to the images of a data set. This module needs torch."""
+"""What a network in torch detects on the images of a data set. This module needs torch."""
 
 from __future__ import annotations
 
@@ -14,44 +14,36 @@ from spica.training.dataset import DataSet
 from spica.training.photographs import Photographs, for_network, whole
 
 
-def answers(
-    network: nn.Module,
-    photographs: Photographs,
-    *,
-    between: Callable[[], None] | None = None,
+def detect(
+    network: nn.Module, photographs: Photographs, *, between: Callable[[], None] = lambda: None
 ) -> list[Detections]:
-    """One answer an image, in order, in pixels of the example's own size; the network's mode is left as it was.
+    """Detections of each image, in order, in pixels of the example's own size; the network's mode is left as it was.
 
     Args:
         network: one of torchvision's detection family.
         photographs: to look at.
         between: called before each image; what it raises ends the work.
     """
-    found = []
+    detections = []
     device = next(network.parameters()).device
     training = network.training
     network.eval()
     try:
         for example, image, scale in whole(photographs):
-            if between is not None:
-                between()
+            between()
             with torch.inference_mode():
-                (answer,) = network([image.to(device)])
-            size = example.truth.width, example.truth.height
-            boxes = answer["boxes"].cpu() / scale
-            labels, scores = answer["labels"].cpu(), answer["scores"].cpu()
-            found.append(postprocess(boxes.numpy(), labels.numpy(), scores.numpy(), width=size[0], height=size[1]))
+                (output,) = network([image.to(device)])
+            boxes, labels, scores = (output[name].cpu() for name in ("boxes", "labels", "scores"))
+            width, height = example.truth.width, example.truth.height
+            boxes = boxes / scale
+            detections.append(postprocess(boxes.numpy(), labels.numpy(), scores.numpy(), width=width, height=height))
     finally:
         network.train(training)
-    return found
+    return detections
 
 
-def answer_with(weights: Path, data: DataSet) -> list[Detections]:
-    """What weights of :func:`spica.training.loop.train` answer to the images of a data set, one an image, in order.
-
-    Args:
-        weights: a ``.safetensors`` file with its metadata.
-        data: at least one example.
+def detect_with(weights: Path, data: DataSet) -> list[Detections]:
+    """The same by weights of :func:`spica.training.loop.train`, a ``.safetensors`` file with its metadata.
 
     Raises:
         WeightsError: they can't be used.
@@ -63,4 +55,4 @@ def answer_with(weights: Path, data: DataSet) -> list[Detections]:
     info = inspect(weights)
     network = build_from(load_state_dict(weights), architecture=info.architecture, input_size=info.input_size)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return answers(network.to(device), for_network(data, network))
+    return detect(network.to(device), for_network(data, network))
