@@ -140,3 +140,10 @@ def make_server(tmp_path: Path) -> Iterator[Callable[..., ModelServer]]:
 def server(make_server: Callable[..., ModelServer]) -> ModelServer:
     """A model server as it comes."""
     return make_server()
+
+
+@pytest.fixture(scope="module")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
+    """The same, once for all tests of a module that leave nothing in it, or don't mind."""
+    with model_servers(tmp_path_factory.mktemp("shared")) as make:
+        yield make()

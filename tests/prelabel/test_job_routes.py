@@ -9,10 +9,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from model_server import ModelServer, make_server, server
+from model_server import ModelServer, make_server, shared_server
 from scripted_detector import WAIT_S
 
-__all__ = ["make_server", "server"]
+__all__ = ["make_server", "shared_server"]
 MakeServer = Callable[..., ModelServer]
 
 
@@ -34,40 +34,40 @@ MakeServer = Callable[..., ModelServer]
         pytest.param({"Content-Type": "application/json"}, b'{"project": 1}', 401, id="no token"),
     ],
 )
-def test_refused(server: ModelServer, headers: dict[str, str], content: bytes, status: int) -> None:
+def test_refused(shared_server: ModelServer, headers: dict[str, str], content: bytes, status: int) -> None:
     """A job is started by a program or our own page only, with a body that is understood whole, and with a token."""
-    answer = server.client.post("/jobs/prelabel", content=content, headers=headers)
+    answer = shared_server.client.post("/jobs/prelabel", content=content, headers=headers)
     assert answer.status_code == status, answer.text
     assert set(answer.json()["error"]) == {"code", "message", "where", "expected", "got", "hint"}
-    assert server.client.get("/jobs").json() == {"jobs": []}
+    assert shared_server.client.get("/jobs").json() == {"jobs": []}
 
 
-def test_a_label_studio_that_is_not_there(server: ModelServer) -> None:
+def test_a_label_studio_that_is_not_there(shared_server: ModelServer) -> None:
     """Without a Label Studio a job is refused at once, with its address."""
-    answer = server.client.post("/jobs/prelabel", json={"project": 1}, headers={"X-Api-Key": "0" * 40})
+    answer = shared_server.client.post("/jobs/prelabel", json={"project": 1}, headers={"X-Api-Key": "0" * 40})
     assert answer.status_code == 502
     assert "127.0.0.1:9" in answer.json()["error"]["where"]
     assert "0" * 40 not in answer.text
 
 
-def test_another_label_studio_than_the_server_s(server: ModelServer) -> None:
+def test_another_label_studio_than_the_server_s(shared_server: ModelServer) -> None:
     """A token is never sent to another Label Studio than the one that the caller means."""
     body = {"project": 1, "label_studio_url": "http://127.0.0.1:8080"}
-    answer = server.client.post("/jobs/prelabel", json=body, headers={"X-Api-Key": "0" * 40})
+    answer = shared_server.client.post("/jobs/prelabel", json=body, headers={"X-Api-Key": "0" * 40})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "usage")
 
 
 @pytest.mark.parametrize("path", ["/jobs/none", "/jobs/none/failures"])
-def test_unknown_job(server: ModelServer, path: str) -> None:
+def test_unknown_job(shared_server: ModelServer, path: str) -> None:
     """A job that is not known is a 404 in the one shape of errors."""
-    answer = server.client.get(path)
+    answer = shared_server.client.get(path)
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
 
 
-def test_stopping_asks_the_same_of_its_callers(server: ModelServer) -> None:
+def test_stopping_asks_the_same_of_its_callers(shared_server: ModelServer) -> None:
     """Another site can't stop jobs either."""
-    assert server.client.post("/jobs/none/stop", content=b"").status_code == 400
-    assert server.client.post("/jobs/none/stop", json={}).status_code == 404
+    assert shared_server.client.post("/jobs/none/stop", content=b"").status_code == 400
+    assert shared_server.client.post("/jobs/none/stop", json={}).status_code == 404
 
 
 def test_basic_auth_guards_the_jobs(make_server: MakeServer) -> None:
@@ -116,8 +116,8 @@ def test_events_end_with_the_server(make_server: MakeServer) -> None:
         assert "test-0001" in next(lines)
 
 
-def test_the_page_offers_to_predict_a_project(server: ModelServer) -> None:
+def test_the_page_offers_to_predict_a_project(shared_server: ModelServer) -> None:
     """The page has a form for a whole project, with a field for the token where the server has none."""
-    page = server.client.get("/").text
+    page = shared_server.client.get("/").text
     assert 'id="prelabel"' in page
     assert 'name="token"' in page
