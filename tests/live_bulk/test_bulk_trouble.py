@@ -73,7 +73,9 @@ def work_on(
             Claim.take(folder, client.url, project, by="a test", version=spec.prediction.version)
         )
     say = (lambda _line: None) if said is None else said.append
-    job = BulkJob(client, model.predictor, spec, claim, stop=stop, watch=watch, say=say, watch_s=0.2)
+    job = BulkJob(
+        client, model.predictor, spec, claim, stop=stop or threading.Event(), watch=watch, say=say, watch_s=0.2
+    )
     ended: list[BaseException | None] = []
 
     def run() -> None:

@@ -163,9 +163,7 @@ def test_500_tasks_at_once_are_answered_in_order(make_server: Callable[..., Mode
     ("header", "content"),
     [
         pytest.param(b"Content-Length: 100000000", b"", id="announced"),
-        pytest.param(
-            b"Transfer-Encoding: chunked", b"f4241\r\n" + b" " * 1_000_001, id="in chunks"
-        ),
+        pytest.param(b"Transfer-Encoding: chunked", b"f4241\r\n" + b" " * 1_000_001, id="in chunks"),
         pytest.param(b"Content-Length: 1000001", b" " * 10, id="by a byte"),
     ],
 )
