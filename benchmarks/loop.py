@@ -27,7 +27,7 @@ from spica.boxes import Detections
 from spica.detectors.contract import Detector
 from spica.evaluation.metrics import evaluate
 from spica.evaluation.predict import image_file, predict
-from spica.models import versions
+from spica.models import store
 from spica.models.load import load_detector
 from spica.models.serving import Serving
 from spica.models.version import ModelVersion
@@ -191,7 +191,7 @@ def _learn(state: _State, annotated: DataSet, result: Round) -> None:
     trained = loop.train(train, None, folder, recipe, init=init)
     result.train_s = time.monotonic() - began
     began = time.monotonic()
-    candidate = versions.add(
+    candidate = store.add(
         state.place,
         trained.weights,
         name="loop",

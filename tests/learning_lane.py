@@ -22,9 +22,10 @@ from spica.demo import model_folder
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.launch import LabelStudioProcess
 from spica.labelstudio.ports import free_port
-from spica.models import active, versions
+from spica.models import active
 from spica.models.card import read_card
-from spica.models.folders import ids
+from spica.models.listing import list_versions
+from spica.models.version import ids, open_version
 from spica.training.recipe import DEFAULT_ARCHITECTURE
 from spica.training.runs import Run, Runs
 
@@ -210,10 +211,10 @@ class Lane:
 
     def check(self) -> str:
         """After a kill: the store is whole, one version is active, and that one answers; its id."""
-        listed = versions.all(self.data_dir)
+        listed = list_versions(self.data_dir)
         assert [each.damaged for each in listed if each.damaged is not None] == []
         for each in listed:
-            versions.open(self.data_dir, each.id)  # every byte, against its checksum
+            open_version(self.data_dir, each.id)  # every byte, against its checksum
         pointer = active.read(self.data_dir, self.key)
         wanted = active.resolve(self.data_dir, self.key, BASE)
         if pointer is not None and pointer.version is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from project_keys import known
-from spica.models import active, space, versions
+from spica.models import active, space, store
 from tiny_versions import add_tiny, fake_conversion, safetensors
 
 PROJECT = 1
@@ -30,7 +30,7 @@ def work(data_dir: Path, seed: str) -> None:
             pointer = active.read(data_dir, known(PROJECT))
             parent = pointer.version if pointer is not None else None
             version = add_tiny(data_dir, weights, parent=parent)
-            versions.record(data_dir, version, gate={"accepted": chance.random() < 0.5})
+            store.record(data_dir, version, gate={"accepted": chance.random() < 0.5})
             print("added", flush=True)
             active.activate(data_dir, known(PROJECT), version, base=BASE, why="better", by=seed)
             print("activated", flush=True)

@@ -18,8 +18,9 @@ from spica.cli import console
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.launch import LabelStudioProcess
 from spica.labelstudio.records import Project
-from spica.models import active, pins, versions
-from spica.models.folders import answers_with
+from spica.models import active
+from spica.models.listing import list_versions, pin
+from spica.models.version import answers_with, open_version
 from spica.project import ProjectKey
 from spica.training.takeover import take_over
 from tiny_versions import cache, tiny_version
@@ -91,7 +92,7 @@ def pair(tmp_path: Path) -> tuple[str, str]:
 def test_the_list_shows_what_is_there_and_why_it_is_active(run: Run, tmp_path: Path, pair: tuple[str, str]) -> None:
     """Newest first, with parent, data, hold-out and verdict; below it what each project is served with, and why."""
     active.activate(tmp_path, known(4), pair[0], base=BASE, why="better by 0.1 AP50", by="training")
-    pins.pin(tmp_path, pair[1])
+    pin(tmp_path, pair[1])
     done = run("list")
     assert done.status == 0
     lines = [line for line in done.out.splitlines() if any(each in line for each in pair)]
@@ -248,7 +249,7 @@ def test_delete_and_pins(run: Run, tmp_path: Path, pair: tuple[str, str]) -> Non
     done = run("delete", pair[1], "--yes")
     assert done.status == 0, done.err
     assert f"Deleted {pair[1]}" in done.out
-    assert [each.id for each in versions.all(tmp_path)] == [pair[0]]
+    assert [each.id for each in list_versions(tmp_path)] == [pair[0]]
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -260,7 +261,7 @@ def test_export_and_import_on_another_machine(run: Run, tmp_path: Path, pair: tu
     assert f"Imported {pair[0]}." in done.out
     assert f"spica models activate {pair[0]}" in done.out
     assert "already" in run("import", tmp_path / "wheat.zip", data_dir=tmp_path / "there").out
-    assert versions.open(tmp_path / "there", pair[0]).id == pair[0]
+    assert open_version(tmp_path / "there", pair[0]).id == pair[0]
 
 
 @pytest.mark.parametrize(

@@ -262,7 +262,7 @@ def test_killed_in_between_the_version_is_as_it_was(
     def killed(*_: object, **__: object) -> Any:
         raise KeyboardInterrupt
 
-    name = {"making": "quantise", "comparing": "run_all", "recording": "record_form"}[moment]
+    name = {"making": "quantise", "comparing": "run_all", "recording": "record_variant"}[moment]
     monkeypatch.setattr(optimising, name, killed)
     with pytest.raises(KeyboardInterrupt):
         optimise(version, find_photographs(photos), settings)
@@ -488,8 +488,8 @@ def test_forms_recorded_at_the_same_time_are_both_kept(
             pass
         tried.append("locked")
 
-    monkeypatch.setattr(optimising, "record_form", recorded)
-    monkeypatch.setattr(checks, "record_form", recorded)
+    monkeypatch.setattr(optimising, "record_variant", recorded)
+    monkeypatch.setattr(checks, "record_variant", recorded)
     monkeypatch.setattr(optimising, "read_card", lambda folder: version.card)
     optimise(version, find_photographs(photos), settings)
     checks.check_bf16(version, find_photographs(photos)[:1], settings)
@@ -550,7 +550,7 @@ def test_a_card_that_cannot_be_written_leaves_f32(
     def refuse(*_: object) -> None:
         raise StorageError("a file could not be written", where="there")
 
-    monkeypatch.setattr(checks, "record_form", refuse)
+    monkeypatch.setattr(checks, "record_variant", refuse)
     with FirstCheck(identity, find_photographs(photos)[:1], settings) as check:
         check.wait()
     assert "could not be written" in caplog.text

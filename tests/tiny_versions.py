@@ -16,9 +16,8 @@ from spica.detectors.conversion import Request
 from spica.detectors.safetensors_header import read_shapes
 from spica.detectors.weights import WeightsInfo
 from spica.files import sha256_file
-from spica.models import store, versions
-from spica.models.card import CARD, Card, describe_files
-from spica.models.version_id import fingerprint, version_id
+from spica.models import store
+from spica.models.card import CARD, Card, describe_files, fingerprint, version_id
 
 SETTINGS: Mapping[str, Any] = {"score_floor": 0.05, "max_detections": 1000, "norm_eps": 0.0}
 
@@ -97,6 +96,6 @@ def fake_conversion(patch: pytest.MonkeyPatch) -> FakeConversion:
 
 
 def add_tiny(data_dir: Path, weights: Path, name: str = "wheat", **more: Any) -> str:
-    """``versions.add`` with what most tests want; the id."""
+    """``store.add`` with what most tests want; the id."""
     given: dict[str, Any] = {"parent": None, "training": {"images": 3, "boxes": 9}, "metrics": {}, **more}
-    return versions.add(data_dir, weights, name=name, **given, **SETTINGS).id
+    return store.add(data_dir, weights, name=name, **given, **SETTINGS).id

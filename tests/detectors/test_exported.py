@@ -20,9 +20,9 @@ from spica.detectors.openvino import openvino_core
 from spica.detectors.weights import inspect
 from spica.errors import DetectorContractError, WeightsError
 from spica.models import store
-from spica.models.card import describe_files, read_card, weights_info
+from spica.models.card import describe_files, read_card
 from spica.models.load import load_detector
-from spica.models.version import ModelVersion
+from spica.models.version import ModelVersion, weights_info
 
 LAYOUTS = tuple(METADATA)
 RED, GREEN = 204, 153

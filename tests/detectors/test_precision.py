@@ -36,7 +36,7 @@ from spica.detectors.quantise import _Photographs, faster
 from spica.errors import ImageError, StorageError, WeightsError
 from spica.evaluation.matching import match
 from spica.evaluation.truth import Truth
-from spica.models.card import CARD, FileEntry, Form, check_files, read_card, record_form
+from spica.models.card import CARD, FileEntry, Variant, check_files, read_card, record_variant
 
 GRAPH = model_folder() / "model.onnx"
 
@@ -369,23 +369,23 @@ def version(tmp_path: Path) -> Path:
     return Path(shutil.copytree(model_folder(), tmp_path / "版 1"))
 
 
-def int8_form(folder: Path, content: bytes = b"x") -> Form:
+def int8_form(folder: Path, content: bytes = b"x") -> Variant:
     """An int8 form whose files are no graph."""
     from spica.models.card import describe_files
 
     names = ("model-int8-0000.xml", "model-int8-0000.bin")
     for name in names:
         (folder / name).write_bytes(content)
-    return Form(True, {"result": "よい"}, graph=names[0], files=describe_files(folder, names))
+    return Variant(True, {"result": "よい"}, graph=names[0], files=describe_files(folder, names))
 
 
 def test_forms_survive_in_the_card_and_nothing_else_changes(version: Path) -> None:
     """What was recorded is read back, and every other entry, known or not, is as before; the id too."""
     before, card_before = json.loads((version / CARD).read_text("utf-8")), read_card(version)
     assert card_before.precisions == {}
-    bf16, int8 = Form(False, {"result": "bad"}, accepted_loss=True), int8_form(version)
-    record_form(version, "bf16", bf16)
-    card = record_form(version, "int8", int8)
+    bf16, int8 = Variant(False, {"result": "bad"}, accepted_loss=True), int8_form(version)
+    record_variant(version, "bf16", bf16)
+    card = record_variant(version, "int8", int8)
     assert card == read_card(version)
     assert dict(card.precisions) == {"bf16": bf16, "int8": int8}
     assert card.id == card_before.id
@@ -399,14 +399,14 @@ def test_forms_survive_in_the_card_and_nothing_else_changes(version: Path) -> No
 
 def test_a_card_written_anew_keeps_its_forms(version: Path) -> None:
     """The text that a card makes of itself is read back as the same card."""
-    card = record_form(version, "int8", int8_form(version))
+    card = record_variant(version, "int8", int8_form(version))
     (version / CARD).write_text(card.as_json(), "utf-8")
     assert read_card(version) == card
 
 
 def test_the_files_of_a_form_are_checked(version: Path) -> None:
     """A flipped byte in the int8 graph is noticed like one in the network itself."""
-    card = record_form(version, "int8", int8_form(version))
+    card = record_variant(version, "int8", int8_form(version))
     check_files(version, card)
     (version / "model-int8-0000.bin").write_bytes(b"y")
     with pytest.raises(WeightsError, match=r"model-int8-0000\.bin"):
@@ -419,7 +419,7 @@ def test_other_contents_have_other_digits(version: Path) -> None:
     assert first.digits != second.digits
     assert len(first.digits) == 4
     assert first.digits == int8_form(version, b"x").digits
-    assert Form(True).digits == ""
+    assert Variant(True).digits == ""
 
 
 @pytest.mark.parametrize(
@@ -451,7 +451,7 @@ def test_a_card_that_cannot_be_replaced_stays(version: Path, monkeypatch: pytest
 
     monkeypatch.setattr(Path, "replace", refuse)
     with pytest.raises(StorageError, match="Permission denied"):
-        record_form(version, "bf16", Form(True))
+        record_variant(version, "bf16", Variant(True))
     assert (version / CARD).read_bytes() == before
     assert sorted(path.name for path in version.iterdir()) == [CARD, "model.onnx"]
     assert read_card(version).files["model.onnx"] == FileEntry(

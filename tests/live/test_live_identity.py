@@ -76,4 +76,4 @@ def test_a_label_studio_that_was_set_up_anew(
             assert (anew.number, answered) == (1, BASE)
             assert anew.created > old.created
             assert chosen(studio, other) == (anew, other)
-    assert {key: pointer.version for key, pointer in active.all(tmp_path).items()} == {old: own, anew: other}
+    assert {key: pointer.version for key, pointer in active.pointers(tmp_path).items()} == {old: own, anew: other}

@@ -23,7 +23,7 @@ from spica.errors import LabelStudioError
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.launch import LabelStudioProcess
 from spica.labelstudio.records import Project
-from spica.models.folders import ids
+from spica.models.version import ids
 from spica.server.jobs import Jobs, PrelabelRequest
 from spica.server.rollout import Rollouts
 from spica.settings import Settings

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
 import threading
 from pathlib import Path
@@ -31,9 +30,9 @@ def names(pointer: active.Pointer | None) -> list[str | None]:
 def test_nothing_is_active_at_first(tmp_path: Path) -> None:
     """Without a file nothing is active, reading makes none, and the server's own weights are served."""
     assert active.read(tmp_path, ONE) is None
-    assert active.all(tmp_path) == {}
+    assert active.pointers(tmp_path) == {}
     resolved = active.resolve(tmp_path, ONE, BASE)
-    assert (resolved.version, resolved.absent) == (None, True)
+    assert (resolved.version, resolved.problem) == (None, None)
     assert resolved.reason == "no version was ever activated for project 1"
     assert list(tmp_path.iterdir()) == []
 
@@ -48,7 +47,7 @@ def test_what_is_activated_is_served_with_its_reason(tmp_path: Path) -> None:
     assert active.resolve(tmp_path, ONE, BASE).version == version
     assert "better" in active.resolve(tmp_path, ONE, BASE).reason
     assert active.read(tmp_path, known(2)) is None
-    assert active.all(tmp_path) == {ONE: now}
+    assert active.pointers(tmp_path) == {ONE: now}
 
 
 def test_rollbacks_go_back_step_by_step_to_the_servers_own_weights(tmp_path: Path) -> None:
@@ -127,8 +126,8 @@ def test_other_weights_make_the_pointer_not_apply(tmp_path: Path) -> None:
     """A server with other --weights serves those and says why; without a base the version is served by any."""
     version = tiny_version(tmp_path, "a")
     activate(tmp_path, version)
-    served, reason, problem, absent = active.resolve(tmp_path, ONE, "other-99999999")
-    assert (served, problem, absent) == (None, None, False)
+    served, reason, problem = active.resolve(tmp_path, ONE, "other-99999999")
+    assert (served, problem) == (None, None)
     assert BASE in reason
     assert "other-99999999" in reason
     assert "--any-weights" in reason
@@ -149,8 +148,8 @@ def test_a_version_damaged_since_is_not_served(tmp_path: Path, kind: str) -> Non
         (folder / "model.bin").write_bytes(b"half")
     else:
         (folder / "model.json").unlink()
-    served, reason, problem, absent = active.resolve(tmp_path, ONE, BASE)
-    assert (served, isinstance(problem, SpicaError), absent) == (None, True, False)
+    served, reason, problem = active.resolve(tmp_path, ONE, BASE)
+    assert (served, isinstance(problem, SpicaError)) == (None, True)
     assert version in reason
 
 
@@ -169,44 +168,17 @@ def test_a_folder_that_cannot_be_read_is_a_doubt(tmp_path: Path, monkeypatch: py
     assert "Input/output error" in resolved.reason
 
 
-def test_a_pointer_that_is_gone_is_answered_for_by_its_copy(tmp_path: Path) -> None:
-    """A lost file alone changes nothing; with its copy it is an absence, and with their folder a doubt besides."""
-    version = tiny_version(tmp_path, "a")
-    whole = activate(tmp_path, version)
-    active.pointer_path(tmp_path, ONE).unlink()
-    assert active.read(tmp_path, ONE) == whole
-    assert active.all(tmp_path) == {ONE: whole}
-    assert active.resolve(tmp_path, ONE, BASE).version == version
-    active.copy_of(active.pointer_path(tmp_path, ONE)).unlink()
-    assert active.read(tmp_path, ONE) is None
-    resolved = active.resolve(tmp_path, ONE, BASE)
-    assert (resolved.version, resolved.problem, resolved.absent) == (None, None, True)
-    (tmp_path / "active").rename(tmp_path / "elsewhere")
-    resolved = active.resolve(tmp_path, ONE, BASE)
-    assert (resolved.version, isinstance(resolved.problem, StorageError), resolved.absent) == (None, True, True)
-
-
-def test_a_damaged_pointer_does_not_fill_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """However often it is read, it is told once, and again when it is damaged again."""
-    version = tiny_version(tmp_path, "a")
-    for damage in (1, 2):
-        activate(tmp_path, version)
-        active.read(tmp_path, ONE)
-        active.pointer_path(tmp_path, ONE).write_bytes(b"{")
-        for _ in range(3):
-            assert names(active.read(tmp_path, ONE))[0] == version
-        assert caplog.text.count("is missing or damaged") == damage
-        active.pointer_path(tmp_path, ONE).unlink()
-        active.copy_of(active.pointer_path(tmp_path, ONE)).unlink()
-
-
-def test_a_pointer_that_is_gone_beside_a_damaged_copy_is_a_doubt(tmp_path: Path) -> None:
-    """Something was activated, and nobody can tell what."""
-    activate(tmp_path, tiny_version(tmp_path, "a"))
-    active.pointer_path(tmp_path, ONE).unlink()
-    active.copy_of(active.pointer_path(tmp_path, ONE)).write_bytes(b"{")
-    resolved = active.resolve(tmp_path, ONE, BASE)
-    assert (resolved.version, isinstance(resolved.problem, StorageError), resolved.absent) == (None, True, False)
+def test_a_pointer_that_is_gone_is_no_version_unless_the_data_folder_is_away(tmp_path: Path) -> None:
+    """Without a record the server's weights are served; while a shared folder is away nobody knows what is wanted."""
+    data_dir = tmp_path / "data"
+    activate(data_dir, tiny_version(data_dir, "a"))
+    active.pointer_path(data_dir, ONE).unlink()
+    assert active.read(data_dir, ONE) is None
+    resolved = active.resolve(data_dir, ONE, BASE)
+    assert (resolved.version, resolved.problem) == (None, None)
+    data_dir.rename(tmp_path / "elsewhere")
+    resolved = active.resolve(data_dir, ONE, BASE)
+    assert (resolved.version, isinstance(resolved.problem, StorageError)) == (None, True)
 
 
 def test_the_chosen_weights_of_the_server_are_no_doubt(tmp_path: Path) -> None:
@@ -214,7 +186,7 @@ def test_the_chosen_weights_of_the_server_are_no_doubt(tmp_path: Path) -> None:
     activate(tmp_path, tiny_version(tmp_path, "a"))
     activate(tmp_path, None)
     resolved = active.resolve(tmp_path, ONE, BASE)
-    assert (resolved.version, resolved.problem, resolved.absent) == (None, None, False)
+    assert (resolved.version, resolved.problem) == (None, None)
 
 
 DAMAGE = {
@@ -243,35 +215,27 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("content", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_pointer_is_answered_for_by_its_copy(
-    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The copy says the same, with a warning; the next activation mends both."""
-    first, second = tiny_version(tmp_path, "a"), tiny_version(tmp_path, "b")
-    activate(tmp_path, first)
-    whole = activate(tmp_path, second)
-    active.pointer_path(tmp_path, ONE).write_bytes(content)
-    with caplog.at_level(logging.WARNING):
-        assert active.read(tmp_path, ONE) == whole
-    assert "damaged" in caplog.text
-    assert names(activate(tmp_path, first)) == [first, second, first, None]
-    caplog.clear()
-    assert names(active.read(tmp_path, ONE))[0] == first
-    assert caplog.text == ""
-
-
-def test_two_damaged_files_are_a_doubt_until_somebody_activates(tmp_path: Path) -> None:
-    """With both files damaged nothing of them is believed, and activating by hand mends them."""
+def test_a_damaged_pointer_is_an_error_until_somebody_activates(tmp_path: Path, content: bytes) -> None:
+    """Nothing of a damaged record is believed, the message says what to do, and activating writes it anew."""
     version = tiny_version(tmp_path, "a")
     activate(tmp_path, version)
-    for path in (tmp_path / "active").glob("1.*.json*"):
-        path.write_bytes(b"{")
+    active.pointer_path(tmp_path, ONE).write_bytes(content)
     with pytest.raises(StorageError, match="damaged"):
         active.read(tmp_path, ONE)
-    served, reason, problem, absent = active.resolve(tmp_path, ONE, BASE)
-    assert (served, isinstance(problem, StorageError), absent) == (None, True, False)
+    served, reason, problem = active.resolve(tmp_path, ONE, BASE)
+    assert (served, isinstance(problem, StorageError)) == (None, True)
     assert "spica models activate" in reason
     assert activate(tmp_path, version).version == version
+    assert active.resolve(tmp_path, ONE, BASE).version == version
+
+
+def test_a_copy_beside_the_record_is_no_matter(tmp_path: Path) -> None:
+    """The copies that earlier versions wrote beside the record change nothing."""
+    version = tiny_version(tmp_path, "a")
+    activate(tmp_path, version)
+    path = active.pointer_path(tmp_path, ONE)
+    path.with_name(path.name + ".bak").write_bytes(b"{")
+    assert active.projects(tmp_path) == [ONE]
     assert active.resolve(tmp_path, ONE, BASE).version == version
 
 

@@ -12,7 +12,8 @@ import pytest
 from spica.demo import model_folder
 from spica.errors import WeightsError
 from spica.models import store
-from spica.models.card import CARD, read_card, weights_info
+from spica.models.card import CARD, read_card
+from spica.models.version import weights_info
 
 
 @pytest.fixture

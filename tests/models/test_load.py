@@ -9,7 +9,7 @@ import pytest
 
 from spica.detectors.openvino import Machine
 from spica.models import load
-from spica.models.card import Card, FileEntry, Form
+from spica.models.card import Card, FileEntry, Variant
 from spica.models.serving import Serving
 from spica.models.version import ModelVersion
 
@@ -69,7 +69,7 @@ def test_a_gpu_computes_bf16_but_not_int8(
 ) -> None:
     """On a machine with CUDA bf16 is torch's bfloat16 there, and int8 stays the processor's."""
     monkeypatch.setattr(load, "cuda_available", lambda: True)
-    form = Form(True, graph="model-int8-1.xml", files={"model-int8-1.xml": FileEntry("0", 1)})
+    form = Variant(True, graph="model-int8-1.xml", files={"model-int8-1.xml": FileEntry("0", 1)})
     card = dataclasses.replace(CARD, precisions={"int8": form})
     version = ModelVersion(Path("v"), card, Path("c"), Path("w.pth"))
     detector = load.load_detector(version, serving=Serving(precision=precision))

@@ -13,7 +13,7 @@ from spica.demo import model_folder
 from spica.detectors.openvino import Machine
 from spica.errors import UsageError
 from spica.models import serving, store
-from spica.models.card import Card, FileEntry, Form, record_form
+from spica.models.card import Card, FileEntry, Variant, record_variant
 from spica.models.serving import Serving, choose, known_card, served_id, wants_check
 from spica.models.version import ModelIdentity
 from spica.settings import Settings
@@ -21,9 +21,9 @@ from spica.settings import Settings
 FILES = {"model-int8-1.xml": FileEntry("ab", 1), "model-int8-1.bin": FileEntry("cd", 2)}
 
 
-def form(precision: str, *, passed: bool = True, accepted: bool = False, **check: Any) -> Form:
+def form(precision: str, *, passed: bool = True, accepted: bool = False, **check: Any) -> Variant:
     files = FILES if precision == "int8" else {}
-    return Form(passed, check, accepted, "model-int8-1.xml" if files else None, files)
+    return Variant(passed, check, accepted, "model-int8-1.xml" if files else None, files)
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def on_machine(monkeypatch: pytest.MonkeyPatch, *has: str, gpu: tuple[str, ...] 
     monkeypatch.setattr(serving, "gpu", lambda: on)
 
 
-def with_forms(monkeypatch: pytest.MonkeyPatch, forms: dict[str, Form]) -> None:
+def with_forms(monkeypatch: pytest.MonkeyPatch, forms: dict[str, Variant]) -> None:
     card = Card("wheat-1", "wheat", "a", ("spike",), {"model.onnx": FileEntry("0", 1)}, precisions=forms)
     monkeypatch.setattr(serving, "known_card", lambda identity, data_dir: card)
 
@@ -96,7 +96,7 @@ ELSEWHERE: dict[str, Any] = {"processor": "another", "f32_seconds": 1.0}
     ],
 )
 def test_auto(
-    forms: dict[str, Form],
+    forms: dict[str, Variant],
     has: tuple[str, ...],
     expected: str,
     told: str,
@@ -127,7 +127,7 @@ def test_auto(
 )
 def test_what_is_asked_for(
     asked: str,
-    forms: dict[str, Form],
+    forms: dict[str, Variant],
     has: tuple[str, ...],
     expected: str,
     told: str,
@@ -176,7 +176,7 @@ ON_GPU: dict[str, Any] = {"processor": "a GPU", "device": "cuda"}
     ],
 )
 def test_auto_on_a_gpu(
-    forms: dict[str, Form],
+    forms: dict[str, Variant],
     has: tuple[str, ...],
     expected: str,
     told: str,
@@ -252,7 +252,7 @@ def test_tiles_come_from_the_settings(
 def test_the_card_is_read_when_it_is_asked_for(identity: ModelIdentity, settings: Settings) -> None:
     """A check that was recorded after the weights were looked at counts."""
     assert known_card(identity, settings.data_dir) is not None
-    record_form(identity.weights.path, "bf16", Form(True))
+    record_variant(identity.weights.path, "bf16", Variant(True))
     card = known_card(identity, settings.data_dir)
     assert card is not None
     assert card.precisions["bf16"].passed
@@ -281,7 +281,7 @@ def test_a_version_that_is_not_made_yet_is_served_in_f32(
     ],
 )
 def test_when_bf16_is_worth_a_check(
-    forms: dict[str, Form],
+    forms: dict[str, Variant],
     has: tuple[str, ...],
     asked: str,
     expected: bool,

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from project_keys import ONE, known
 from spica import files
 from spica.errors import SpicaError, StorageError, UsageError
-from spica.models import active, pins, space, versions
+from spica.models import active, space
+from spica.models.listing import list_versions, pin, pinned, unpin
 from spica.models.locks import hold, writing
+from spica.models.version import open_version, peek
 from tiny_versions import age, cache, tiny_version
 
 
@@ -48,7 +50,7 @@ def fill(data_dir: Path, made: list[Made]) -> list[str]:
         ids.append(tiny_version(data_dir, f"v{number}", nbytes=each.nbytes, parent=parent, gate=gate, created=when))
         cache(data_dir, ids[-1], nbytes=each.nbytes)
         if each.pinned:
-            pins.pin(data_dir, ids[-1])
+            pin(data_dir, ids[-1])
     return ids
 
 
@@ -70,14 +72,14 @@ def test_what_is_needed_is_never_deleted_and_the_rest_goes_in_order(
         for project, number in activations:
             active.activate(data_dir, known(project), ids[number % len(ids)], base=None, why="", by="")
         needed = {version for version, each in zip(ids, made, strict=True) if each.pinned}
-        for pointer in active.all(data_dir).values():
+        for pointer in active.pointers(data_dir).values():
             assert pointer.version is not None
-            parent = versions.peek(data_dir, pointer.version).parent
+            parent = peek(data_dir, pointer.version).parent
             needed |= {each for each in (pointer.version, parent, pointer.previous[0].version) if each is not None}
-        before = {each.id: each for each in versions.all(data_dir)}
+        before = {each.id: each for each in list_versions(data_dir)}
         order = sorted(set(ids) - needed, key=lambda each: (not before[each].refused, before[each].created))
         pruned = space.prune(data_dir, limit, young_s=0)
-        left = {each.id for each in versions.all(data_dir)}
+        left = {each.id for each in list_versions(data_dir)}
         assert [each.id for each in pruned.deleted] == order[: len(pruned.deleted)]
         assert left == set(ids) - {each.id for each in pruned.deleted}
         assert needed <= left
@@ -161,7 +163,7 @@ def test_nothing_is_deleted_while_it_is_unknown_what_is_active(tmp_path: Path) -
     for act in (lambda: space.prune(tmp_path, 0, young_s=0), lambda: space.delete(tmp_path, other)):
         with pytest.raises(StorageError, match="damaged"):
             act()
-    assert {each.id for each in versions.all(tmp_path)} == {version, other}
+    assert {each.id for each in list_versions(tmp_path)} == {version, other}
 
 
 def needs_active(data_dir: Path, version: str) -> None:
@@ -177,7 +179,7 @@ def needs_child(data_dir: Path, version: str) -> None:
     [
         (needs_active, "active in project 3", "spica models rollback --project 3"),
         (needs_child, "the parent of child-", "spica models rollback --project 3"),
-        (pins.pin, "pinned", "spica models unpin a-"),
+        (pin, "pinned", "spica models unpin a-"),
     ],
     ids=["active", "parent", "pinned"],
 )
@@ -191,7 +193,7 @@ def test_deleting_by_hand_what_is_needed_says_why_and_how(
         space.delete(tmp_path, version)
     assert why in str(refused.value)
     assert how in str(refused.value)
-    assert versions.open(tmp_path, version).id == version
+    assert open_version(tmp_path, version).id == version
 
 
 def test_deleting_by_hand_takes_the_caches_too(tmp_path: Path) -> None:
@@ -199,7 +201,7 @@ def test_deleting_by_hand_takes_the_caches_too(tmp_path: Path) -> None:
     version = tiny_version(tmp_path, "a")
     cache(tmp_path, version)
     assert space.delete(tmp_path, version).id == version
-    assert versions.all(tmp_path) == []
+    assert list_versions(tmp_path) == []
     assert list((tmp_path / "cache").iterdir()) == []
     with pytest.raises(UsageError, match="no such"):
         space.delete(tmp_path, version)
@@ -210,7 +212,7 @@ def test_a_damaged_version_can_be_deleted(tmp_path: Path) -> None:
     version = tiny_version(tmp_path, "a")
     (tmp_path / "models" / version / "model.json").write_bytes(b"{")
     assert space.delete(tmp_path, version).damaged is not None
-    assert versions.all(tmp_path) == []
+    assert list_versions(tmp_path) == []
 
 
 def test_what_can_not_be_deleted_is_told_and_the_next_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,14 +235,14 @@ def test_what_can_not_be_deleted_is_told_and_the_next_goes(tmp_path: Path, monke
 def test_pins_come_and_go(tmp_path: Path) -> None:
     """Pinning twice is once, unpinning tells whether it was, and what is not there can't be pinned."""
     version = tiny_version(tmp_path, "a")
-    pins.pin(tmp_path, version)
-    pins.pin(tmp_path, version)
-    assert pins.pinned(tmp_path) == {version}
-    assert pins.unpin(tmp_path, version)
-    assert not pins.unpin(tmp_path, version)
-    assert not pins.unpin(tmp_path, "../models")
+    pin(tmp_path, version)
+    pin(tmp_path, version)
+    assert pinned(tmp_path) == {version}
+    assert unpin(tmp_path, version)
+    assert not unpin(tmp_path, version)
+    assert not unpin(tmp_path, "../models")
     with pytest.raises(SpicaError):
-        pins.pin(tmp_path, "wheat-00000000")
+        pin(tmp_path, "wheat-00000000")
 
 
 def test_a_lease_in_a_folder_that_can_not_be_written_is_no_failure(

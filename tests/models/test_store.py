@@ -196,7 +196,7 @@ def test_a_renamed_file_keeps_its_version(hollow: Path, tmp_path: Path, conversi
 )
 def test_ids_are_plain(stem: str, slug: str) -> None:
     """An id has small letters, digits and dashes alone, whatever the file is called."""
-    from spica.models.version_id import version_id
+    from spica.models.card import version_id
 
     assert version_id(stem, "0123456789abcdef") == f"{slug}-01234567"
 

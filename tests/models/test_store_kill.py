@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from project_keys import known
-from spica.models import active, space, versions
+from spica.models import active, space
+from spica.models.listing import list_versions
+from spica.models.version import open_version
 from store_worker import BASE, PROJECT
 
 KILLS = 20
@@ -66,10 +68,10 @@ def test_twenty_kills_leave_a_whole_store(tmp_path: Path, caplog: pytest.LogCapt
 
 def assert_whole(data_dir: Path) -> None:
     """Every listed version opens, and the active one is among them."""
-    listed = versions.all(data_dir)
+    listed = list_versions(data_dir)
     assert [each.damaged for each in listed if each.damaged is not None] == []
     for each in listed:
-        versions.open(data_dir, each.id)
+        open_version(data_dir, each.id)
     pointer = active.read(data_dir, known(PROJECT))
     if pointer is None:  # killed before the first activation
         return

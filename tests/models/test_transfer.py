@@ -13,15 +13,14 @@ from typing import Any
 import pytest
 
 from spica.errors import StorageError, UsageError, WeightsError
-from spica.models import versions
 from spica.models.transfer import bring_in, export, is_archive
-from spica.models.version import ModelVersion
+from spica.models.version import ModelVersion, open_version
 from tiny_versions import tiny_version
 
 
 @pytest.fixture
 def version(tmp_path: Path) -> ModelVersion:
-    return versions.open(tmp_path / "a", tiny_version(tmp_path / "a", "wheat"))
+    return open_version(tmp_path / "a", tiny_version(tmp_path / "a", "wheat"))
 
 
 @pytest.mark.parametrize("out", ["wheat.zip", "folder", "新しい/wheat.zip"])

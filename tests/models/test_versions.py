@@ -9,10 +9,11 @@ import pytest
 
 from project_keys import known
 from spica.errors import StorageError, UsageError, WeightsError
-from spica.models import active, pins, versions
+from spica.models import active, store
 from spica.models.card import WEIGHTS
-from spica.models.content import content_digest
-from spica.models.folders import base_of
+from spica.models.listing import list_versions, pin
+from spica.models.store import content_digest
+from spica.models.version import base_of, find_version, open_version
 from tiny_versions import FakeConversion, add_tiny, cache, fake_conversion, safetensors, tiny_version
 
 
@@ -42,7 +43,7 @@ def test_a_trained_version_is_a_folder_with_all_that_is_known_of_it(
         gate={"accepted": True, "sentence": "better"},
         extra_files=[curve],
     )
-    opened = versions.open(tmp_path, version)
+    opened = open_version(tmp_path, version)
     assert opened.id == version
     assert version.startswith("wheat-")
     assert set(opened.card.files) == {"model.xml", "model.bin", "model.safetensors", "loss.png"}
@@ -109,20 +110,20 @@ def test_a_damaged_version_is_made_again_when_it_is_added_again(
     version = add_tiny(tmp_path, weights)
     (tmp_path / "models" / version / "model.bin").write_bytes(b"x")
     with pytest.raises(WeightsError):
-        versions.open(tmp_path, version)
+        open_version(tmp_path, version)
     assert add_tiny(tmp_path, weights) == version
-    assert versions.open(tmp_path, version).id == version
+    assert open_version(tmp_path, version).id == version
 
 
 def test_the_gates_verdict_is_recorded_later(tmp_path: Path, weights: Path, conversion: FakeConversion) -> None:
     """The verdict and more metrics get into the card; the rest of it, and the id, stay."""
     version = add_tiny(tmp_path, weights, metrics={"seconds": 7})
-    judged = versions.record(tmp_path, version, gate={"accepted": False}, metrics={"holdout": {"ap50": 0.1}})
+    judged = store.record(tmp_path, version, gate={"accepted": False}, metrics={"holdout": {"ap50": 0.1}})
     assert judged.id == version
     assert judged.card.gate == {"accepted": False}
     assert judged.card.metrics == {"seconds": 7, "verification": {"boxes": 7}, "holdout": {"ap50": 0.1}}
     assert judged.card.training == {"images": 3, "boxes": 9}
-    assert versions.all(tmp_path)[0].refused
+    assert list_versions(tmp_path)[0].refused
 
 
 def test_a_verdict_that_comes_with_the_second_adding_is_kept(
@@ -131,7 +132,7 @@ def test_a_verdict_that_comes_with_the_second_adding_is_kept(
     """A worker that was killed between making and judging adds again, and its verdict is not lost."""
     version = add_tiny(tmp_path, weights)
     assert add_tiny(tmp_path, weights, gate={"accepted": True}) == version
-    assert versions.all(tmp_path)[0].verdict == "passed"
+    assert list_versions(tmp_path)[0].verdict == "passed"
 
 
 @pytest.mark.parametrize("name", ["model.json", "model.bin", "a b.png", ".hidden", "model.safetensors"])
@@ -165,7 +166,7 @@ def test_a_disk_that_fills_up_leaves_the_store_as_it_was(
         with pytest.raises(StorageError):
             add_tiny(tmp_path, other)
         with pytest.raises(StorageError):
-            versions.record(tmp_path, version, gate={"accepted": True})
+            store.record(tmp_path, version, gate={"accepted": True})
     assert [path.name for path in (tmp_path / "models").iterdir()] == [version]
     assert (tmp_path / "models" / version / "model.json").read_bytes() == card
 
@@ -196,10 +197,10 @@ def test_the_list_tells_everything_and_survives_damage(
     (tmp_path / "models" / ".tmp-half").mkdir()
     cache(tmp_path, new, nbytes=1000)
     active.activate(tmp_path, known(4), new, base=old, why="passed the gate", by="training")
-    pins.pin(tmp_path, old)
-    listed = {each.id: each for each in versions.all(tmp_path)}
+    pin(tmp_path, old)
+    listed = {each.id: each for each in list_versions(tmp_path)}
     assert set(listed) == {old, new, broken}
-    assert [each.id for each in versions.all(tmp_path)][-1] == old
+    assert [each.id for each in list_versions(tmp_path)][-1] == old
     assert (listed[new].images, listed[new].boxes, listed[new].parent) == (3, 9, old)
     assert (listed[new].metrics, listed[new].verdict) == ({"ap50": 0.8}, "passed")
     assert [(use.project, use.why) for use in listed[new].active] == [(known(4), "passed the gate")]
@@ -211,27 +212,27 @@ def test_the_list_tells_everything_and_survives_damage(
 
 def test_an_empty_store_is_an_empty_list(tmp_path: Path) -> None:
     """A folder without a store is no error, and is not made."""
-    assert versions.all(tmp_path / "nowhere") == []
+    assert list_versions(tmp_path / "nowhere") == []
     assert not (tmp_path / "nowhere").exists()
 
 
 def test_ids_are_found_by_their_beginning_or_their_digits(tmp_path: Path) -> None:
     """What a person types is enough if it means one version."""
     one, two = tiny_version(tmp_path, "wheat"), tiny_version(tmp_path, "wheat two")
-    assert versions.find(tmp_path, one) == one
-    assert versions.find(tmp_path, "wheat-t") == two
-    assert versions.find(tmp_path, one[-8:]) == one
+    assert find_version(tmp_path, one) == one
+    assert find_version(tmp_path, "wheat-t") == two
+    assert find_version(tmp_path, one[-8:]) == one
     with pytest.raises(UsageError, match="several"):
-        versions.find(tmp_path, "wheat")
+        find_version(tmp_path, "wheat")
     with pytest.raises(UsageError, match="no such"):
-        versions.find(tmp_path, "maize")
+        find_version(tmp_path, "maize")
     with pytest.raises(UsageError):
-        versions.find(tmp_path, "")
+        find_version(tmp_path, "")
 
 
 def test_caches_of_a_version_whose_id_begins_alike_are_not_its_own(tmp_path: Path) -> None:
     """A version named after another keeps its caches when the other's are counted."""
-    from spica.models.listed import caches_of
+    from spica.models.listing import caches_of
 
     one = tiny_version(tmp_path, "wheat")
     two = tiny_version(tmp_path, one)
@@ -247,9 +248,9 @@ def test_a_card_that_could_not_be_read_again_is_not_written(
     """Records of a hundred thousand submissions fit; what is longer than a card may be is refused beforehand."""
     learned = {str(number): "2026-11-23T08:52:28.123456Z" for number in range(100_000)}
     version = add_tiny(tmp_path, weights, training={"learned": learned})
-    assert len(versions.open(tmp_path, version).card.training["learned"]) == 100_000
-    monkeypatch.setattr(versions, "MAX_CARD_BYTES", 2**20)
-    with pytest.raises(UsageError, match="too much"):
+    assert len(open_version(tmp_path, version).card.training["learned"]) == 100_000
+    monkeypatch.setattr(store, "MAX_CARD_BYTES", 2**20)
+    with pytest.raises(UsageError, match="too long"):
         add_tiny(tmp_path, weights, training={"learned": learned})
 
 

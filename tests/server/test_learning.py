@@ -28,7 +28,7 @@ from spica.errors import (
 from spica.inference import Engine
 from spica.labelstudio.protocol import WebhookRequest
 from spica.models import active
-from spica.models.folders import ids
+from spica.models.version import ids
 from spica.predictor import Predictor
 from spica.project import ProjectKey
 from spica.server.jobs import Jobs

@@ -110,7 +110,7 @@ def old_state(tmp_path: Path) -> str:
 def files_of(data_dir: Path, project: ProjectKey) -> list[bool]:
     """Whether there are a pointer, its copy, held-out images and trainings."""
     pointer = active.pointer_path(data_dir, project)
-    others = (active.copy_of(pointer), holdout.path_of(data_dir, project), Runs(data_dir).project_folder(project))
+    others = (holdout.path_of(data_dir, project), Runs(data_dir).project_folder(project))
     return [path.exists() for path in (pointer, *others)]
 
 

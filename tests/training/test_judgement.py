@@ -17,11 +17,11 @@ from spica.detectors.openvino import Machine
 from spica.detectors.weights import WeightsInfo
 from spica.errors import WeightsError
 from spica.labelstudio.label_config import parse_label_config
-from spica.models import checks, versions
+from spica.models import checks
 from spica.models.card import read_card
 from spica.models.locks import is_held, writing
 from spica.models.serving import Serving, suffix
-from spica.models.version import ModelVersion
+from spica.models.version import ModelVersion, open_version
 from spica.training import judgement, session
 from spica.training.dataset import DataSet
 from spica.training.gate import Drift
@@ -60,7 +60,7 @@ class Lab:
         self.good, self.poor = (detect(rng, self.truths, recall=recall) for recall in (0.9, 0.4))
         self.data_dir = folder
         self.held = DataSet(("spike",), tuple(self._example(number) for number in range(images)))
-        self.version = versions.open(folder, tiny_version(folder, "candidate"))
+        self.version = open_version(folder, tiny_version(folder, "candidate"))
         self.active = tiny_version(folder, "active")
         self.f32, self.bf16, self.theirs = Scripted(self.good), Scripted(self.good), Scripted(self.poor)
         patch.setattr(judgement, "computed_by", lambda _: Machine("a processor", frozenset({"f32", "bf16"})))
@@ -174,7 +174,7 @@ def test_a_failure_in_bf16_is_a_note(lab: Lab, where: str, monkeypatch: pytest.M
     elif where == "in the midst":
         lab.bf16 = Scripted(lab.good, broken_at=5)
     else:
-        monkeypatch.setattr(judgement, "record_form", broken)
+        monkeypatch.setattr(judgement, "record_variant", broken)
     judged = lab.judge()
     (note,) = record_bf16(lab.data_dir, lab.version, judged)
     assert note.startswith("bf16 could not be checked, so the version is served in f32: the network fell over")

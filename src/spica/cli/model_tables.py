@@ -14,7 +14,7 @@ from spica.cli.console import out
 from spica.errors import StorageError
 from spica.models import active
 from spica.models.card import Card
-from spica.models.listed import Listed, holdout_of, verdict_of
+from spica.models.listing import Listed, holdout_of, verdict_of
 from spica.models.version import ModelVersion
 from spica.project import ProjectKey
 

@@ -62,10 +62,10 @@ def list_models(
     [bold]Example[/bold]: spica models list
     """
     from spica.cli.model_tables import pointers_of, print_list
-    from spica.models import versions
+    from spica.models.listing import list_versions
 
     folder = _data_dir(data_dir)
-    found = versions.all(folder)
+    found = list_versions(folder)
     pointers = pointers_of(folder)
     if project is not None:
         found = [each for each in found if any(use.project.number == project for use in each.active)]
@@ -82,11 +82,12 @@ def show_model(version: VersionId, data_dir: DataDir = None, as_json: AsJson = F
     [bold]Example[/bold]: spica models show gwhd-1a2b3c4d
     """
     from spica.cli.model_tables import print_card
-    from spica.models import versions
+    from spica.models.listing import list_versions
+    from spica.models.version import find_version, open_version
 
     folder = _data_dir(data_dir)
-    opened = versions.open(folder, versions.find(folder, version))
-    listed = next(each for each in versions.all(folder) if each.id == opened.id)
+    opened = open_version(folder, find_version(folder, version))
+    listed = next(each for each in list_versions(folder) if each.id == opened.id)
     if as_json:
         card = json.loads(opened.card.as_json())
         print(json.dumps({**listed.as_json(), "folder": str(opened.folder), "card": card}, ensure_ascii=False))
@@ -105,10 +106,10 @@ def diff_models(
     [bold]Example[/bold]: spica models diff gwhd-1a2b3c4d gwhd-5e6f7a8b
     """
     from spica.cli.model_tables import compare, print_comparison
-    from spica.models import versions
+    from spica.models.version import find_version, open_version
 
     folder = _data_dir(data_dir)
-    first, second = (versions.open(folder, versions.find(folder, each)) for each in (version, other))
+    first, second = (open_version(folder, find_version(folder, each)) for each in (version, other))
     rows = compare(first.card, second.card)
     if as_json:
         told = {name: {"a": a, "b": b} for name, a, b in rows}
@@ -139,11 +140,11 @@ def activate_model(
 
     [bold]Example[/bold]: spica models activate gwhd-1a2b3c4d --project 1
     """
-    from spica.models import active, versions
-    from spica.models.folders import base_of
+    from spica.models import active
+    from spica.models.version import base_of, find_version
 
     folder = _data_dir(data_dir)
-    wanted = versions.find(folder, version)
+    wanted = find_version(folder, version)
     place = Place(folder if data_dir is not None else None, url, token, model_url, basic_auth)
     key = project_here(project, folder, place.settings())
     before = _before(folder, key)
@@ -210,11 +211,11 @@ def export_model(
 
     [bold]Example[/bold]: spica models export gwhd-1a2b3c4d --out gwhd.pth
     """
-    from spica.models import versions
     from spica.models.transfer import export
+    from spica.models.version import find_version, open_version
 
     folder = _data_dir(data_dir)
-    opened = versions.open(folder, versions.find(folder, version))
+    opened = open_version(folder, find_version(folder, version))
     out.print(f"Wrote {escape(str(export(opened, to)))}.")
 
 
@@ -253,10 +254,11 @@ def delete_model(version: VersionId, yes: Yes = False, dry_run: DryRun = False, 
 
     [bold]Example[/bold]: spica models delete gwhd-1a2b3c4d
     """
-    from spica.models import space, versions
+    from spica.models import space
+    from spica.models.version import find_version
 
     folder = _data_dir(data_dir)
-    found = versions.find(folder, version)
+    found = find_version(folder, version)
     space.delete(folder, found, dry_run=True)  # refused before anybody is asked
     if dry_run:
         out.print(f"{escape(found)} would be deleted. Nothing was changed.")
@@ -271,11 +273,12 @@ def pin_model(version: VersionId, data_dir: DataDir = None) -> None:
 
     [bold]Example[/bold]: spica models pin gwhd-1a2b3c4d
     """
-    from spica.models import pins, versions
+    from spica.models.listing import pin
+    from spica.models.version import find_version
 
     folder = _data_dir(data_dir)
-    found = versions.find(folder, version)
-    pins.pin(folder, found)
+    found = find_version(folder, version)
+    pin(folder, found)
     out.print(f"{escape(found)} is pinned.")
 
 
@@ -284,11 +287,12 @@ def unpin_model(version: VersionId, data_dir: DataDir = None) -> None:
 
     [bold]Example[/bold]: spica models unpin gwhd-1a2b3c4d
     """
-    from spica.models import pins, versions
+    from spica.models.listing import unpin
+    from spica.models.version import find_version
 
     folder = _data_dir(data_dir)
-    found = versions.find(folder, version)
-    was = pins.unpin(folder, found)
+    found = find_version(folder, version)
+    was = unpin(folder, found)
     out.print(f"{escape(found)} is not pinned any more." if was else f"{escape(found)} was not pinned.")
 
 

@@ -126,7 +126,7 @@ def _backend(client: LabelStudioClient, project: int, model_url: str | None) -> 
 
 def _wait(url: str, setup: dict[str, Any], auth: str | None, version: str | None, before: str | None) -> str | None:
     """None as soon as the server answers with the version; else why it does not."""
-    from spica.models.folders import answers_with
+    from spica.models.version import answers_with
 
     until = time.monotonic() + _PATIENCE_S
     while True:

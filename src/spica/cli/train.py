@@ -233,7 +233,7 @@ def _parts(dataset: DataSet, others: DataSet | None, record: Path | None) -> tup
 def _architecture(arch: str | None, init: Path | None) -> str | None:
     if arch is not None or init is None:
         return arch
-    from spica.models.card import weights_info
+    from spica.models.version import weights_info
 
     return weights_info(init).architecture
 

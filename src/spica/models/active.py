@@ -3,15 +3,12 @@
 ``<data_dir>/active/<number>.<created>.json`` names the version, the weights that it descends from, when, why and by
 whom it was made active, and what was active before. Rules:
 
-* Neither the file nor its copy: the server's ``--weights`` are served.
+* Without the file the server's ``--weights`` are served.
 * The file applies only to a server whose ``--weights`` are its ``base`` (or where ``base`` is null: to any).
-* Beside it lies the same with ``.bak``, written after it with the same content. A missing or damaged file is answered
-  for by this copy, with a warning; if that can't be read either, nobody can tell what is wanted, and nothing is deleted
-  from the store until somebody activates a version again.
+* A file that can't be read is an error with a remedy: a server goes on with what answers, and nothing is deleted from
+  the store until somebody activates a version again.
 * A version that is missing or damaged is not served.
-* To a request that does not tell when its project was created, the server's ``--weights`` answer.
-* While nobody can tell what is wanted, or it can't be read, a server goes on with what answers; where that is nothing
-  of the project's own yet, with its ``--weights``. See :class:`Resolution`.
+* To a request that does not say when its project was created, the server's ``--weights`` answer.
 
 Many may read while one writes (:func:`spica.models.locks.writing`).
 """
@@ -20,7 +17,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,8 +25,9 @@ from typing import Any, NamedTuple
 
 from spica.errors import SpicaError, StorageError, UsageError, WeightsError
 from spica.files import read_text, write_text
-from spica.models.folders import is_id, open_version, peek
+from spica.models.card import is_id
 from spica.models.locks import writing
+from spica.models.version import open_version, peek
 from spica.project import ProjectKey
 
 logger = logging.getLogger(__name__)
@@ -40,12 +37,6 @@ HISTORY = 50
 
 FORMAT = 1
 """Number of this layout of the file."""
-
-_told: dict[Path, str] = {}
-"""What the log was told last of pointers that are missing or damaged."""
-
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, RecursionError)
-"""What reading a missing or damaged file ends with."""
 
 
 class ActiveChangedError(SpicaError):
@@ -111,15 +102,13 @@ class Resolution(NamedTuple):
     Attributes:
         version: id of the version; None for the server's own weights.
         reason: why, for people.
-        problem: why what is wanted can't be told or read now, which may pass: the folder may be shared, and gone for a
-            moment. ``version`` is None then, and no reason to drop a version that works. None if there is no doubt.
-        absent: whether nothing was ever activated, or the record of it is gone: nothing is there to tell the two apart.
+        problem: why what is wanted can't be read now, which may pass, as the folder may be shared; ``version`` is None
+            then, and no reason to drop a version that works. None if what is wanted is known.
     """
 
     version: str | None
     reason: str
     problem: SpicaError | None = None
-    absent: bool = False
 
 
 def pointer_path(data_dir: Path, project: ProjectKey) -> Path:
@@ -128,54 +117,41 @@ def pointer_path(data_dir: Path, project: ProjectKey) -> Path:
 
 
 def read(data_dir: Path, project: ProjectKey) -> Pointer | None:
-    """What is active in a project; None when nothing was ever activated: neither the file nor its copy is there.
+    """What is active in a project; None when nothing was ever activated.
 
     Raises:
-        StorageError: the file and its copy are damaged or can't be read.
+        StorageError: the file is damaged or can't be read.
     """
     path = pointer_path(data_dir, project)
     try:
-        found = _read(path, project)
-    except _UNREADABLE as error:
-        try:
-            kept = _read(copy_of(path), project)
-        except _UNREADABLE as other:
-            if isinstance(error, FileNotFoundError) and isinstance(other, FileNotFoundError):
-                return None
-            raise StorageError(
-                "the record of the active model version is damaged, and so is its copy",
-                where=str(path),
-                expected="the file that `spica models activate` writes",
-                got=str(error) or type(error).__name__,
-                hint="what answers the project goes on meanwhile; "
-                f"`spica models activate VERSION --project {project}` writes it anew",
-            ) from None
-        told = f"{path} is missing or damaged ({error}); its copy names {kept.version}"
-        if _told.get(path) != told:  # a server looks once a second
-            _told[path] = told
-            logger.warning("%s", told)
-        return kept
-    _told.pop(path, None)
-    return found
+        return _parse(json.loads(read_text(path)), project)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise StorageError(
+            "the record of the active model version is damaged or can't be read",
+            where=str(path),
+            expected="the file that `spica models activate` writes",
+            got=str(error) or type(error).__name__,
+            hint="what answers the project goes on meanwhile; "
+            f"`spica models activate VERSION --project {project}` writes it anew",
+        ) from error
 
 
-def all(data_dir: Path) -> dict[ProjectKey, Pointer]:  # noqa: A001 - read as active.all(…)
+def pointers(data_dir: Path) -> dict[ProjectKey, Pointer]:
     """What is active, by project.
 
     Raises:
         StorageError: as :func:`read`, for any of them.
     """
-    found = ((project, read(data_dir, project)) for project in projects(data_dir))
-    return {project: pointer for project, pointer in found if pointer is not None}
+    known = ((project, read(data_dir, project)) for project in projects(data_dir))
+    return {project: pointer for project, pointer in known if pointer is not None}
 
 
 def projects(data_dir: Path) -> list[ProjectKey]:
     """The projects for which something was ever activated, sorted."""
-    folder = data_dir / "active"
-    if not folder.is_dir():
-        return []
-    names = {path.name.removesuffix(".bak").removesuffix(".json") for path in folder.glob("*.json*")}
-    return sorted(key for name in names if (key := ProjectKey.parse(name)) is not None)
+    keys = (ProjectKey.parse(path.stem) for path in (data_dir / "active").glob("*.json"))
+    return sorted(key for key in keys if key is not None)
 
 
 def activate(
@@ -255,8 +231,8 @@ def rollback(data_dir: Path, project: ProjectKey, *, by: str, why: str | None = 
         for place, step in enumerate(left):
             if before is None or step.version == before.version or not _is_sound(data_dir, step.version):
                 continue
-            told = why or f"rolled back from {before.version or 'the weights of the server'}"
-            now = Step(step.version, step.base, _now(), told, by)
+            reason = why or f"rolled back from {before.version or 'the weights of the server'}"
+            now = Step(step.version, step.base, _now(), reason, by)
             return _write(data_dir, Pointer(project, now, left[place + 1 :]))
     raise UsageError(
         "there is nothing to go back to",
@@ -270,7 +246,7 @@ def rollback(data_dir: Path, project: ProjectKey, *, by: str, why: str | None = 
 def resolve(data_dir: Path, project: ProjectKey, base_id: str) -> Resolution:
     """What a server with these weights is to serve a project with. Never fails; reads small files alone.
 
-    Open the version with :func:`spica.models.versions.open` next, which checks every file.
+    Open the version with :func:`spica.models.version.open_version` next, which checks every file.
 
     Args:
         data_dir: the folder with the store.
@@ -284,8 +260,8 @@ def resolve(data_dir: Path, project: ProjectKey, base_id: str) -> Resolution:
     except StorageError as error:
         return Resolution(None, error.summary, error)
     if pointer is None:
-        reason = f"no version was ever activated for project {project}"
-        return Resolution(None, reason, _missing(data_dir), absent=True)
+        gone = _why_gone(data_dir)
+        return Resolution(None, gone.summary if gone else f"no version was ever activated for project {project}", gone)
     now = pointer.now
     if now.version is None:
         return Resolution(None, f"the weights of the server, since {now.when}: {now.why}")
@@ -304,13 +280,12 @@ def resolve(data_dir: Path, project: ProjectKey, base_id: str) -> Resolution:
     return Resolution(now.version, f"active since {now.when}, by {now.by}: {now.why}")
 
 
-def _missing(data_dir: Path) -> StorageError | None:
-    """What speaks against "nothing was ever activated": the whole folder is gone, as when a shared one is not there."""
-    folder = data_dir / "active"
+def _why_gone(data_dir: Path) -> StorageError | None:
+    """What speaks against "nothing was ever activated": the data folder is gone, as when a shared one is away."""
     try:
-        folder.stat()
+        data_dir.stat()
     except OSError as error:
-        return _unreadable(error, folder)
+        return _unreadable(error, data_dir)
     return None
 
 
@@ -326,7 +301,7 @@ def _unreadable(error: OSError, path: Path) -> StorageError:
 def _before(data_dir: Path, project: ProjectKey) -> Pointer | None:
     try:
         return read(data_dir, project)
-    except StorageError as error:  # this is how it is mended
+    except StorageError as error:  # the new record takes its place
         logger.warning("what was active in project %s is unknown: %s", project, error.summary)
         return None
 
@@ -347,40 +322,25 @@ def _beginning(base: str | None) -> Step:
 
 
 def _write(data_dir: Path, pointer: Pointer) -> Pointer:
-    path = pointer_path(data_dir, pointer.project)
     text = json.dumps(pointer.as_json(), ensure_ascii=False, indent=2) + "\n"
-    write_text(path, text)
-    try:
-        write_text(copy_of(path), text)
-    except StorageError as error:  # the pointer itself is in place
-        logger.warning("the copy of the active pointer could not be written: %s", error.summary)
+    write_text(pointer_path(data_dir, pointer.project), text)
     return pointer
 
 
-def copy_of(path: Path) -> Path:
-    """The copy of a project's file."""
-    return path.with_name(path.name + ".bak")
-
-
-def _read(path: Path, project: ProjectKey) -> Pointer:
-    told = json.loads(read_text(path))
-    if (told["format"], told["project"]) != (FORMAT, project.number):
-        raise ValueError(f"format {told['format']!r}, project {told['project']!r}")
-    return Pointer(project, _step(told), tuple(_steps(told["previous"])))
-
-
-def _steps(told: Any) -> Iterator[Step]:
-    if not isinstance(told, list):
+def _parse(entries: Any, project: ProjectKey) -> Pointer:
+    if (entries["format"], entries["project"]) != (FORMAT, project.number):
+        raise ValueError(f"format {entries['format']!r}, project {entries['project']!r}")
+    previous = entries["previous"]
+    if not isinstance(previous, list):
         raise TypeError("no list of earlier steps")
-    for each in told[:HISTORY]:
-        yield _step(each)
+    return Pointer(project, _step(entries), tuple(_step(step) for step in previous[:HISTORY]))
 
 
-def _step(told: Any) -> Step:
+def _step(entries: Any) -> Step:
     for name in ("version", "base"):
-        if told[name] is not None and not is_id(told[name]):
-            raise ValueError(f"{name} {told[name]!r}")
-    return Step(told["version"], told["base"], str(told["when"]), str(told["why"]), str(told["by"]))
+        if entries[name] is not None and not is_id(entries[name]):
+            raise ValueError(f"{name} {entries[name]!r}")
+    return Step(entries["version"], entries["base"], str(entries["when"]), str(entries["why"]), str(entries["by"]))
 
 
 def _now() -> str:

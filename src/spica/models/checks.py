@@ -23,7 +23,7 @@ from spica.evaluation.matching import match_all
 from spica.evaluation.metrics import Metrics, evaluate
 from spica.evaluation.truth import Truth
 from spica.images import Image, decode
-from spica.models.card import Form, record_form
+from spica.models.card import Variant, record_variant
 from spica.models.load import computed_by, load_detector
 from spica.models.locks import writing
 from spica.models.serving import Serving
@@ -89,7 +89,7 @@ class Check:
             return f"no boxes to compare on {self.agreement.images} images"
         return f"{self.agreement.share:.1%} of the boxes agree with f32 on {self.agreement.images} images"
 
-    def as_form(self, *, accept_loss: bool = False, here: Machine | None = None, **own: Any) -> Form:
+    def as_variant(self, *, accept_loss: bool = False, here: Machine | None = None, **own: Any) -> Variant:
         """For the card.
 
         Args:
@@ -118,7 +118,7 @@ class Check:
                 "level": self.loss.level,
             }
         check |= own.pop("measured", {})
-        return Form(passed=self.passed, check=check, accepted_loss=accept_loss and not self.passed, **own)
+        return Variant(passed=self.passed, check=check, accepted_loss=accept_loss and not self.passed, **own)
 
 
 def points(change: float) -> str:
@@ -232,7 +232,7 @@ def check_bf16(
     if check.agreement.boxes + check.agreement.others == 0:
         return None
     with writing(settings.data_dir):  # or a form that `spica models optimise` records meanwhile would be lost
-        record_form(version.folder, "bf16", check.as_form(here=computed_by(version)))
+        record_variant(version.folder, "bf16", check.as_variant(here=computed_by(version)))
     return check
 
 

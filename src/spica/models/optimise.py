@@ -21,7 +21,7 @@ from spica.errors import DataSetError, UsageError, WeightsError
 from spica.evaluation.metrics import Metrics, evaluate
 from spica.evaluation.truth import Truth
 from spica.files import scratch, storage_error
-from spica.models.card import Card, Form, describe_files, read_card, record_form
+from spica.models.card import Card, Variant, describe_files, read_card, record_variant
 from spica.models.checks import Check, Run, detector_in, judge, readable, run_all, spread
 from spica.models.load import computed_by
 from spica.models.locks import writing
@@ -200,7 +200,7 @@ def optimise(
                 if row.precision == "int8" and (row.check.passed or accept_loss):
                     _install(version, aside, row.check, accept_loss=accept_loss, measured={"calibration": made})
                 elif row.precision == "bf16":
-                    record_form(version.folder, "bf16", row.check.as_form(accept_loss=accept_loss, here=here))
+                    record_variant(version.folder, "bf16", row.check.as_variant(accept_loss=accept_loss, here=here))
             if row.check.passed or accept_loss:
                 passed.append(row.precision)
     return Report(
@@ -286,7 +286,7 @@ def _rows(
 def _install(version: ModelVersion, aside: Path, check: Check, *, accept_loss: bool, measured: dict[str, Any]) -> Card:
     """Put the int8 graph into the version's folder, then name it in the card, then remove the one before."""
     made = (f"{INT8}.xml", f"{INT8}.bin")
-    digits = Form(True, files=describe_files(aside, made)).digits
+    digits = Variant(True, files=describe_files(aside, made)).digits
     names = tuple(f"{INT8}-{digits}{Path(name).suffix}" for name in made)
     try:
         for name, final in zip(made, names, strict=True):
@@ -294,10 +294,10 @@ def _install(version: ModelVersion, aside: Path, check: Check, *, accept_loss: b
     except OSError as error:
         raise storage_error(error, version.folder) from error
     files = describe_files(version.folder, names)
-    card = record_form(
+    card = record_variant(
         version.folder,
         "int8",
-        check.as_form(accept_loss=accept_loss, graph=names[0], files=files, measured=measured),
+        check.as_variant(accept_loss=accept_loss, graph=names[0], files=files, measured=measured),
     )
     for other in version.folder.glob(f"{INT8}-*"):
         if other.name not in names:

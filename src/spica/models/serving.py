@@ -11,7 +11,7 @@ from spica.detectors.contract import Precision
 from spica.detectors.openvino import Machine, machine
 from spica.detectors.torch_gpu import gpu
 from spica.errors import UsageError, WeightsError
-from spica.models.card import WEIGHTS, Card, Form, read_card
+from spica.models.card import WEIGHTS, Card, Variant, read_card
 from spica.models.version import ModelIdentity
 from spica.settings import Settings
 
@@ -123,7 +123,7 @@ def _keeps_weights(identity: ModelIdentity, card: Card | None) -> bool:
     return keeps and (identity.weights.path / WEIGHTS).is_file()
 
 
-def _of(here: Machine, forms: Mapping[str, Form]) -> dict[str, Form]:
+def _of(here: Machine, forms: Mapping[str, Variant]) -> dict[str, Variant]:
     """The forms whose checks hold here: a GPU's own on that GPU, those of any processor on a processor."""
     if here.device == "cuda":
         return {name: form for name, form in forms.items() if form.check.get("processor") == here.processor}
@@ -143,9 +143,9 @@ def known_card(identity: ModelIdentity, data_dir: Path) -> Card | None:
         return None
 
 
-def _fastest(recorded: Mapping[str, Form], here: Machine) -> tuple[Precision, str]:
+def _fastest(recorded: Mapping[str, Variant], here: Machine) -> tuple[Precision, str]:
     forms = _of(here, recorded)
-    usable: dict[Precision, Form] = {
+    usable: dict[Precision, Variant] = {
         precision: forms[precision] for precision in _OTHERS if precision in forms and forms[precision].usable
     }
     if not usable:
@@ -161,7 +161,7 @@ def _fastest(recorded: Mapping[str, Form], here: Machine) -> tuple[Precision, st
     return "f32", f"on this machine the check found {' and '.join(usable)} no faster"
 
 
-def _gain(precision: Precision, form: Form, here: Machine) -> float:
+def _gain(precision: Precision, form: Variant, here: Machine) -> float:
     """How many times as fast as f32."""
     seconds, exact = form.check.get("seconds"), form.check.get("f32_seconds")
     if form.check.get("processor") == here.processor and _positive(seconds) and _positive(exact):
@@ -173,12 +173,12 @@ def _positive(value: object) -> bool:
     return isinstance(value, int | float) and value > 0
 
 
-def _standing(form: Form) -> str:
+def _standing(form: Variant) -> str:
     result = f" ({form.check['result']})" if "result" in form.check else ""
     return f"has passed its check{result}" if form.passed else f"did not pass its check, which was accepted{result}"
 
 
-def _without_forms(forms: Mapping[str, Form], *, on_gpu: bool) -> str:
+def _without_forms(forms: Mapping[str, Variant], *, on_gpu: bool) -> str:
     failed = [name for name in _OTHERS if name in forms]
     if failed:
         return f"{' and '.join(failed)} did not pass the check against it"
@@ -187,7 +187,7 @@ def _without_forms(forms: Mapping[str, Form], *, on_gpu: bool) -> str:
 
 
 def _asked(
-    precision: Precision, forms: Mapping[str, Form], identity: ModelIdentity, here: Machine
+    precision: Precision, forms: Mapping[str, Variant], identity: ModelIdentity, here: Machine
 ) -> tuple[Precision, str]:
     if precision == "int8":
         if "int8" not in forms:

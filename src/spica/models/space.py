@@ -19,10 +19,10 @@ from typing import Literal
 from spica.errors import SpicaError, UsageError
 from spica.files import discard, remove
 from spica.models import active
-from spica.models.folders import find, folder_of, is_id, peek
-from spica.models.listed import Listed, caches_of, listing
+from spica.models.card import is_id
+from spica.models.listing import Listed, caches_of, list_versions, pinned
 from spica.models.locks import is_held, writing
-from spica.models.pins import pinned
+from spica.models.version import find_version, folder_of, peek
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def prune(data_dir: Path, limit: int, *, keep: Collection[str] = (), young_s: fl
     if not (data_dir / "models").is_dir():
         return Pruned((), 0, limit)
     with writing(data_dir):
-        found = listing(data_dir)
+        found = list_versions(data_dir)
         left = sum(each.bytes for each in found)
         if left <= limit:
             return Pruned((), left, limit)
@@ -127,7 +127,7 @@ def delete(data_dir: Path, version: str, *, dry_run: bool = False) -> Listed:
         StorageError: it can't be deleted, or it is unknown what is active.
     """
     with writing(data_dir):
-        find(data_dir, version)
+        find_version(data_dir, version)
         kept = [hold for hold in holds(data_dir).get(version, ()) if hold.kind in _BY_HAND]
         if kept:
             raise UsageError(
@@ -136,7 +136,7 @@ def delete(data_dir: Path, version: str, *, dry_run: bool = False) -> Listed:
                 got="; ".join(hold.why for hold in kept),
                 hint="; then ".join(hold.how for hold in kept),
             )
-        listed = next(each for each in listing(data_dir) if each.id == version)
+        listed = next(each for each in list_versions(data_dir) if each.id == version)
         if not dry_run:
             _remove(data_dir, version)
     return listed
@@ -154,7 +154,7 @@ def holds(data_dir: Path, *, keep: Collection[str] = (), young_s: float = YOUNG_
         if version is not None:
             found.setdefault(version, []).append(Hold(kind, why, how))
 
-    for project, pointer in active.all(data_dir).items():
+    for project, pointer in active.pointers(data_dir).items():
         path = active.pointer_path(data_dir, project)
         other = f"`spica models rollback --project {project}`, or activate another version"
         other += f"; if that project is gone, delete {path}"
@@ -169,7 +169,7 @@ def holds(data_dir: Path, *, keep: Collection[str] = (), young_s: float = YOUNG_
     for version in keep:
         held(version, "asked", "it is being worked with", "wait")
     now = time.time()
-    for version in (each.id for each in listing(data_dir)):
+    for version in (each.id for each in list_versions(data_dir)):
         if is_held(data_dir, version):
             held(version, "served", "a server has it loaded", "stop the server, or have it serve another version")
         with contextlib.suppress(OSError):

@@ -1,19 +1,23 @@
 """The store of model versions: a folder each, made once for each content and settings that matter.
 
 An id is ``<stem>-<8 hex digits>``. The digits come from all that the answers depend on, and from nothing else; the
-weights file's stem before them is for people. A renamed file is therefore found again under the id it had first: the
-version has not changed, since the answers can't have.
+stem before them is for people. A renamed file is therefore found again under the id it had first: the version has not
+changed, since the answers can't have.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import logging
 import os
+import re
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,23 +25,34 @@ from typing import Any
 from spica.detectors.architecture import eps_is_a_setting, own_eps
 from spica.detectors.conversion import Request, convert
 from spica.detectors.exported import ARCHITECTURES, save_exported
-from spica.detectors.refusals import damaged
+from spica.detectors.refusals import damaged, shown
+from spica.detectors.safetensors_header import read_shapes
 from spica.detectors.weights import WeightsInfo, inspect
-from spica.errors import StorageError, WeightsError
+from spica.errors import StorageError, UsageError, WeightsError
 from spica.files import discard, put_in_place, scratch, storage_error, sync, sync_folder
 from spica.models.card import (
     CARD,
+    GRAPHS,
+    MAX_CARD_BYTES,
     WEIGHTS,
     Card,
     check_files,
     describe_files,
+    fingerprint,
     read_card,
+    update_card,
+    version_id,
+)
+from spica.models.locks import is_held, leases_of, writing
+from spica.models.version import (
+    ModelIdentity,
+    ModelVersion,
+    base_of,
+    open_version,
     version_folder,
     version_info,
+    weights_in,
 )
-from spica.models.locks import is_held, writing
-from spica.models.version import ModelIdentity, ModelVersion, Origin
-from spica.models.version_id import fingerprint, version_id
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +66,30 @@ _ATTEMPTS = 3
 _PAUSES_S = (0.1, 0.4, 1.0)
 """A shared folder may not answer for a moment: between these pauses a version is read again."""
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
-"""What no waiting mends."""
+_CHUNK = 2**20
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+_RESERVED = {CARD, *GRAPHS, "model.bin", WEIGHTS}
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """How a trained version came about; goes into its card.
+
+    Attributes:
+        parent: id of the version that the training began with, None if it began with no version.
+        base: id of the weights that the line of versions began with.
+        training: what was learned from, and how; see :func:`add`.
+        metrics: what was measured.
+        gate: the gate's verdict, None before it was judged.
+        extra_files: curves and the like, copied into the version's folder under their own names.
+    """
+
+    parent: str | None = None
+    base: str | None = None
+    training: Mapping[str, Any] | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    gate: Mapping[str, Any] | None = None
+    extra_files: tuple[Path, ...] = ()
 
 
 def prepare(
@@ -89,14 +127,14 @@ def identify(
     """What a weights file will be served as. Reads the file once, without torch and without running anything in it.
 
     Args:
-        weights: a state_dict, a graph that Spica exported, or the folder of a model version.
+        weights: a state_dict, a graph, or the folder of a model version.
         data_dir: the folder with the store; nothing is written there.
         score_floor: boxes with a lower score are never kept.
-        max_detections: at most so many boxes an image.
-        norm_eps: eps of frozen batch norm where the weights don't tell it; others don't depend on it.
+        max_detections: at most this many boxes an image.
+        norm_eps: eps of frozen batch norm where the weights don't say it; others don't depend on it.
         architecture: of weights that fit several networks (:func:`spica.detectors.weights.inspect`).
 
-    Exported graphs and versions keep the floor, the limit and the eps they were exported with.
+    Graphs that Spica exported and versions keep the floor, the limit and the eps they were exported with.
 
     Raises:
         WeightsError: the file can't be used.
@@ -104,22 +142,17 @@ def identify(
     folder = version_folder(weights)
     if folder is not None:
         card = read_card(folder)
-        return identity_of(card, version_info(folder, card))
+        return ModelIdentity.of_version(card, version_info(folder, card))
     info = inspect(weights, architecture)
-    if info.architecture in ARCHITECTURES:  # of others, whose boxes are sorted out here
-        return _identity(info, data_dir, score_floor=score_floor, max_detections=max_detections, norm_eps=None)
-    if not info.needs_conversion:
-        return _identity(info, data_dir, score_floor=0.0, max_detections=None, norm_eps=None)
-    settable = eps_is_a_setting(info.architecture, info.norm or "batch")
-    eps = norm_eps if settable else own_eps(info.architecture)
-    return _identity(info, data_dir, score_floor=score_floor, max_detections=max_detections, norm_eps=eps)
-
-
-def identity_of(card: Card, info: WeightsInfo) -> ModelIdentity:
-    """What a version with a card of its own is served as."""
-    return ModelIdentity(
-        card.id, card.name, card.fingerprint, info, card.score_floor, card.max_detections, card.norm_eps, card
-    )
+    floor, limit, eps = score_floor, max_detections, None
+    if info.needs_conversion:
+        settable = eps_is_a_setting(info.architecture, info.norm or "batch")
+        eps = norm_eps if settable else own_eps(info.architecture)
+    elif info.architecture not in ARCHITECTURES:  # in which the boxes are sorted out already
+        floor, limit = 0.0, None
+    content = fingerprint([info.sha256, info.architecture, eps, floor, limit, EXPORT_FORMAT])
+    stem = info.path.stem
+    return ModelIdentity(_known_id(data_dir, stem, content), stem, content, info, floor, limit, eps)
 
 
 def ensure(
@@ -137,7 +170,7 @@ def ensure(
     Args:
         identity: from :func:`identify`, with the same ``data_dir``.
         data_dir: the folder with the store.
-        progress: told what is being done, in a few words.
+        progress: called with what is being done, in a few words.
         stop: when set, a conversion under way is given up.
         origin: of a trained version, for its card.
 
@@ -148,12 +181,12 @@ def ensure(
     """
     if identity.card is not None:
         folder, card = identity.weights.path, identity.card
-        return ModelVersion(folder, card, _cache_dir(identity, data_dir), _source(folder, card))
+        return ModelVersion(folder, card, _cache_dir(identity, data_dir), weights_in(folder, card))
     for _ in range(_ATTEMPTS):
-        found = _stored(identity, data_dir)
-        if found is not None:
-            return found
-        _make(identity, data_dir, progress, stop, origin)
+        stored = _stored(identity, data_dir)
+        if stored is not None:
+            return stored
+        _make(identity, data_dir, progress, stop, origin or Origin())
     raise StorageError(
         "a model version was made, but is damaged each time it is read back",
         where=str(_folder(identity, data_dir)),
@@ -161,27 +194,142 @@ def ensure(
     )
 
 
-def _identity(
-    info: WeightsInfo, data_dir: Path, *, score_floor: float, max_detections: int | None, norm_eps: float | None
-) -> ModelIdentity:
-    content = fingerprint([info.sha256, info.architecture, norm_eps, score_floor, max_detections, EXPORT_FORMAT])
-    return ModelIdentity(
-        _known_id(content, data_dir, info.path.stem),
-        info.path.stem,
-        content,
-        info,
-        score_floor,
-        max_detections,
-        norm_eps,
+def add(
+    data_dir: Path,
+    weights: Path,
+    *,
+    name: str,
+    parent: str | None,
+    training: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    gate: Mapping[str, Any] | None = None,
+    extra_files: Sequence[Path] = (),
+    score_floor: float,
+    max_detections: int,
+    norm_eps: float,
+    progress: Progress | None = None,
+    stop: threading.Event | None = None,
+) -> ModelVersion:
+    """Put trained weights into the store: converted in a child process, compared with torch, in place in one step.
+
+    The id comes from the tensors, the file's metadata and the settings that answers depend on: the same weights give
+    the same id however often they were saved, and adding them again keeps the first one's record. Metadata must
+    therefore hold nothing that changes from one saving to the next, such as the time.
+
+    Args:
+        data_dir: the folder with the store.
+        weights: a ``.safetensors`` file; architecture, classes and what else the network is built from in its metadata.
+        name: for people, the beginning of the id.
+        parent: id of the version that the training began with, None if with no version of the store.
+        training: what it learned from and how, as JSON values. ``images`` and ``boxes`` are shown in lists,
+            ``fingerprint`` (of the data set) tells whether two versions learned from the same.
+        metrics: as JSON values; those of the hold-out under ``holdout``.
+        gate: the verdict, if there is one already; else :func:`record` it. ``accepted`` in it is true or false, and
+            ``sentence`` says why; refused versions are the first to go when space is short.
+        extra_files: curves and the like, kept in the version's folder under their own names.
+        score_floor: boxes with a lower score are never kept.
+        max_detections: at most this many boxes an image.
+        norm_eps: eps of frozen batch norm; other weights don't depend on it.
+        progress: called with what is being done, in a few words.
+        stop: when set, a conversion under way is given up.
+
+    Raises:
+        UsageError: an extra file's name can't be used, or the records are too long for a card.
+        WeightsError: the weights can't be used, torch is missing, or the converted network answers differently.
+        StorageError: the store can't be written; it is as it was.
+        ModelUnavailableError: ``stop`` was set.
+    """
+    if weights.suffix.lower() != ".safetensors":
+        raise UsageError("trained weights are kept as safetensors", where=str(weights), expected=WEIGHTS)
+    _check_names(extra_files)
+    length = len(json.dumps([training, metrics, gate], ensure_ascii=False, indent=2).encode("utf-8"))
+    if length > MAX_CARD_BYTES // 2:
+        raise UsageError(
+            "the record of this training is too long for a card",
+            where=str(weights),
+            expected=f"at most {MAX_CARD_BYTES // 2} bytes of JSON",
+            got=f"{length} bytes",
+        )
+    plain = identify(
+        weights, data_dir=data_dir, score_floor=score_floor, max_detections=max_detections, norm_eps=norm_eps
     )
+    content = fingerprint(
+        [
+            content_digest(weights),
+            plain.architecture,
+            list(plain.classes),
+            plain.norm_eps,
+            plain.score_floor,
+            plain.max_detections,
+            EXPORT_FORMAT,
+        ]
+    )
+    identity = replace(plain, id=_known_id(data_dir, name, content), name=name, fingerprint=content)
+    base = (base_of(data_dir, parent) or parent) if parent is not None else None
+    origin = Origin(parent, base, dict(training), dict(metrics), dict(gate) if gate else None, tuple(extra_files))
+    ensure(identity, data_dir=data_dir, progress=progress, stop=stop, origin=origin)
+    version = open_version(data_dir, identity.id)
+    if gate is not None and version.card.gate is None:
+        return record(data_dir, version.id, gate=gate)
+    return version
 
 
-def _known_id(content: str, data_dir: Path, name: str) -> str:
-    """The id that this content has in the store already, else a new one."""
+def record(
+    data_dir: Path, version: str, *, gate: Mapping[str, Any] | None = None, metrics: Mapping[str, Any] | None = None
+) -> ModelVersion:
+    """Write the gate's verdict, or more metrics, into a version's card; every other entry stays as it is.
+
+    Args:
+        data_dir: the folder with the store.
+        version: its id.
+        gate: takes the place of an earlier verdict; None leaves it.
+        metrics: added to those that are there, the same names replaced.
+
+    Raises:
+        UsageError: there is no such version.
+        WeightsError: it is damaged.
+        StorageError: it can't be written; the card is as it was.
+    """
+    with writing(data_dir):
+        opened = open_version(data_dir, version)
+        verdict = {"gate": dict(gate)} if gate is not None else {}
+        card = update_card(opened.folder, metrics={**opened.card.metrics, **(metrics or {})}, **verdict)
+    return replace(opened, card=card)
+
+
+def content_digest(path: Path) -> str:
+    """SHA-256 in hex over a safetensors file's tensors by name, their kinds, shapes and numbers, and its metadata.
+
+    The library that writes these files orders their header at random: the same network saved again gives other bytes.
+
+    Raises:
+        WeightsError: the file is damaged.
+    """
+    _, metadata = read_shapes(path)  # checks every bound
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode("utf-8"))
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        for name, entry in sorted(header.items()):
+            begin, end = entry["data_offsets"]
+            digest.update(json.dumps([name, entry["dtype"], entry["shape"]]).encode("utf-8"))
+            file.seek(8 + length + begin)
+            for start in range(begin, end, _CHUNK):
+                wanted = min(_CHUNK, end - start)
+                chunk = file.read(wanted)
+                if len(chunk) != wanted:
+                    raise damaged(path, f"{name} ends early")
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _known_id(data_dir: Path, name: str, content: str) -> str:
+    """The id that this content has in the store already, under whatever name, else a new one."""
     models, new = data_dir / "models", version_id(name, content)
     if (models / new).exists():
         return new
-    for folder in sorted(models.glob(f"*-{new.rpartition('-')[2]}")):
+    for folder in sorted(models.glob(f"*-{content[:8]}")):
         try:
             card = read_card(folder)
         except WeightsError:  # damaged; it will be made again under its own name
@@ -189,6 +337,18 @@ def _known_id(content: str, data_dir: Path, name: str) -> str:
         if card.fingerprint == content and card.id == folder.name:
             return card.id
     return new
+
+
+def _check_names(files: Sequence[Path]) -> None:
+    names = [path.name for path in files]
+    for number, name in enumerate(names):
+        if not _FILE_NAME.fullmatch(name) or name in _RESERVED or name in names[:number]:
+            raise UsageError(
+                "a file of this name can't be kept with a version",
+                where=str(files[number]),
+                expected=f"a plain name of its own, other than {', '.join(sorted(_RESERVED))}",
+                got=shown(name),
+            )
 
 
 def _folder(identity: ModelIdentity, data_dir: Path) -> Path:
@@ -217,7 +377,7 @@ def _stored(identity: ModelIdentity, data_dir: Path) -> ModelVersion | None:
             return None
         card = made_again
     source = identity.weights.path if identity.weights.needs_conversion else None
-    return ModelVersion(folder, card, _cache_dir(identity, data_dir), _source(folder, card) or source)
+    return ModelVersion(folder, card, _cache_dir(identity, data_dir), weights_in(folder, card) or source)
 
 
 def _card_of(identity: ModelIdentity, folder: Path) -> Card:
@@ -273,37 +433,30 @@ def _discard_damaged(identity: ModelIdentity, data_dir: Path) -> Card | None:
 
 def _is_served_elsewhere(identity: ModelIdentity, data_dir: Path) -> bool:
     """Whether another process holds a lease; ours is taken before the version is opened."""
-    if not is_held(data_dir, identity.id):
-        return False
-    return any(
-        not lease.name.startswith(f"{os.getpid()}-") for lease in (data_dir / "leases" / identity.id).glob("*.lock")
+    leases = leases_of(data_dir, identity.id)
+    return is_held(data_dir, identity.id) and any(
+        not lease.name.startswith(f"{os.getpid()}-") for lease in leases.glob("*.lock")
     )
 
 
-def _source(folder: Path, card: Card) -> Path | None:
-    """The weights beside the graph; versions made by the first Spica have none."""
-    return folder / WEIGHTS if WEIGHTS in card.files else None
-
-
 def _make(
-    identity: ModelIdentity,
-    data_dir: Path,
-    progress: Progress | None,
-    stop: threading.Event | None,
-    origin: Origin | None,
+    identity: ModelIdentity, data_dir: Path, progress: Progress | None, stop: threading.Event | None, origin: Origin
 ) -> None:
-    models = data_dir / "models"
+    models, weights = data_dir / "models", identity.weights
     with scratch(models) as aside:
-        _require_space(aside, 3 * identity.weights.nbytes + _SPARE_BYTES)
+        _require_space(aside, 3 * weights.nbytes + _SPARE_BYTES)
         try:
-            if identity.weights.needs_conversion:
-                metrics = {"verification": convert(_request(identity, aside), progress=progress, stop=stop)}
+            metrics: dict[str, Any] = {}
+            if weights.needs_conversion:
+                metrics["verification"] = convert(_request(identity, aside), progress=progress, stop=stop)
             else:
-                metrics = {}
-                _copy_graph(identity.weights, aside)
-            if origin is not None:
-                _copy_origin(identity.weights, origin, aside)
-            _write_card(identity, aside, metrics, origin or Origin())
+                _copy_graph(weights, aside)
+            trained = origin.training is not None and weights.format == "safetensors"
+            if trained and not (aside / WEIGHTS).exists():
+                shutil.copyfile(weights.path, aside / WEIGHTS)
+            for path in origin.extra_files:
+                shutil.copyfile(path, aside / path.name)
+            _write_card(identity, aside, metrics, origin)
         except OSError as error:
             raise storage_error(error, models) from error
         sync(aside)  # else a power cut could leave the name, and files that are empty
@@ -340,15 +493,6 @@ def _copy_graph(weights: WeightsInfo, folder: Path) -> None:
         shutil.copyfile(weights.path.with_suffix(".bin"), copy.with_suffix(".bin"))
     if inspect(copy).sha256 != weights.sha256:
         raise WeightsError("the file has changed while it was copied", where=str(weights.path), hint="start again")
-
-
-def _copy_origin(weights: WeightsInfo, origin: Origin, folder: Path) -> None:
-    """The trained numbers themselves, if the conversion has not written them already, and what the training drew."""
-    numbers = folder / WEIGHTS
-    if weights.format == "safetensors" and not numbers.exists():
-        shutil.copyfile(weights.path, numbers)
-    for path in origin.extra_files:
-        shutil.copyfile(path, folder / path.name)
 
 
 def _write_card(identity: ModelIdentity, folder: Path, metrics: dict[str, Any], origin: Origin) -> None:

@@ -20,10 +20,9 @@ from typing import IO
 from spica.detectors.refusals import few, shown
 from spica.errors import StorageError, UsageError, WeightsError
 from spica.files import put_in_place, scratch, storage_error, sync, sync_folder
-from spica.models.card import CARD, MAX_CARD_BYTES, WEIGHTS, Card, check_files, read_card
-from spica.models.folders import files_of, is_id, open_version
+from spica.models.card import CARD, MAX_CARD_BYTES, WEIGHTS, Card, check_files, is_id, read_card
 from spica.models.plain_weights import write_state_dict
-from spica.models.version import ModelVersion
+from spica.models.version import ModelVersion, open_version
 
 _MAX_ENTRIES = 1000
 _MAX_BYTES = 64 * 2**30
@@ -39,7 +38,7 @@ def export(version: ModelVersion, out: Path) -> Path:
     """Write a version, or its bare weights, somewhere else; whole, or not at all.
 
     Args:
-        version: from :func:`spica.models.versions.open`, so that its digests have been checked.
+        version: from :func:`spica.models.version.open_version`, so that its digests have been checked.
         out: ``….pth`` for the plain state_dict (needs torch), ``….safetensors`` for the same without torch, ``….zip``
             for the whole version in one file; else a folder for the whole version: a new one, or one in which a folder
             by the version's id is made. Files that are there are replaced, folders are not.
@@ -151,7 +150,7 @@ def _write_zip(version: ModelVersion, target: Path) -> None:
 
 
 def _all_names(card: Card) -> list[str]:
-    return [CARD, *files_of(card)]
+    return [CARD, *card.all_files]
 
 
 def _ready(out: Path) -> Path:
@@ -266,7 +265,7 @@ def _take(read: Read, source: Path, folder: Path) -> Card:
         text = file.read(MAX_CARD_BYTES + 1)
     (folder / CARD).write_bytes(text)
     card = read_card(folder)  # refuses one that is too large, and names that are not plain
-    files = files_of(card)
+    files = card.all_files
     names = [name.casefold() for name in (CARD, *files)]
     reserved = [name for name in names if name.partition(".")[0] in _RESERVED]
     if len(set(names)) != len(names) or reserved or not is_id(card.id):

@@ -61,7 +61,7 @@ def create_app(service: Service, settings: Settings, *, host: str) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.pool.start()
+        service.pool.start(service.workers)
         learning.start()
         yield
         await asyncio.to_thread(learning.close)

@@ -12,7 +12,6 @@ import httpx
 import numpy as np
 
 from spica.detectors.contract import Detector
-from spica.detectors.weights import WeightsInfo
 from spica.errors import StorageError, UsageError
 from spica.inference import Engine
 from spica.labelstudio.auth import LabelStudioAuth
@@ -20,12 +19,10 @@ from spica.labelstudio.launch_env import is_local
 from spica.labelstudio.media import MediaReader
 from spica.models import active, store
 from spica.models.active import Resolution
-from spica.models.card import Card
-from spica.models.folders import folder_of, open_version, peek
 from spica.models.load import load_detector
 from spica.models.locks import hold
 from spica.models.serving import Serving, choose, served_id
-from spica.models.version import ModelIdentity, ModelVersion
+from spica.models.version import ModelIdentity, ModelVersion, folder_of, open_version, peek, unchecked_info
 from spica.predictor import Media, Predictor
 from spica.project import ProjectKey
 from spica.server.pool import ModelPool
@@ -61,7 +58,7 @@ def build_version(version: str, settings: Settings, *, media: Media) -> Predicto
         WeightsError: it is damaged, as far as that shows without reading all of it; the engine reads it all.
     """
     card = peek(settings.data_dir, version)
-    identity = _identity(folder_of(settings.data_dir, version), card)
+    identity = ModelIdentity.of_version(card, unchecked_info(folder_of(settings.data_dir, version), card))
     try:
         serving = choose(identity, settings)
     except UsageError as error:  # int8 was asked for, which a version has once it was made for it
@@ -99,8 +96,8 @@ def resolve(data_dir: Path, project: ProjectKey, base_id: str) -> Resolution:
     try:
         take_over(data_dir, project)
     except StorageError as error:
-        found = active.resolve(data_dir, project, base_id)
-        return found._replace(problem=error, absent=False) if found.absent else found
+        known = active.resolve(data_dir, project, base_id)
+        return known if active.pointer_path(data_dir, project).exists() else known._replace(problem=error)
     return active.resolve(data_dir, project, base_id)
 
 
@@ -148,20 +145,6 @@ def _predictor(engine: Engine, classes: tuple[str, ...], settings: Settings, med
         threshold=settings.threshold,
         max_pixels=settings.max_pixels,
     )
-
-
-def _identity(folder: Path, card: Card) -> ModelIdentity:
-    """Of a version in the store, by its card alone; the files are checked when they are loaded."""
-    weights = WeightsInfo(
-        folder,
-        "",
-        "onnx" if card.graph == "model.onnx" else "openvino",
-        card.architecture,
-        card.classes,
-        None,
-        sum(entry.bytes for entry in card.files.values()),
-    )
-    return store.identity_of(card, weights)
 
 
 def _media(settings: Settings) -> MediaReader:

@@ -23,7 +23,7 @@ from spica.http import user_and_password
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.records import Backend
 from spica.models import active
-from spica.models.folders import answers_with, ids
+from spica.models.version import answers_with, ids
 from spica.prelabel.removal import Left, thin
 from spica.project import ProjectKey
 from spica.server.jobs import Jobs, PrelabelRequest, RunningJob

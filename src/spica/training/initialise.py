@@ -17,7 +17,8 @@ from spica.detectors.architecture import FULL_TAIL, Norm, expected_shapes, names
 from spica.detectors.own_networks import BUILDERS, load_backbone
 from spica.detectors.weights import WeightsInfo, inspect
 from spica.errors import TrainingError, WeightsError
-from spica.models.card import WEIGHTS, weights_info
+from spica.models.card import WEIGHTS
+from spica.models.version import weights_info
 from spica.training.recipe import Recipe
 
 if TYPE_CHECKING:

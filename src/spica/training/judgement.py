@@ -19,13 +19,13 @@ from spica.evaluation.predict import Predictions, image_file, predict, reason
 from spica.evaluation.truth import Truth
 from spica.labelstudio.control_tags import RectangleControl
 from spica.labelstudio.label_config import match_labels
-from spica.models import checks, versions
-from spica.models.card import read_card, record_form, version_info
+from spica.models import checks
+from spica.models.card import read_card, record_variant
 from spica.models.checks import Check, Run
 from spica.models.load import computed_by, load_detector
 from spica.models.locks import hold, writing
 from spica.models.serving import Serving, tile_of
-from spica.models.version import ModelVersion
+from spica.models.version import ModelVersion, open_version, version_info
 from spica.training import gate, initialise
 from spica.training.dataset import DataSet
 from spica.training.gate import Drift, Verdict
@@ -125,7 +125,7 @@ def record_bf16(data_dir: Path, version: ModelVersion, judgement: Judgement) -> 
     logger.info("bf16 %s its check: %s", "has passed" if form.passed else "did not pass", form.result)
     try:
         with writing(data_dir):
-            record_form(version.folder, "bf16", form.as_form(here=computed_by(version)))
+            record_variant(version.folder, "bf16", form.as_variant(here=computed_by(version)))
     except SpicaError as error:
         return (*judgement.notes, _unchecked(error.summary))
     return judgement.notes
@@ -201,7 +201,7 @@ def _active(job: TrainingJob, parent: Parent | None, serving: Serving) -> tuple[
     data_dir = Path(job.data_dir)
     try:
         version = (
-            versions.open(data_dir, parent.id)
+            open_version(data_dir, parent.id)
             if parent.is_stored(data_dir)
             else ModelVersion(parent.folder, read_card(parent.folder), data_dir / "cache" / f"{parent.id}-compared")
         )

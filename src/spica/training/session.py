@@ -23,9 +23,8 @@ from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.control_tags import RectangleControl
 from spica.labelstudio.label_config import effective_threshold, parse_extra_params, parse_label_config
 from spica.labelstudio.media import MediaReader
-from spica.models import versions
-from spica.models.card import weights_info
-from spica.models.version import ModelVersion
+from spica.models import store
+from spica.models.version import ModelVersion, weights_info
 from spica.training import holdout, submissions
 from spica.training.dataset import DataSet
 from spica.training.footprint import lacks_memory, lower_priority, watch_memory
@@ -115,7 +114,7 @@ def run(job: TrainingJob, report: Report) -> dict[str, Any]:
     verdict = judgement.verdict
     # what the store and the pages read, beside the gate's own words
     ruling = {**verdict.as_json(), "accepted": verdict.passed, "sentence": verdict.reason}
-    versions.record(data_dir, version.id, gate=ruling, metrics={"holdout": judgement.metrics})
+    store.record(data_dir, version.id, gate=ruling, metrics={"holdout": judgement.metrics})
     notes += record_bf16(data_dir, version, judgement)
     return {
         "stage": "done",
@@ -224,7 +223,7 @@ def _store(
     parent: Parent | None,
     learned: dict[str, str],
 ) -> ModelVersion:
-    return versions.add(
+    return store.add(
         Path(job.data_dir),
         trained.weights,
         name=f"project{job.project}",

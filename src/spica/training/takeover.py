@@ -59,12 +59,10 @@ def take_over(data_dir: Path, project: ProjectKey) -> None:
 def _left(data_dir: Path, project: ProjectKey) -> list[tuple[Path, Path]]:
     """What there is to move, and to where; last what tells whose it is, so that a kill in between does not hide it."""
     old, runs = ProjectKey(project.number), Runs(data_dir)
-    pointers = [active.pointer_path(data_dir, key) for key in (old, project)]
     pairs = [
         (holdout.path_of(data_dir, old), holdout.path_of(data_dir, project)),
         (runs.project_folder(old), runs.project_folder(project)),
-        (active.copy_of(pointers[0]), active.copy_of(pointers[1])),
-        (pointers[0], pointers[1]),
+        (active.pointer_path(data_dir, old), active.pointer_path(data_dir, project)),
     ]
     return [(old_path, new_path) for old_path, new_path in pairs if old_path.exists() and not new_path.exists()]
 
