@@ -66,7 +66,8 @@ def test_target(count: int, wanted: int) -> None:
 )
 def test_growing(steps: list[list[int]], share: float, minimum: int) -> None:
     """However images come: sides are disjoint and complete, nobody changes sides, and the proportion is kept."""
-    frozen, present = {}, set[int]()
+    frozen: Record = {}
+    present = set[int]()
     trained, held = set[str](), set[str]()
     for step in steps:
         present |= set(step)
@@ -121,7 +122,7 @@ def test_what_is_alike_stays_together(names: list[tuple[int, bool]], seed: int) 
 )
 def test_tiles_do_not_put_half_of_the_photos_away(photos: int, rounds: int, held: int) -> None:
     """A fifth of the photos is held out with all of its tiles, one at least, though 10 are wanted at first."""
-    frozen = {}
+    frozen: Record = {}
     for number in range(1, rounds + 1):
         tiles = [image(n, f"photo{n % photos}_{n // photos * 256}_0.jpg") for n in range(20 * number)]
         train, away, frozen = sides_of(tiles, frozen)

@@ -152,7 +152,7 @@ def check_pairs(truths: Sequence[Truth], detections: Sequence[Detections], class
     """
     if len(truths) != len(detections):
         raise ValueError(f"detections of {len(detections)} images for {len(truths)} truths")
-    for class_ids in (image.class_ids for image in (*truths, *detections)):
+    for class_ids in [*(truth.class_ids for truth in truths), *(image.class_ids for image in detections)]:
         if len(class_ids) and not 0 <= class_ids.min() <= class_ids.max() < classes:
             raise ValueError(f"class ids {class_ids.min()} to {class_ids.max()}, but {classes} classes")
 
