@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 import label_studio_helpers as helpers
@@ -26,8 +27,14 @@ _START_TIMEOUT_S = 500.0
 _LONGEST = frozenset({"live_kill", "live_up", "test_loop"})
 
 
-def pytest_configure() -> None:
-    """Children of the tests must understand Ctrl-C, also where a script has started the run in the background."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Property tests try more examples in `make test-all`, unless they say how many.
+
+    Children of the tests must understand Ctrl-C, also where a script has started the run in the background.
+    """
+    examples = 40 if "not exhaustive" in config.option.markexpr else 300
+    hypothesis.settings.register_profile("spica", max_examples=examples)
+    hypothesis.settings.load_profile("spica")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

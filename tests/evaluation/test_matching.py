@@ -45,7 +45,7 @@ def test_match(answer: Detections, objects: Truth, expected: list[int]) -> None:
     assert match(answer, objects).tolist() == expected
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_one_to_one(seed: int) -> None:
     """No object is hit twice, none by another class, and none is left over that a missing answer could have hit."""
@@ -62,7 +62,7 @@ def test_one_to_one(seed: int) -> None:
     assert (overlap[~hits] < 0.5).all()
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_same_iou(seed: int) -> None:
     """The sparse overlap is the plain one."""

@@ -58,7 +58,7 @@ def test_target(count: int, wanted: int) -> None:
     assert len(sides_of([image(number) for number in range(count)])[1]) == wanted
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None)
 @given(
     steps=st.lists(st.lists(st.integers(0, 120), max_size=40), min_size=1, max_size=5),
     share=st.floats(0.05, 0.6),
@@ -82,7 +82,7 @@ def test_growing(steps: list[list[int]], share: float, minimum: int) -> None:
         assert len(holdout) == target(len(present), share=share, minimum=minimum)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None)
 @given(names=st.lists(st.tuples(st.integers(0, 8), st.booleans()), min_size=2, max_size=40), seed=st.integers(0, 1000))
 def test_what_is_alike_stays_together(names: list[tuple[int, bool]], seed: int) -> None:
     """Tiles of one photo, and near-duplicates, are on one side, whatever the order in which they are listed."""

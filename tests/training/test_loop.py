@@ -22,7 +22,7 @@ from spica.detectors.torch_gpu import TorchDetector  # noqa: E402
 from spica.detectors.weights import inspect  # noqa: E402
 from spica.errors import DataSetError, StorageError, TrainingError, UsageError, WeightsError  # noqa: E402
 from spica.evaluation.truth import Truth  # noqa: E402
-from spica.training import gate, photographs  # noqa: E402
+from spica.training import gate, samples  # noqa: E402
 from spica.training.dataset import DataSet  # noqa: E402
 from spica.training.detection import detect_with  # noqa: E402
 from spica.training.loop import CHECKPOINT, StoppedError, learning_rate, train  # noqa: E402
@@ -308,8 +308,8 @@ def test_a_limit_of_time_ends_the_schedule(data: DataSet, tmp_path: Path) -> Non
 
 def test_each_image_once_an_epoch(data: DataSet) -> None:
     """Every image is in one batch of an epoch, batches differ by at most one image, and epochs in their order."""
-    photos = photographs.Photographs(wheat_like(data, 11), min_size=64, max_size=96, max_pixels=10**6)
-    orders = [photographs.batches(photos, replace(TINY, batch=4), epoch) for epoch in (1, 2, 1)]
+    photos = samples.TrainingImages(wheat_like(data, 11), min_size=64, max_size=96, max_pixels=10**6)
+    orders = [samples.batch_indices(len(photos), replace(TINY, batch=4), epoch) for epoch in (1, 2, 1)]
     for order in orders:
         assert sorted(index for batch in order for index in batch) == list(range(11))
         assert sorted(map(len, order)) == [3, 4, 4]

@@ -29,7 +29,6 @@ SPOILT = settings(
     deadline=None,
     derandomize=True,
     database=None,
-    max_examples=150,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 

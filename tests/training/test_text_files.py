@@ -72,7 +72,7 @@ def test_no_file(tmp_path: Path) -> None:
         read_text(tmp_path / "none.txt", ReadingLog())
 
 
-@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=40))
 def test_any_bytes(tmp_path: Path, data: bytes) -> None:
     """Whatever the bytes are, there is a text or an error for people."""

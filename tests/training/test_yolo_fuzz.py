@@ -150,9 +150,7 @@ def attempt(folder: Path, notes: Path, split: str | None = None) -> DataSet | No
         return None
 
 
-BOUNDED = settings(
-    deadline=None, max_examples=50, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+BOUNDED = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -11,17 +11,17 @@ from torch import nn
 from spica.boxes import Detections
 from spica.detectors.postprocess import postprocess
 from spica.training.dataset import DataSet
-from spica.training.photographs import Photographs, for_network, whole
+from spica.training.samples import TrainingImages, for_network, whole
 
 
 def detect(
-    network: nn.Module, photographs: Photographs, *, between: Callable[[], None] = lambda: None
+    network: nn.Module, images: TrainingImages, *, between: Callable[[], None] = lambda: None
 ) -> list[Detections]:
     """Detections of each image, in order, in pixels of the example's own size; the network's mode is left as it was.
 
     Args:
         network: one of torchvision's detection family.
-        photographs: to look at.
+        images: to detect in.
         between: called before each image; what it raises ends the work.
     """
     detections = []
@@ -29,7 +29,7 @@ def detect(
     training = network.training
     network.eval()
     try:
-        for example, image, scale in whole(photographs):
+        for example, image, scale in whole(images):
             between()
             with torch.inference_mode():
                 (output,) = network([image.to(device)])

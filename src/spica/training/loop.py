@@ -23,14 +23,14 @@ from spica import files
 from spica.detectors.torch_gpu import compute_in_bf16
 from spica.errors import StorageError, TrainingError
 from spica.evaluation.metrics import evaluate
-from spica.training import initialise, photographs
+from spica.training import initialise, samples
 from spica.training.dataset import DataSet, require_learnable
 from spica.training.detection import detect
 from spica.training.footprint import lacks_memory
 from spica.training.initialise import Start
-from spica.training.photographs import Batch, Photographs, for_network, mixed
 from spica.training.progress import Epoch, Progress, Trained
 from spica.training.recipe import Recipe
+from spica.training.samples import Batch, TrainingImages, for_network, mixed
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ class _Loop:
         self._data = for_network(data, self._network)
         self._valid = for_network(valid, self._network) if valid is not None and valid.examples else None
         self._chooses, self._tell, self._stop = chooses, on_progress or (lambda _: None), stop
-        self._steps = len(photographs.batches(self._data, recipe, 1))
+        self._steps = len(samples.batch_indices(len(self._data), recipe, 1))
         self._validate_every = _validate_every(self._data, self._valid)
         self._key = ""
         self.history: list[Epoch] = []
@@ -189,7 +189,7 @@ class _Loop:
             if isinstance(layer, nn.BatchNorm2d) and not self._learns_norms:
                 layer.eval()
         before = time.monotonic()
-        for batch in photographs.loader(self._data, self._recipe, number):
+        for batch in samples.batches(self._data, self._recipe, number):
             self._check()
             self._learn(batch, number)
             now = time.monotonic()
@@ -360,7 +360,7 @@ def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=recipe.lr)
 
 
-def _validate_every(data: Photographs, valid: Photographs | None) -> int:
+def _validate_every(data: TrainingImages, valid: TrainingImages | None) -> int:
     """After so many epochs, so that validating costs a third of learning at most; 0 for never."""
     return max(1, round(len(valid) / (2 * len(data)))) if valid is not None else 0
 

@@ -172,7 +172,7 @@ def _held_out(job: TrainingJob, data: DataSet) -> tuple[DataSet, DataSet]:
 
 def _train(job: TrainingJob, train: DataSet, parent: Parent | None, report: Report) -> tuple[Trained, tuple[str, ...]]:
     from spica.training import loop  # needs torch
-    from spica.training.photographs import mixed
+    from spica.training.samples import mixed
 
     init = parent.init if parent is not None else None
     notes: tuple[str, ...] = ()

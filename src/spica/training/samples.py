@@ -7,14 +7,13 @@ goes on after a break sees what an unbroken one would have seen. This module nee
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from spica.detectors.networks import max_aspect
 from spica.detectors.postprocess import MAX_ASPECT, pad_extreme_aspect, padded_size
@@ -25,10 +24,9 @@ from spica.training import augmentation
 from spica.training.dataset import DataSet, Example
 from spica.training.recipe import Recipe
 
-Sample = tuple[Tensor, dict[str, Tensor]]
-"""An image float32 (3, H, W) in [0, 1], and its ``boxes`` float32 (N, 4) xyxy and ``labels`` int64 (N,) from 1."""
-
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
+"""Images float32 (3, H, W) in [0, 1], and for each its ``boxes`` float32 (N, 4) xyxy and ``labels`` int64 (N,) from 1.
+"""
 
 _ROOM = 4
 """Strips are padded to so many times what a network takes: :mod:`spica.training.augmentation` makes some narrower."""
@@ -37,7 +35,7 @@ _MEMORY_BYTES = 2**30
 """Scaled images are remembered up to so many bytes; the others are read again each time."""
 
 
-class Photographs:
+class TrainingImages:
     """Images and boxes by index, scaled to what the network scales them to anyway.
 
     Args:
@@ -45,7 +43,7 @@ class Photographs:
         min_size: side in pixels to which the network scales the shorter side.
         max_size: side in pixels that the longer side does not exceed.
         max_pixels: larger images are refused.
-        aspect: longer strips are padded, as they are when the network answers.
+        aspect: longer strips are padded as :func:`pad_extreme_aspect` does, as they are at detection.
     """
 
     def __init__(
@@ -62,19 +60,19 @@ class Photographs:
         return len(self.examples)
 
     def image(self, index: int) -> Tensor:
-        """uint8 (3, H, W); never larger than the network looks at it.
+        """uint8 (3, H, W); never larger than the network scales it to.
 
         Raises:
             DataSetError: the file is gone, or is another one than it was.
             ImageError: it can't be decoded.
         """
-        found = self._kept.get(index)
-        if found is None:
-            found = self._read(self.examples[index])
-            if self._bytes + found.nbytes <= _MEMORY_BYTES:
-                self._kept[index] = found
-                self._bytes += found.nbytes
-        return found
+        image = self._kept.get(index)
+        if image is None:
+            image = self._read(self.examples[index])
+            if self._bytes + image.nbytes <= _MEMORY_BYTES:
+                self._kept[index] = image
+                self._bytes += image.nbytes
+        return image
 
     def target(self, index: int) -> tuple[Tensor, Tensor]:
         """Boxes float32 (N, 4) in pixels of :meth:`image`, and labels int64 (N,) counted from 1."""
@@ -123,31 +121,12 @@ def _shrunk(image: Tensor, min_size: int, max_size: int) -> Tensor:
     return scaled[0].round().clamp(0, 255).to(torch.uint8)
 
 
-class _Epoch(Dataset[Sample]):
-    """All images, changed as this epoch wants it."""
-
-    def __init__(self, photographs: Photographs, recipe: Recipe, epoch: int) -> None:
-        self._photographs, self._seed, self._epoch = photographs, recipe.seed, epoch
-        self._transform = augmentation.build(recipe)
-
-    def __getitem__(self, index: int) -> Sample:
-        boxes, labels = self._photographs.target(index)
-        image, boxes, labels = augmentation.apply(
-            self._transform,
-            self._photographs.image(index),
-            boxes,
-            labels,
-            seed=mixed(self._seed, "image", self._epoch, index),
-        )
-        return image.to(torch.float32) / 255, {"boxes": boxes, "labels": labels}
-
-
-def for_network(data: DataSet, network: nn.Module) -> Photographs:
+def for_network(data: DataSet, network: nn.Module) -> TrainingImages:
     """A data set as this network of torchvision's family scales it."""
     transform: Any = network.get_submodule("transform")
     # networks with a fixed input size distort images: more of them is kept, so that nothing is lost
     more = 2 if transform.fixed_size is not None else 1
-    return Photographs(
+    return TrainingImages(
         data,
         min_size=more * int(transform.min_size[-1]),
         max_size=more * int(transform.max_size),
@@ -156,31 +135,33 @@ def for_network(data: DataSet, network: nn.Module) -> Photographs:
     )
 
 
-def batches(photographs: Photographs, recipe: Recipe, epoch: int) -> list[list[int]]:
-    """The order of an epoch: every image once, in batches of nearly the same size."""
+def batch_indices(count: int, recipe: Recipe, epoch: int) -> list[list[int]]:
+    """The order of an epoch: each of ``count`` images once, in batches of nearly the same size."""
     generator = torch.Generator().manual_seed(mixed(recipe.seed, "order", epoch))
-    order = torch.randperm(len(photographs), generator=generator).numpy()
+    order = torch.randperm(count, generator=generator).numpy()
     return [part.tolist() for part in np.array_split(order, -(-len(order) // recipe.batch))]
 
 
-def loader(photographs: Photographs, recipe: Recipe, epoch: int) -> DataLoader[Sample]:
-    """Batches of one epoch, read by this thread: the images are in memory after the first epoch."""
-    return DataLoader(
-        _Epoch(photographs, recipe, epoch), batch_sampler=batches(photographs, recipe, epoch), collate_fn=_collate
-    )
+def batches(images: TrainingImages, recipe: Recipe, epoch: int) -> Iterator[Batch]:
+    """The batches of one epoch, augmented, read by this thread: images are in memory after the first epoch."""
+    transform = augmentation.build(recipe)
+    for indices in batch_indices(len(images), recipe, epoch):
+        batch: Batch = ([], [])
+        for index in indices:
+            seed = mixed(recipe.seed, "image", epoch, index)
+            image, boxes, labels = augmentation.apply(transform, images.image(index), *images.target(index), seed=seed)
+            batch[0].append(image.to(torch.float32) / 255)
+            batch[1].append({"boxes": boxes, "labels": labels})
+        yield batch
 
 
-def whole(photographs: Photographs) -> Iterator[tuple[Example, Tensor, Tensor]]:
-    """Each example with its image as it is, float32 (3, H, W) in [0, 1], and :meth:`Photographs.scale`."""
-    for index, example in enumerate(photographs.examples):
-        yield example, photographs.image(index).to(torch.float32) / 255, photographs.scale(index)
+def whole(images: TrainingImages) -> Iterator[tuple[Example, Tensor, Tensor]]:
+    """Each example with its image, not augmented, float32 (3, H, W) in [0, 1], and :meth:`TrainingImages.scale`."""
+    for index, example in enumerate(images.examples):
+        yield example, images.image(index).to(torch.float32) / 255, images.scale(index)
 
 
 def mixed(*parts: object) -> int:
     """A seed from several things, in [0, 2^63)."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode("utf-8")).digest()
     return int.from_bytes(digest[:8], "little") >> 1
-
-
-def _collate(samples: Sequence[Sample]) -> Batch:
-    return [image for image, _ in samples], [target for _, target in samples]
