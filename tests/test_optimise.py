@@ -22,7 +22,7 @@ from spica.demo import model_folder
 from spica.demo.field import Field, render_field
 from spica.detectors.comparison import LEAST_BOXES, agreement
 from spica.detectors.openvino import machine
-from spica.detectors.quantisation import quantise
+from spica.detectors.quantise import quantise
 from spica.detectors.yolo import YOLO
 from spica.errors import DataSetError, ModelUnavailableError, StorageError, UsageError, WeightsError
 from spica.models import checks, store

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from spica.detectors.conversion import Request
-from spica.detectors.safetensors_header import read_shapes
+from spica.detectors.checkpoint import read_safetensors
+from spica.detectors.convert import Request
 from spica.detectors.weights import WeightsInfo
 from spica.files import sha256_file
 from spica.models import store
@@ -81,7 +81,7 @@ class FakeConversion:
 
 def inspect_tiny(path: Path, _architecture: str | None = None) -> WeightsInfo:
     """Take any safetensors file for the weights of the tutorial's network."""
-    read_shapes(path)
+    read_safetensors(path)
     return WeightsInfo(
         path, sha256_file(path), "safetensors", "fasterrcnn_resnet50_fpn", ("spike",), "frozen", path.stat().st_size
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from spica.bench.untrained import spread_faster_rcnn, spread_state_dict
-from spica.detectors.architecture import FASTER_RCNN, Norm, expected_shapes
+from spica.detectors.architecture import FASTER_RCNN, Norm
 from spica.models import store
 from spica.models.version import ModelVersion
 
@@ -121,5 +121,17 @@ def hollow_state_dict(
     """All keys and shapes of a network with zeros of one byte: for what looks at shapes alone."""
     import torch
 
-    shapes = expected_shapes(architecture, num_classes, norm)
+    shapes = shapes_of(architecture, num_classes, norm)
     return {key: torch.zeros(shape, dtype=torch.int8) for key, shape in shapes.items()}
+
+
+@functools.cache
+def shapes_of(architecture: str, num_classes: int, norm: Norm) -> dict[str, tuple[int, ...]]:
+    """Shapes by key of a network's state_dict; ``num_classes`` with the background."""
+    import torch
+
+    from spica.detectors.networks import build
+
+    with torch.device("meta"):
+        state_dict = build(architecture, num_classes, norm=norm).state_dict()
+    return {key: tuple(value.shape) for key, value in state_dict.items()}

@@ -13,7 +13,7 @@ import pytest
 from spica.bench.untrained import spread_state_dict
 from spica.detectors import convert as child
 from spica.detectors.architecture import Norm
-from spica.detectors.conversion import Request, convert
+from spica.detectors.convert import Request, convert
 from spica.detectors.weights import inspect
 from spica.errors import ModelUnavailableError, StorageError, WeightsError
 from spica.files import sha256_file
@@ -165,7 +165,7 @@ def test_weights_that_find_little_are_compared_lower(reluctant: Prepared) -> Non
 def test_the_weights_are_kept_beside_the_graph(reluctant: Prepared) -> None:
     """The version's folder has the weights under plain names, with which they are recognised without their origin."""
     torch = pytest.importorskip("torch", reason="needs the extra spica[train]")
-    from spica.detectors.torchvision_export import load_state_dict
+    from spica.detectors.networks import load_state_dict
 
     version = reluctant.version
     assert version.source == version.folder / "model.safetensors"
@@ -208,7 +208,7 @@ def test_the_input_size_of_the_file_reaches_the_graph(tmp_path: Path) -> None:
         str(weights), info.sha256, str(out), architecture, info.classes, "frozen", None, 0.05, 1000, info.input_size
     )
     progress: list[str] = []
-    assert child.convert(asdict(request), progress.append)["boxes"] > 20
+    assert child.convert_here(asdict(request), progress.append)["boxes"] > 20
     assert len(progress) == 4
     kept = inspect(out / "model.safetensors")
     assert (kept.architecture, kept.input_size, kept.classes) == (architecture, (160, 256), ("ear",))

@@ -21,9 +21,8 @@ from spica.detectors import networks
 from spica.detectors.architecture import FULL_TAIL, names, recognise
 from spica.detectors.comparison import Comparison, compare, rendered_images
 from spica.detectors.contract import RGBImage
-from spica.detectors.convert import _save, _set_floor, _torch_answer
+from spica.detectors.convert import ScaledSize, _save, _set_floor, _torch_answer
 from spica.detectors.openvino import OpenVINODetector
-from spica.detectors.scaled_size import ScaledSize
 from spica.detectors.torch_gpu import TorchDetector
 from spica.errors import WeightsError
 from weights_builder import MAX_DETECTIONS
@@ -37,6 +36,9 @@ FIXED_SIZE = ("ssd300_vgg16", "ssdlite320_mobilenet_v3_large", FULL_TAIL)
 LIGHT = "ssdlite320_mobilenet_v3_large"
 SMALL = "fasterrcnn_mobilenet_v3_large_320_fpn"
 OWN_SIZE = (*FIXED_SIZE, SMALL)
+EVERY = [pytest.param(name, marks=() if name in (LIGHT, SMALL) else pytest.mark.exhaustive) for name in names()]
+"""Exported in every run: one network of one stage and one of two; the others are for `make test-all`."""
+RAISED = ("retinanet_resnet50_fpn", "fcos_resnet50_fpn")
 TWO_STAGES = tuple(name for name in names() if name.startswith("fasterrcnn"))
 ONE_STAGE = tuple(name for name in names() if name not in TWO_STAGES)
 
@@ -70,7 +72,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     @functools.cache
     def export(architecture: str) -> Exported:
-        from spica.detectors.torchvision_export import export_onnx
+        from spica.detectors.convert import export_onnx
 
         size = None if architecture in OWN_SIZE else (160, 256)
         state_dict = spread_state_dict(architecture, len(CLASSES) + 1, input_size=size)
@@ -110,7 +112,7 @@ def differences(network: Exported, image: RGBImage) -> tuple[Comparison, Detecti
     return compare(expected, got, floor=FLOOR, limit=MAX_DETECTIONS), got
 
 
-@pytest.mark.parametrize("architecture", names())
+@pytest.mark.parametrize("architecture", EVERY)
 def test_the_graph_answers_as_torch(architecture: str, exported: Any) -> None:
     """Each network's graph gives torch's boxes of both classes, on images of several sizes."""
     network = exported(architecture)
@@ -121,7 +123,7 @@ def test_the_graph_answers_as_torch(architecture: str, exported: Any) -> None:
     assert {class_id for _, got in found for class_id in got.class_ids} == {0, 1}
 
 
-@pytest.mark.parametrize("architecture", names())
+@pytest.mark.parametrize("architecture", EVERY)
 def test_the_floor_of_every_network_can_be_changed(architecture: str, exported: Any) -> None:
     """Wherever a graph compares scores with the floor, it is changed: no box has more than the highest score."""
     strict = OpenVINODetector(exported(architecture).graph, CLASSES, edit=lambda model: _set_floor(model, FLOOR, 1.0))
@@ -187,6 +189,7 @@ def _scaled_size(target: tuple[int, int]) -> ScaledSize:
     return ScaledSize(*target)
 
 
+@pytest.mark.exhaustive
 def test_hundreds_of_boxes(exported: Any) -> None:
     """A dense scene is not cut at the 200 or 300 boxes of torchvision's limits."""
     comparison, got = differences(exported("ssd300_vgg16"), photograph())
@@ -194,7 +197,7 @@ def test_hundreds_of_boxes(exported: Any) -> None:
     assert comparison.same
 
 
-@pytest.mark.parametrize("architecture", ["retinanet_resnet50_fpn", "fcos_resnet50_fpn", LIGHT])
+@pytest.mark.parametrize("architecture", [name for name in EVERY if name.values[0] in (LIGHT, *RAISED)])
 def test_raised_limits_keep_torchvisions_boxes(architecture: str, exported: Any) -> None:
     """Boxes that torchvision's own limits let through are all answered, first and in the same order."""
     from torchvision.models import get_model
@@ -212,19 +215,20 @@ def test_raised_limits_keep_torchvisions_boxes(architecture: str, exported: Any)
 
 
 @pytest.mark.parametrize("architecture", names())
-@pytest.mark.parametrize(("limit", "proposals"), [(300, 300), (1000, 1000), (5000, 1000)], ids=str)
-def test_limits_reach_every_network(architecture: str, limit: int, proposals: int) -> None:
+def test_limits_reach_every_network(architecture: str) -> None:
     """Floor and limit go into each network, and no limit before them is lower than it must be."""
     with torch.device("meta"):
-        model: Any = networks.build(architecture, 2, score_floor=0.125, max_detections=limit)
+        model: Any = networks.build(architecture, 2, score_floor=0.125, max_detections=300)
     assert model.training
-    if architecture in TWO_STAGES:
-        assert (model.roi_heads.score_thresh, model.roi_heads.detections_per_img) == (0.125, limit)
-        assert model.rpn._post_nms_top_n["testing"] >= proposals
-        assert model.rpn._pre_nms_top_n["testing"] >= proposals
-    else:
-        assert (model.score_thresh, model.detections_per_img) == (0.125, limit)
-        assert model.topk_candidates >= 10 * limit
+    for limit, proposals in ((300, 300), (1000, 1000), (5000, 1000)):
+        networks.limit(model, score_floor=0.125, max_detections=limit)
+        part = model.roi_heads if architecture in TWO_STAGES else model
+        assert (part.score_thresh, part.detections_per_img) == (0.125, limit)
+        if architecture in TWO_STAGES:
+            assert model.rpn._post_nms_top_n["testing"] >= proposals
+            assert model.rpn._pre_nms_top_n["testing"] >= proposals
+        else:
+            assert model.topk_candidates >= 10 * limit
 
 
 @pytest.mark.parametrize("architecture", names())

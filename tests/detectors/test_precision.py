@@ -30,9 +30,7 @@ from spica.detectors.openvino import (
     machine,
     openvino_core,
 )
-from spica.detectors.quantisation import quantise
-from spica.detectors.quantisation_scope import float_nodes, quantisable_nodes, quantised_consumers
-from spica.detectors.quantise import _Photographs, faster
+from spica.detectors.quantise import _Photographs, faster, float_nodes, quantisable_nodes, quantise, quantised_consumers
 from spica.errors import ImageError, StorageError, WeightsError
 from spica.evaluation.matching import match
 from spica.evaluation.truth import Truth

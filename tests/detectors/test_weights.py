@@ -22,7 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spica.detectors import torch_file
+from spica.detectors import checkpoint
 from spica.detectors.architecture import names
 from spica.detectors.weights import inspect
 from spica.errors import WeightsError
@@ -163,48 +163,48 @@ BAD: dict[str, tuple[str, Callable[[], bytes], tuple[str, ...]]] = {
     "a zip bomb": (
         "gwhd.pth",
         lambda: zipped({"a/data.pkl": b"N.", "a/data/0": bytes(20_000_000)}, zipfile.ZIP_DEFLATED),
-        ("would fill the memory", "20000002 bytes unpacked"),
+        ("could fill the memory", "a/data/0", "bytes that become 20000000"),
     ),
-    "a zip that claims terabytes": ("gwhd.pth", lambda: _claiming(2**32 - 2), ("would fill the memory",)),
+    "a zip that claims terabytes": ("gwhd.pth", lambda: _claiming(2**32 - 2), ("could fill the memory", "4294967294")),
     "a zip of very many files": (
         "gwhd.pth",
-        lambda: zipped({f"a/data/{number}": b"" for number in range(torch_file.MAX_MEMBERS + 1)}),
-        ("would fill the memory", "files in the archive"),
+        lambda: zipped({f"a/data/{number}": b"" for number in range(checkpoint.MAX_MEMBERS + 1)}),
+        ("could fill the memory", "files in the archive"),
     ),
-    "a zip whose files overlap": ("gwhd.pth", overlapping, ("would fill the memory", "overlap")),
+    "a zip whose files overlap": ("gwhd.pth", overlapping, ("could fill the memory", "overlap")),
     "a zip with a huge directory": (
         "gwhd.pth",
         lambda: _with_directory_of(2**31),
-        ("would fill the memory", "directory"),
+        ("could fill the memory", "directory"),
     ),
     "a huge pickle": (
         "gwhd.pth",
-        lambda: zipped({"a/data.pkl": bytes(torch_file.MAX_PICKLE_BYTES + 1)}),
-        ("would fill the memory", "a pickle of"),
+        lambda: zipped({"a/data.pkl": bytes(checkpoint.MAX_PICKLE_BYTES + 1)}),
+        ("could fill the memory", "a pickle of"),
     ),
     "safetensors: a header beyond the end": (
         "gwhd.safetensors",
         lambda: safetensors({}, length=2**62),
-        ("damaged", "a header of 4611686018427387904 bytes in a file of 10"),
+        ("damaged",),
     ),
     "safetensors: three bytes": ("gwhd.safetensors", lambda: b"abc", ("damaged",)),
-    "safetensors: no JSON": ("gwhd.safetensors", lambda: safetensors(b"{nonsense"), ("no JSON",)),
-    "safetensors: nested JSON": ("gwhd.safetensors", lambda: safetensors(b"[" * 100_000), ("no JSON",)),
-    "safetensors: a list": ("gwhd.safetensors", lambda: safetensors([1]), ("no JSON object",)),
+    "safetensors: no JSON": ("gwhd.safetensors", lambda: safetensors(b"{nonsense"), ("damaged",)),
+    "safetensors: nested JSON": ("gwhd.safetensors", lambda: safetensors(b"[" * 100_000), ("damaged",)),
+    "safetensors: a list": ("gwhd.safetensors", lambda: safetensors([1]), ("damaged",)),
     "safetensors: beyond the end": (
         "gwhd.safetensors",
         lambda: safetensors({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, bytes(7)),
-        ("a lies at bytes 0 to 8, the file has 7",),
+        ("damaged",),
     ),
     "safetensors: another size": (
         "gwhd.safetensors",
         lambda: safetensors({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}, bytes(8)),
-        ("entry for a",),
+        ("damaged",),
     ),
     "safetensors: a negative side": (
         "gwhd.safetensors",
         lambda: safetensors({"a": {"dtype": "F32", "shape": [-1, -2], "data_offsets": [0, 8]}}, bytes(8)),
-        ("entry for a",),
+        ("damaged",),
     ),
     "safetensors: another architecture": (
         "gwhd.safetensors",
@@ -355,7 +355,7 @@ CHECKPOINTS: dict[str, Callable[[], dict[str, Any]]] = {
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS)
 def test_checkpoints_of_training_scripts_are_read(tmp_path: Path, checkpoint: str) -> None:
     """A checkpoint with what scripts keep beside the weights is recognised, and torch gives the same tensors for it."""
-    from spica.detectors.torchvision_export import load_state_dict
+    from spica.detectors.networks import load_state_dict
 
     path = tmp_path / "checkpoint.pth"
     path.write_bytes(saved(CHECKPOINTS[checkpoint]()))
@@ -488,7 +488,7 @@ def test_torch_is_not_imported(hollow: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from spica.detectors.weights import inspect;"
         "print(inspect(Path(sys.argv[1])).num_classes);"
-        "print([name for name in ('torch', 'torchvision', 'openvino', 'onnx', 'safetensors') if name in sys.modules])"
+        "print([name for name in ('torch', 'torchvision', 'openvino', 'onnx') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script, str(hollow)], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["1", "[]"]

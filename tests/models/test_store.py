@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from spica.detectors.conversion import Request
+from spica.detectors.convert import Request
 from spica.errors import StorageError, WeightsError
 from spica.files import put_in_place, scratch
 from spica.models import store

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch", reason="needs the extra spica[train]")
 from safetensors.torch import save_file  # noqa: E402 - after the check for torch
 
 from spica.detectors import networks  # noqa: E402 - after the check for torch
-from spica.detectors.own_networks import FASTER_RCNN_LITE  # noqa: E402
+from spica.detectors.architecture import FASTER_RCNN_LITE  # noqa: E402
 from spica.detectors.weights import inspect  # noqa: E402
 from spica.errors import TrainingError, WeightsError  # noqa: E402
 from spica.training import initialise  # noqa: E402

@@ -6,10 +6,10 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra spica[train]")
 
 from spica.detectors import networks  # noqa: E402 - after the check for torch
-from spica.detectors.architecture import Recognised, recognise  # noqa: E402
+from spica.detectors.architecture import FASTER_RCNN_LITE, Recognised, recognise  # noqa: E402
 from spica.detectors.comparison import compare, rendered_images  # noqa: E402
+from spica.detectors.efficientnet_lite import load_backbone  # noqa: E402
 from spica.detectors.openvino import openvino_core  # noqa: E402
-from spica.detectors.own_networks import BUILDERS, FASTER_RCNN_LITE, load_backbone  # noqa: E402
 from spica.detectors.postprocess import postprocess  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -31,19 +31,18 @@ def test_its_eps_is_its_own() -> None:
 
 
 def test_the_published_backbone_fits() -> None:
-    """ImageNet's weights cover the whole body, and nothing else; other networks have none here."""
+    """ImageNet's weights cover the whole body, and nothing else."""
     body = {key for key in networks.build(FASTER_RCNN_LITE, 2, norm="frozen").state_dict() if ".body." in key}
-    found = load_backbone(FASTER_RCNN_LITE, count_batches=False)
+    found = load_backbone(count_batches=False)
     assert found is not None
     assert found.keys() == body
-    assert load_backbone("fasterrcnn_resnet50_fpn", count_batches=False) is None
 
 
 def test_folded_norms_compute_the_same() -> None:
     """The frozen norms, whose factors go into the convolutions, give what batch norm in evaluation gives."""
     frozen, batch = (networks.build(FASTER_RCNN_LITE, 2, norm=norm).eval() for norm in ("frozen", "batch"))
     for counts, model in ((False, frozen), (True, batch)):
-        backbone = load_backbone(FASTER_RCNN_LITE, count_batches=counts) or {}
+        backbone = load_backbone(count_batches=counts) or {}
         model.load_state_dict({**model.state_dict(), **backbone})
     image = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -55,11 +54,11 @@ def test_folded_norms_compute_the_same() -> None:
 
 def test_the_exported_graph_gives_its_answers() -> None:
     """As an ONNX graph in OpenVINO the network finds the boxes that it finds in torch."""
-    from spica.detectors.torchvision_export import export_onnx
+    from spica.detectors.convert import export_onnx
 
     torch.manual_seed(0)
     model = networks.build(FASTER_RCNN_LITE, 3, norm="frozen", min_size=192, max_size=256)
-    state = {**model.state_dict(), **(load_backbone(FASTER_RCNN_LITE, count_batches=False) or {})}
+    state = {**model.state_dict(), **(load_backbone(count_batches=False) or {})}
     state["roi_heads.box_predictor.cls_score.weight"] *= 20  # else all scores are the same
     model.load_state_dict(state)
     core = openvino_core()
@@ -76,8 +75,3 @@ def test_the_exported_graph_gives_its_answers() -> None:
     converted = postprocess(*(np.array(got[name]) for name in names), width=width, height=height)
     assert len(expected) > 20
     assert compare(expected, converted, floor=0.05, limit=1000).same
-
-
-def test_every_builder_is_offered() -> None:
-    """What is built here can be asked for by name among all networks."""
-    assert BUILDERS.keys() <= networks.builders().keys()

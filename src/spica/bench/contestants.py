@@ -123,8 +123,7 @@ class _Tutorial:
     def __init__(self, start: Start) -> None:
         import torch
 
-        from spica.detectors.networks import build_from
-        from spica.detectors.torchvision_export import load_state_dict
+        from spica.detectors.networks import build_from, load_state_dict
 
         self._torch = torch
         self._inference_mode = start.way == "inference_mode"

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from spica.detectors.contract import Precision
-from spica.detectors.networks import build_from
+from spica.detectors.networks import build_from, load_state_dict
 from spica.detectors.openvino import load_openvino, machine, openvino_core
-from spica.detectors.torchvision_export import load_state_dict
 from spica.images import decode
 
 _CHANNELS, _SIDE, _KERNEL = 256, 200, 3

@@ -1,17 +1,25 @@
-"""The networks in torch, by name: torchvision's detectors and Spica's own, built without any download.
+"""The networks in torch, by name: torchvision's detectors and Spica's own, built without any download; and the files
+that their weights are read from and written to.
 
 Everything here needs the extra ``spica[train]``.
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
+import importlib
+import pickle
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spica.detectors.architecture import FULL_TAIL, Norm, Recognised, eps_is_a_setting, recognise
+from spica.detectors.architecture import FASTER_RCNN_LITE, FULL_TAIL, Norm, Recognised, eps_is_a_setting, recognise
+from spica.detectors.checkpoint import ALLOWED_BESIDE_TENSORS, find_state_dict
 from spica.detectors.postprocess import MAX_ASPECT
+from spica.detectors.refusals import EXPECTED, SAVE_STATE_DICT
 from spica.errors import WeightsError
+from spica.files import replacing
 
 if TYPE_CHECKING:
     import torch
@@ -41,10 +49,10 @@ neighbouring anchors find the same object, and torchvision's 300 to 1000 candida
 
 def builders() -> dict[str, Callable[..., torch.nn.Module]]:
     """By name the functions that build each network: ``function(num_outputs, **options)``, in training mode."""
-    from spica.detectors.own_networks import BUILDERS
+    from spica.detectors.efficientnet_lite import faster_rcnn_lite
 
     known: dict[str, Callable[..., Any]] = {name: functools.partial(_torchvision, name) for name in _TORCHVISION}
-    return {**known, FULL_TAIL: _ssdlite_full_tail, **BUILDERS}
+    return {**known, FULL_TAIL: _ssdlite_full_tail, FASTER_RCNN_LITE: faster_rcnn_lite}
 
 
 def build(
@@ -107,7 +115,7 @@ def build_from(
     """The network that these weights belong to, with them, in evaluation mode.
 
     Args:
-        state_dict: tensors by key, from :func:`spica.detectors.torchvision_export.load_state_dict`.
+        state_dict: tensors by key, from :func:`load_state_dict`.
         architecture: decides where the shapes fit more than one; None takes the first that they fit.
         norm_eps: as for :func:`build`.
         score_floor: as for :func:`build`.
@@ -119,7 +127,7 @@ def build_from(
     """
     found = recognise({key: tuple(value.shape) for key, value in state_dict.items()}, architecture)
     if not isinstance(found, Recognised):
-        raise WeightsError("these are not the weights of a network that is known here", got=found)
+        raise WeightsError("these are not the weights of a network that is known here", expected=EXPECTED, got=found)
     min_size, max_size = input_size or (None, None)
     model = build(
         found.architecture,
@@ -134,10 +142,90 @@ def build_from(
     try:
         model.load_state_dict(dict(state_dict))
     except RuntimeError as error:
+        faults = [fault.strip()[:300] for fault in str(error).split("\n")[1:4]]  # one a kind: missing keys, shapes …
         raise WeightsError(
-            f"the weights don't fit {found.architecture}", got="; ".join(str(error).split("\n\t")[1:4]) or str(error)
+            f"these are nearly the weights of {found.architecture}, but they don't fit",
+            expected=f"the state_dict of {found.architecture}",
+            got=" ".join(faults) or str(error),
+            hint="a network that was changed can't be served; train one as it is",
         ) from error
     return model.eval()
+
+
+def class_keys(architecture: str, norm: Norm) -> set[str]:
+    """Keys of a state_dict whose shapes depend on the number of classes."""
+    import torch
+
+    with torch.device("meta"):
+        few, more = (build(architecture, outputs, norm=norm).state_dict() for outputs in (2, 3))
+    return {key for key, value in few.items() if more[key].shape != value.shape}
+
+
+def load_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a weights file by key, on the CPU; nothing in the file is run.
+
+    Raises:
+        WeightsError: torch refuses the file.
+    """
+    import torch
+
+    try:
+        if path.suffix.lower() == ".safetensors":
+            from safetensors.torch import load_file
+
+            content: Any = load_file(path)
+        else:
+            with torch.serialization.safe_globals(_beside_tensors()):
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
+        raise WeightsError(
+            "torch can't read this weights file",
+            where=str(path),
+            expected=EXPECTED,
+            got=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            hint=SAVE_STATE_DICT,
+        ) from error
+    state_dict = find_state_dict(content, is_tensor=lambda value: isinstance(value, torch.Tensor))
+    if state_dict is None:
+        raise WeightsError("no state_dict in this weights file", where=str(path), hint=SAVE_STATE_DICT)
+    return state_dict
+
+
+def write_state_dict(source: Path, target: Path) -> None:
+    """Write weights as ``torch.save(model.state_dict(), target)`` would; whole, or not at all.
+
+    Args:
+        source: a ``.safetensors`` or ``.pth`` file of Spica's store.
+        target: the file to write; one that is there is replaced.
+
+    Raises:
+        WeightsError: torch is missing, or can't read ``source``.
+        StorageError: ``target`` can't be written.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise WeightsError(
+            "torch is needed to write a .pth file, and it can't be loaded",
+            got=str(error),
+            hint='pip install "spica[train]", or export as .safetensors, which needs nothing',
+        ) from error
+    state_dict = load_state_dict(source)
+    with replacing(target) as aside, aside.open("wb") as file:  # by name, torch makes a full disk a RuntimeError
+        torch.save(state_dict, file)
+
+
+def _beside_tensors() -> list[Any]:
+    """``ALLOWED_BESIDE_TENSORS`` as torch's loader takes them."""
+    import numpy as np
+
+    multiarray = importlib.import_module("numpy._core.multiarray" if hasattr(np, "_core") else "numpy.core.multiarray")
+    homes = {"argparse": argparse, "numpy": np}
+    named = [
+        (getattr(homes.get(path.rpartition(".")[0], multiarray), path.rpartition(".")[2]), path)
+        for path in ALLOWED_BESIDE_TENSORS
+    ]
+    return [*named, *{type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"}]
 
 
 def limit(model: torch.nn.Module, *, score_floor: float, max_detections: int) -> None:

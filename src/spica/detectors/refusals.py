@@ -46,14 +46,14 @@ def damaged(path: Path, got: str) -> WeightsError:
     )
 
 
-def bomb(path: Path, got: str, *, limit_bytes: int) -> WeightsError:
+def bomb(path: Path, got: str) -> WeightsError:
     """A file that is small but asks for much memory."""
     return WeightsError(
-        "this file would fill the memory when unpacked; it was not unpacked",
+        "this file could fill the memory when unpacked; it was not unpacked",
         where=str(path),
-        expected=f"{EXPECTED}, at most {limit_bytes / 2**30:.3g} GB",
+        expected="files that are stored as they are, as torch.save does",
         got=shown(got),
-        hint="get the weights from a source you trust",
+        hint="get the weights from a source you trust, or save them again with torch.save(model.state_dict(), path)",
     )
 
 

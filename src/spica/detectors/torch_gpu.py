@@ -68,8 +68,7 @@ class TorchDetector:
     ) -> None:
         import torch
 
-        from spica.detectors.networks import build_from, max_aspect
-        from spica.detectors.torchvision_export import load_state_dict
+        from spica.detectors.networks import build_from, load_state_dict, max_aspect
 
         torch.backends.cudnn.allow_tf32 = False  # its 10 bits of mantissa move boxes by pixels
         self.classes = classes

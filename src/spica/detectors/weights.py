@@ -10,37 +10,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from spica.detectors.architecture import Norm, Recognised, find_state_dict, recognise
+from spica.detectors.architecture import Norm, Recognised, recognise
+from spica.detectors.checkpoint import read
 from spica.detectors.exported import open_exported
 from spica.detectors.graph import data_files, read_graph, summarise
 from spica.detectors.openvino import GRAPH_FORMAT
 from spica.detectors.refusals import EXPECTED, FIRST_CHOICES, damaged, few, other_graph, shown, yolo_export
-from spica.detectors.safetensors_header import read_shapes
-from spica.detectors.torch_file import read_legacy, read_zip
 from spica.errors import WeightsError
 from spica.files import sha256_file
 
 logger = logging.getLogger(__name__)
 
 Format = Literal["state_dict", "safetensors", "onnx", "openvino"]
-Shape = tuple[int, ...]
 
 _OUTPUTS = {"boxes", "labels", "scores"}
-
-_OTHER_KINDS = (
-    (b"\x89HDF", "an HDF5 file (Keras?)"),
-    (b"\x1f\x8b", "a gzip archive: unpack it first"),
-    (b"7z\xbc\xaf", "a 7z archive: unpack it first"),
-    (b"Rar!", "a RAR archive: unpack it first"),
-    (b"version https://git-lfs", "a Git LFS pointer: fetch the file itself with `git lfs pull`"),
-    (b"<!DOCTYPE", "a web page: the download gave a page instead of the file"),
-    (b"<!doctype", "a web page: the download gave a page instead of the file"),
-    (b"<html", "a web page: the download gave a page instead of the file"),
-    (b"\xff\xd8\xff", "a JPEG image"),
-    (b"\x89PNG", "a PNG image"),
-    (b"%PDF", "a PDF"),
-)
-"""First bytes of what people give by mistake."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,26 +113,9 @@ def _file(path: Path, architecture: str | None) -> WeightsInfo:
         return _onnx(path)
     if suffix == ".xml":
         return _openvino(path)
-    with path.open("rb") as file:
-        start = file.read(64)
-    if suffix == ".safetensors" or (start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size):
-        shapes, metadata = read_shapes(path)
-        wanted = metadata.get("spica.architecture", architecture)
-        return _state_dict(path, "safetensors", shapes, metadata, wanted)
-    if start[:2] == b"PK" or start[:1] == b"\x80":
-        tensors = read_zip(path) if start[:2] == b"PK" else read_legacy(path)
-        return _state_dict(path, "state_dict", {key: t.shape for key, t in tensors.items()}, {}, architecture)
-    kind = next(
-        (kind for magic, kind in _OTHER_KINDS if start.startswith(magic)), f"bytes that begin with {start[:8]!r}"
-    )
-    raise WeightsError("this is no weights file that is known here", where=str(path), expected=EXPECTED, got=kind)
-
-
-def _state_dict(
-    path: Path, kind: Format, shapes: dict[str, Shape], metadata: dict[str, str], wanted: str | None
-) -> WeightsInfo:
-    named = find_state_dict(shapes, is_tensor=lambda shape: isinstance(shape, tuple)) or {}
-    found = recognise(named, wanted)
+    content = read(path)
+    wanted = content.metadata.get("spica.architecture", architecture)
+    found = recognise(content.shapes, wanted)
     if isinstance(found, str):
         raise WeightsError(
             "these are not the weights of a network that is served",
@@ -160,18 +126,18 @@ def _state_dict(
         )
     if found.others and wanted is None:
         found = _by_name(path, found)
-    classes = _class_names(metadata, path) or ("",) * found.num_classes
+    classes = _class_names(content.metadata, path) or ("",) * found.num_classes
     if len(classes) != found.num_classes:
         raise damaged(path, f"{len(classes)} names for {found.num_classes} classes")
     return WeightsInfo(
         path,
         sha256_file(path),
-        kind,
+        content.format,
         found.architecture,
         classes,
         found.norm,
         path.stat().st_size,
-        input_size=_input_size(metadata, path),
+        input_size=_input_size(content.metadata, path),
     )
 
 

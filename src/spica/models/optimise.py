@@ -14,7 +14,7 @@ from spica.boxes import Detections
 from spica.detectors.contract import Detector, Precision, input_size_of
 from spica.detectors.exported import ARCHITECTURES as EXPORTED
 from spica.detectors.openvino import Machine, OpenVINODetector
-from spica.detectors.quantisation import MAX_CALIBRATION_IMAGES, quantise
+from spica.detectors.quantise import MAX_CALIBRATION_IMAGES, quantise
 from spica.detectors.torch_gpu import gpu
 from spica.detectors.weights import inspect
 from spica.errors import DataSetError, UsageError, WeightsError
@@ -185,7 +185,9 @@ def optimise(
         made, int8 = {}, None if why_no_int8 is not None else aside / f"{INT8}.xml"
         if int8 is not None:
             graph = version.folder / version.card.graph
-            made = quantise(graph, int8, calibration, max_pixels=settings.max_pixels, sees=_seen(version), progress=say)
+            made = quantise(
+                graph, int8, calibration, max_pixels=settings.max_pixels, input_size=_input_size(version), progress=say
+            )
             gone = made.pop("left_out", [])
             if gone:
                 notes += (f"{len(gone)} photographs could no longer be read, the first: {gone[0]}",)
@@ -224,7 +226,7 @@ def _why_no_int8(version: ModelVersion, here: Machine) -> str | None:
     return None
 
 
-def _seen(version: ModelVersion) -> int:
+def _input_size(version: ModelVersion) -> int:
     """Longer side in pixels to which the network shrinks an image, also where it was trained at another size."""
     own = inspect(version.source, version.card.architecture).input_size if version.source is not None else None
     return max(input_size_of(version.card.architecture), *(own or (0,)))

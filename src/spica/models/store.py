@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from spica.detectors.architecture import eps_is_a_setting, own_eps
-from spica.detectors.conversion import Request, convert
+from spica.detectors.checkpoint import read_safetensors
+from spica.detectors.convert import Request, convert
 from spica.detectors.exported import ARCHITECTURES, save_exported
 from spica.detectors.refusals import damaged, shown
-from spica.detectors.safetensors_header import read_shapes
 from spica.detectors.weights import WeightsInfo, inspect
 from spica.errors import StorageError, UsageError, WeightsError
 from spica.files import discard, put_in_place, scratch, storage_error, sync, sync_folder
@@ -305,7 +305,7 @@ def content_digest(path: Path) -> str:
     Raises:
         WeightsError: the file is damaged.
     """
-    _, metadata = read_shapes(path)  # checks every bound
+    _, metadata = read_safetensors(path)  # checks every bound
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode("utf-8"))
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")

@@ -17,11 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from spica.detectors.networks import write_state_dict
 from spica.detectors.refusals import few, shown
 from spica.errors import StorageError, UsageError, WeightsError
 from spica.files import put_in_place, scratch, storage_error, sync, sync_folder
 from spica.models.card import CARD, MAX_CARD_BYTES, WEIGHTS, Card, check_files, is_id, read_card
-from spica.models.plain_weights import write_state_dict
 from spica.models.version import ModelVersion, open_version
 
 _MAX_ENTRIES = 1000
@@ -122,7 +122,8 @@ def _weights_of(version: ModelVersion) -> Path:
         raise WeightsError(
             "this version holds no weights, only the graph that was made of them",
             where=str(version.folder),
-            expected=WEIGHTS,
+            expected=f"{WEIGHTS} beside the graph",
+            got=f"{version.card.graph} alone",
             hint="export it as a folder or a .zip; the weights are in the file it was made from"
             + (f", {shown(str(version.card.weights['name']))}" if "name" in version.card.weights else ""),
         )

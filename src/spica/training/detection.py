@@ -48,8 +48,7 @@ def detect_with(weights: Path, data: DataSet) -> list[Detections]:
     Raises:
         WeightsError: they can't be used.
     """
-    from spica.detectors.networks import build_from
-    from spica.detectors.torchvision_export import load_state_dict
+    from spica.detectors.networks import build_from, load_state_dict
     from spica.detectors.weights import inspect
 
     info = inspect(weights)

