@@ -57,6 +57,7 @@ class Project(_Record):
             "" when nothing is chosen.
         task_count: number of its tasks.
         evaluates_on_listing: the deprecated switch with which merely listing tasks asks the model for predictions.
+        train_every: N of the switch *Start model training on annotation submission*; 0 for off.
     """
 
     id: int
@@ -67,6 +68,7 @@ class Project(_Record):
     show_collab_predictions: bool = False
     task_count: int = Field(0, validation_alias="task_number")
     evaluates_on_listing: bool = Field(False, validation_alias="evaluate_predictions_automatically")
+    train_every: int = Field(0, validation_alias="min_annotations_to_start_training")
 
     @property
     def key(self) -> ProjectKey:

@@ -22,9 +22,8 @@ from functools import partial
 from typing import Any
 
 from spica.errors import AuthenticationError, SpicaError, StorageError, TrainingError
-from spica.labelstudio.client import LabelStudioClient, refuse_another
+from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.protocol import WebhookRequest
-from spica.labelstudio.records import Json
 from spica.models import active
 from spica.models.active import ActiveChangedError
 from spica.project import ProjectKey
@@ -32,7 +31,7 @@ from spica.server.jobs import Jobs
 from spica.server.rollout import Rollouts
 from spica.server.service import Service
 from spica.server.trainer import Train, Trainer, no_token, step_of
-from spica.server.triggers import START, TrainingTrigger, Triggers, switch_is_on
+from spica.server.triggers import START, TrainingTrigger, Triggers
 from spica.settings import Settings
 from spica.training.runs import Run
 from spica.training.takeover import take_over
@@ -214,15 +213,13 @@ class Learning:
     # --- the looks and the trainings, on a thread of their own ------------------------------------------------------
 
     def _work(self) -> None:
-        self._guarded(None, self._take_over)
-        next_round, recovers = time.monotonic(), True
+        for step in (self._take_over, self._complete, self.trainer.begin_again, self._read_runs):
+            self._guarded(None, step)
+        next_round = time.monotonic()
         while not self._stopping.is_set():
-            if recovers and self.trainer.current is None:
-                self._guarded(None, self._recover)
-            recovers = False
             if self.trainer.current is not None:
                 self._train()
-                next_round, recovers = time.monotonic(), True
+                next_round = time.monotonic()
                 continue
             trigger = self._triggers.next()
             if trigger is not None:
@@ -259,23 +256,22 @@ class Learning:
         with self._client() as client:
             take_over(self._settings.data_dir, client.project(number).key)
 
-    def _recover(self) -> None:
-        """Go on where a server that is gone has ended; also with what the page shows of it."""
+    def _complete(self) -> None:
+        """Go on with what has passed where a server that is gone has ended."""
         self._read_runs()
-        runs = self.trainer.runs
-        latest = [next((run for run in runs.of(key) if run.state == "passed"), None) for key in runs.projects()]
-        self.trainer.recover()
-        self._read_runs()
-        for run in latest:
-            if run is not None and not run.settled and self.has_token:
+        for run in self.trainer.complete():
+            if self.has_token:
                 self._service.pool.refresh(run.project)
                 self.rollouts.add(run.project)
 
     def _train(self) -> None:
         run = self.trainer.run()
         self._read_runs()
-        if run is not None and not self._stopping.is_set():  # count what came in meanwhile
+        if self._stopping.is_set():
+            return
+        if run is not None:  # count what came in meanwhile
             self._guarded(run.project, partial(self._look, run.project, asked=False, on_event=False))
+        self._guarded(None, self.trainer.begin_again)
 
     def _read_runs(self) -> None:
         """Read from disk what the page shows."""
@@ -288,12 +284,11 @@ class Learning:
         if not self.has_token:
             return
         with self._client() as client:
-            for body in _all_projects(client):
+            for row in client.projects(include="id,title,created_at,min_annotations_to_start_training"):
                 if self._stopping.is_set() or self.trainer.current is not None:
                     return
-                project = ProjectKey.read(body)
-                if project is not None and switch_is_on(body) and self._is_ours(client, project):
-                    self._guarded(project, partial(self._look, project, asked=False, on_event=False))
+                if row.train_every and self._is_ours(client, row.key):
+                    self._guarded(row.key, partial(self._look, row.key, asked=False, on_event=False))
 
     def _is_ours(self, client: LabelStudioClient, project: ProjectKey) -> bool:
         """Whether this server is connected with a project: listing its models makes Label Studio ask each.
@@ -313,8 +308,7 @@ class Learning:
         meant = False
         if trigger.created:
             with self._client() as client:
-                body = client.call("GET", f"/api/projects/{trigger.project.number}/")
-                meant = body.get("created_at") in trigger.created
+                meant = client.project(trigger.project.number).created_at in trigger.created
             if not meant:
                 logger.warning("project %s: a START_TRAINING that is not Label Studio's", trigger.project)
         if meant or trigger.annotations:
@@ -330,12 +324,10 @@ class Learning:
         """Count what is new, and begin a training if it is enough."""
         from spica.training.submissions import count_new
 
-        body: Json = client.call("GET", f"/api/projects/{project.number}/")
-        key = ProjectKey.read(body) or project
-        refuse_another(key, project, where=client.url)
-        switch, title = switch_is_on(body), str(body.get("title") or "")
+        row = client.known_project(project)
+        key, switch = row.key, row.train_every > 0
         new = count_new(client, key.number, self._learned(key, asked)).total
-        status = TrainingStatus(key, title, switch, new, self._settings.train_after, _now())
+        status = TrainingStatus(key, row.title, switch, new, self._settings.train_after, _now())
         self._remember(status)
         if asked and not new:
             note = "there is nothing new to learn: every submission has been learned from already"
@@ -346,7 +338,7 @@ class Learning:
             if not switch or new < self._settings.train_after or (not on_event and self._has_failed_on(key, new)):
                 return None
             cause = f"{new} new submissions"
-        return self.trainer.begin(key, title=title, cause=cause, new=new)
+        return self.trainer.begin(key, title=row.title, cause=cause, new=new)
 
     def _learned(self, project: ProjectKey, asked: bool) -> dict[int, str]:
         """What was learned from last: by the active version, or (unless a person asks) by one that was refused."""
@@ -457,19 +449,6 @@ class Learning:
 def _settled(run: Run, note: str) -> Run:
     """Nothing of it is to be shown in Label Studio."""
     return replace(run, notes=(*run.notes, note), settled=True)
-
-
-def _all_projects(client: LabelStudioClient) -> list[Json]:
-    rows: list[Json] = []
-    fields = "id,title,created_at,min_annotations_to_start_training"
-    page = 1
-    while True:
-        params: dict[str, str | int] = {"page": page, "page_size": 100, "include": fields}
-        body = client.call("GET", "/api/projects/", params=params)
-        rows += body["results"]
-        if not body.get("next"):
-            return rows
-        page += 1
 
 
 def _numbered(learned: Mapping[Any, Any]) -> dict[int, str]:

@@ -84,10 +84,9 @@ class Trainer:
         settings: the server's.
         stopping: set when the server ends.
         parent_of: id and folder of the version that a project is answered with now.
-        on_end: called with every run that is over, while the project's lock is held; again where it raises a
-            :class:`SpicaError`.
+        on_end: called with every run that is over; again after ``again_s`` where it raises a :class:`SpicaError`.
         train: does a job, for tests.
-        again_s: pause before an end that could not be written is tried again.
+        again_s: see ``on_end``.
     """
 
     def __init__(
@@ -145,38 +144,45 @@ class Trainer:
                 self.runs.remove(run)
                 raise
 
-    def recover(self) -> None:
-        """Put in front of people what has passed, and begin again what is unfinished, of a server that is gone."""
+    def complete(self) -> list[Run]:
+        """Put in front of people what has passed just before a server was killed; these runs."""
+        completed = []
         for project in self.runs.projects():
+            run = next((run for run in self.runs.of(project) if run.state == "passed"), None)
+            if run is None or run.settled:
+                continue
             try:
                 with self._locked(project) as lock:
                     if lock is not None:  # else another server is at it
-                        self._recover(project, lock)
+                        self._write_end(self._on_end(run))
+                        completed.append(run)
             except SpicaError as error:
-                logger.warning("project %s: its last training is left as it is: %s", project, error.summary)
+                logger.warning("project %s: what came of training %s waits: %s", project, run.id, error.summary)
+        return completed
 
-    def _recover(self, project: ProjectKey, lock: Lock) -> None:
-        runs = self.runs.of(project)
-        passed = next((run for run in runs if run.state == "passed"), None)
-        if passed is not None and not passed.settled:
-            self._write_end(self._on_end(passed))
-        for run in runs:
-            if run.is_over:
-                continue
-            why = None
-            if run.attempts >= _ATTEMPTS:
-                why = f"its process ended {run.attempts} times without a result"
-            elif self._settings.label_studio_api_key is None:
-                why = "the server has no access token of Label Studio's any more"
-            elif run.id != runs[0].id:
-                why = "a later training has taken its place"
-            if why is not None:
-                error = TrainingError("the training was cut short and is not begun again", got=why)
-                self._write_end(_unsuccessful(run, "failed", error))
-            elif self.current is None:  # else it comes next
-                self._set_up(replace(run, stage="begun again after a restart"), lock)
-        if self.current is None or self.current.project != project:
-            self.runs.tidy(project)
+    def begin_again(self) -> None:
+        """Begin a training again that a server which is gone has left unfinished; what can't be, has failed."""
+        for run in self.runs.unfinished():
+            try:
+                with self._locked(run.project) as lock:
+                    if lock is not None and Run.read(self.runs.folder(run)) == run:  # else another server is at it
+                        self._begin_again(run, lock)
+            except SpicaError as error:
+                logger.warning("project %s: the unfinished training %s is left: %s", run.project, run.id, error.summary)
+
+    def _begin_again(self, run: Run, lock: Lock) -> None:
+        why = None
+        if run.attempts >= _ATTEMPTS:
+            why = f"its process ended {run.attempts} times without a result"
+        elif self._settings.label_studio_api_key is None:
+            why = "the server has no access token of Label Studio's any more"
+        elif any(later.id > run.id for later in self.runs.of(run.project)):
+            why = "a later training has taken its place"
+        if why is not None:
+            error = TrainingError("the training was cut short and is not begun again", got=why)
+            self._write_end(_unsuccessful(run, "failed", error))
+        elif self.current is None:  # else it comes next
+            self._set_up(replace(run, stage="begun again after a restart"), lock)
 
     def cancel(self, number: int) -> Run:
         """End the training of the project of this number; what it has learned is dropped, what is served untouched.

@@ -110,7 +110,8 @@ class Triggers:
             if event.action in ANNOTATIONS:
                 burst.annotations = True
             elif len(burst.created) < _CREATED:
-                burst.switch_off |= not switch_is_on(event.project or {})
+                every = (event.project or {}).get("min_annotations_to_start_training")
+                burst.switch_off |= not (isinstance(every, int) and every > 0)
                 burst.unchanged |= not changed
                 burst.created.add(str((event.project or {}).get("created_at")))
             return "noted"
@@ -152,12 +153,6 @@ class Triggers:
         if len(self._totals) > _PROJECTS:
             self._totals.popitem(last=False)
         return before != total
-
-
-def switch_is_on(project: Mapping[str, Any]) -> bool:
-    """Whether a project's annotations start trainings, by its body."""
-    every = project.get("min_annotations_to_start_training")
-    return isinstance(every, int) and every > 0
 
 
 def _total(project: Mapping[str, Any]) -> int | None:
