@@ -26,37 +26,21 @@ JobState = Literal["running", "done", "stopped", "failed"]
 
 @dataclass(eq=False)
 class BulkJob:
-    """Predicts a project's tasks and stores the predictions. Run once, by :meth:`run`.
-
-    Attributes:
-        client: Label Studio.
-        predictor: the model; images that people open are served before the job's.
-        spec: what to do, from :func:`spica.prelabel.selection.prepare`.
-        claim: on the project, released by the caller.
-        stop: when set, what is computed already is stored and the job ends.
-        watch: stay, and predict tasks as they are added.
-        on_failure: called with each failed task and its reason, on the thread of :meth:`run`.
-        on_progress: called after each batch and a few times a second.
-        say: called with a line that people should read.
-        patience_s: how long to wait for a Label Studio that does not answer, in one go.
-        watch_s: seconds between two looks for added tasks.
-        state: see :data:`JobState`.
-        reason: why it failed, or None.
-    """
+    """Predicts a project's tasks and stores the predictions. Run once, by :meth:`run`."""
 
     client: LabelStudioClient
-    predictor: Predictor
+    predictor: Predictor  # images that people open are served before the job's
     spec: JobSpec
-    claim: Claim
-    stop: threading.Event = field(default_factory=threading.Event)
-    watch: bool = False
-    on_failure: Callable[[int, SpicaError], None] = lambda _task, _error: None
-    on_progress: Callable[[Progress], None] = lambda _progress: None
-    say: Callable[[str], None] = logger.info
-    patience_s: float = LIMIT_S
-    watch_s: float = 5.0
+    claim: Claim  # released by the caller
+    stop: threading.Event = field(default_factory=threading.Event)  # what is computed already is stored
+    watch: bool = False  # stay, and predict tasks as they are added
+    on_failure: Callable[[int, SpicaError], None] = lambda _task, _error: None  # on the thread of run()
+    on_progress: Callable[[Progress], None] = lambda _progress: None  # after each batch and a few times a second
+    say: Callable[[str], None] = logger.info  # a line that people should read
+    patience_s: float = LIMIT_S  # how long to wait for a Label Studio that does not answer, in one go
+    watch_s: float = 5.0  # between two looks for added tasks
     state: JobState = field(default="running", init=False)
-    reason: SpicaError | None = field(default=None, init=False)
+    reason: SpicaError | None = field(default=None, init=False)  # why it failed
 
     def __post_init__(self) -> None:
         self._counter = JobCounter()

@@ -145,7 +145,7 @@ class Pipeline:
     """Outcomes of tasks, in no particular order. Used in a ``with`` block; leaving it ends all threads.
 
     Args:
-        rows: the tasks, taken one by one on a thread of their own.
+        rows: the tasks.
         begin: reads and decodes a task's images and asks for their detections; what it returns waits for them.
         engine: the network, to know when it is gone for good.
         stop: when set, no more tasks are begun; those that were begun still come out.

@@ -17,44 +17,27 @@ from spica.retry import LIMIT_S, retrying
 
 logger = logging.getLogger(__name__)
 
-KEPT = 50
-"""The last failures that are held in memory; all of them go to the job's file."""
-
-_WINDOW_S = 30.0
-"""Speed is measured over this time, so that it follows when people use the model meanwhile."""
+KEPT = 50  # of the last failures in memory; all of them go to the job's file
+_WINDOW_S = 30.0  # speed is measured over this time, so that it follows when people use the model meanwhile
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A snapshot of a job.
+    """A snapshot of a job."""
 
-    Attributes:
-        total: tasks to predict, those added since the job began included.
-        stored: predictions that Label Studio has confirmed.
-        boxes: boxes in them.
-        failed: tasks without a prediction.
-        failures: the last of them, with the reason, at most :data:`KEPT`.
-        gone: tasks that were deleted while the job ran.
-        answered: tasks that the model is done with, stored or not yet.
-        images_per_s: tasks answered a second, over the last half minute; 0 before the first.
-        seconds: since the job began, and until it ended.
-        counted: predictions of the version that Label Studio counts at the end; None before.
-        note: what the job is waiting for, if anything.
-    """
-
-    total: int
-    stored: int = 0
-    boxes: int = 0
-    failed: int = 0
-    failures: list[tuple[int, SpicaError]] = field(default_factory=list)
-    gone: int = 0
-    answered: int = 0
-    images_per_s: float = 0.0
-    seconds: float = 0.0
-    counted: int | None = None
-    note: str | None = None
+    total: int  # tasks to predict, those added since the job began included
+    stored: int = 0  # predictions that Label Studio has confirmed
+    boxes: int = 0  # in them
+    failed: int = 0  # tasks without a prediction
+    failures: list[tuple[int, SpicaError]] = field(default_factory=list)  # the last of them, with the reason
+    gone: int = 0  # tasks that were deleted while the job ran
+    answered: int = 0  # tasks that the model is done with, stored or not yet
+    images_per_s: float = 0.0  # tasks answered, over the last half minute; 0 before the first
+    seconds: float = 0.0  # since the job began, and until it ended
+    counted: int | None = None  # predictions of the version that Label Studio counts at the end; None before
+    note: str | None = None  # what the job is waiting for, if anything
 
     @property
     def done(self) -> int:
@@ -153,18 +136,12 @@ class JobCounter:
 
 
 class Patience:
-    """Calls that are repeated while Label Studio is away, with a note in the job's progress. Thread-safe.
-
-    Args:
-        counter: shows what is waited for.
-        stop: ends the waiting.
-        limit_s: how long to wait in one go; 0 gives up at once.
-    """
+    """Calls that are repeated while Label Studio is away, with a note in the job's progress. Thread-safe."""
 
     def __init__(self, counter: JobCounter, stop: threading.Event, limit_s: float = LIMIT_S) -> None:
-        self._counter = counter
-        self._stop = stop
-        self._limit_s = limit_s
+        self._counter = counter  # shows what is waited for
+        self._stop = stop  # ends the waiting
+        self._limit_s = limit_s  # in one go; 0 gives up at once
 
     def __call__(self, ask: Callable[[], _T]) -> _T:
         """What ``ask`` answers in the end. For requests that may be repeated.

@@ -30,21 +30,13 @@ Left = Callable[[str], datetime]
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """What was removed.
+    """How many predictions were removed, and how many stay although they were meant, and why."""
 
-    Attributes:
-        path: of the backup; None when there was nothing to remove.
-        deleted: predictions that are gone from Label Studio.
-        shown: predictions that stay, because they are what Label Studio shows.
-        open: predictions that stay, because somebody may still have their task open.
-        named: predictions that stay, because annotations were made from them.
-    """
-
-    path: Path | None
+    path: Path | None  # of the backup; None when there was nothing to remove
     deleted: int
-    shown: int
-    open: int
-    named: int
+    shown: int  # stay: they are what Label Studio shows
+    open: int  # stay: somebody may still have their task open
+    named: int  # stay: annotations were made from them
 
 
 def last_shown(
@@ -89,7 +81,7 @@ def remove(
     Args:
         client: Label Studio.
         project: its number.
-        wanted: told a prediction and all of its task's; whether it is to go.
+        wanted: whether a prediction is to go; called with it and all of its task's.
         backup: the file, which must not exist yet; `spica predictions restore` puts it back.
         filters: only of tasks that meet them.
         now: also those that an open task may name.
@@ -178,9 +170,9 @@ def thin(
             if deleted >= at_most or not go_on():
                 break
             deleted += client.delete_predictions_by_id(
-                each.id
-                for each in stored
-                if ours(each.model_version) and not each.annotations and _is_over(last_shown(each, stored, shown, left))
+                old.id
+                for old in stored
+                if ours(old.model_version) and not old.annotations and _is_over(last_shown(old, stored, shown, left))
             )
     if deleted:
         client.recount_predictions(project)

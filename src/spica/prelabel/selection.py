@@ -19,11 +19,8 @@ from spica.prelabel.progress import Patience
 
 logger = logging.getLogger(__name__)
 
-PAGE = 1000
-"""Tasks asked for at once. Label Studio counts all that are left for each page, so few large pages cost it less."""
-
-_SAMPLED = 100
-"""A sample is taken from this number of first tasks; a large project is not read through for it."""
+PAGE = 1000  # Label Studio counts all tasks that are left for each page, so few large pages cost it less
+_SAMPLED = 100  # a sample is taken from these first tasks; a large project is not read through for it
 
 SpecFor = Callable[[str], PredictionSpec]
 """How tasks of a project with this labelling configuration are answered."""
@@ -31,40 +28,24 @@ SpecFor = Callable[[str], PredictionSpec]
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which tasks without a prediction of the version are to be predicted.
+    """Which tasks without a prediction of the version are to be predicted."""
 
-    Attributes:
-        annotated: those with annotations too.
-        tasks: only these numbers; empty for all.
-        view: only those in this tab of the Data Manager.
-    """
-
-    annotated: bool = False
-    tasks: tuple[int, ...] = ()
-    view: int | None = None
+    annotated: bool = False  # those with annotations too
+    tasks: tuple[int, ...] = ()  # only these numbers; empty for all
+    view: int | None = None  # only those in this tab of the Data Manager
 
 
 @dataclass(frozen=True, slots=True)
 class JobSpec:
-    """What a job is to do.
-
-    Attributes:
-        project: in Label Studio.
-        prediction: how its tasks are answered.
-        selection: which tasks; asked again while watching.
-        spec_for: asked again while watching.
-        branches: filters; a task has to meet all of one of these.
-        total: tasks to predict; where branches overlap, an upper bound.
-        annotated: tasks without a prediction that are left alone because they carry annotations.
-    """
+    """What a job is to do."""
 
     project: Project
     prediction: PredictionSpec
     selection: Selection
-    spec_for: SpecFor
-    branches: tuple[Narrowing, ...] = ((),)
-    total: int = 0
-    annotated: int = 0
+    spec_for: SpecFor  # asked again while watching
+    branches: tuple[Narrowing, ...] = ((),)  # filters; a task has to meet all of one of these
+    total: int = 0  # tasks to predict; too high where branches overlap
+    annotated: int = 0  # tasks without a prediction that are left alone because they carry annotations
 
     def counted(self, client: LabelStudioClient) -> JobSpec:
         """The same with what there is to do at the moment.
@@ -88,14 +69,7 @@ class JobSpec:
 def prepare(
     client: LabelStudioClient, project: int, spec_for: SpecFor, selection: Selection, *, empty: bool = False
 ) -> JobSpec:
-    """Look at a project and count what there is to do; nothing is changed.
-
-    Args:
-        client: Label Studio.
-        project: its number.
-        spec_for: how its tasks are answered.
-        selection: which tasks.
-        empty: whether a project without any tasks is all right.
+    """Look at a project and count what there is to do; nothing is changed. ``empty``: one without tasks will do.
 
     Raises:
         UsageError: no tasks, or none of these numbers, or no such tab.
@@ -152,26 +126,15 @@ def _view(client: LabelStudioClient, project: int, number: int) -> View:
 
 
 class Listing:
-    """The tasks that a job has to do, a page at a time; one page is held in memory.
-
-    Args:
-        client: Label Studio.
-        spec: what to list.
-        patience: for pages that Label Studio does not give at once.
-        after: tasks with an id up to this one are passed over.
-
-    Attributes:
-        listed: number of tasks that have come out.
-        last: the highest id that was looked at.
-    """
+    """The tasks that a job has to do, a page at a time; one page is held in memory."""
 
     def __init__(self, client: LabelStudioClient, spec: JobSpec, patience: Patience, *, after: int = 0) -> None:
         self._client = client
         self._spec = spec
         self._patience = patience
-        self._after = after
-        self.listed = 0
-        self.last = after
+        self._after = after  # tasks with an id up to this one are passed over
+        self.listed = 0  # tasks that have come out
+        self.last = after  # the highest id that was looked at
 
     def __iter__(self) -> Iterator[TaskRow]:
         seen: set[int] | None = set() if len(self._spec.branches) > 1 else None  # branches may overlap

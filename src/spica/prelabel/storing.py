@@ -26,25 +26,15 @@ logger = logging.getLogger(__name__)
 
 SHOWN_EVERY_S = 0.25
 
-FIRST = 16
-SMALLEST = 8
-LARGEST = 500
-"""Predictions in a batch. Label Studio stores 500 in one go: of more, a part could be stored and the rest refused."""
+# Predictions in a batch. Label Studio stores 500 in one go: of more, a part could be stored and the rest refused.
+FIRST, SMALLEST, LARGEST = 16, 8, 500
+REGIONS = 20_000  # in one batch at most: some 8 MB of JSON, whatever the number of tasks
 
-REGIONS = 20_000
-"""Regions in one batch at most: some 8 MB of JSON, whatever the number of tasks."""
-
-_QUICK_S = 1.0
-_SLOW_S = 2.0
-_PAYS = 0.75
-"""A larger batch has to save a quarter of the time per prediction to be worth a longer request."""
-
+_QUICK_S, _SLOW_S = 1.0, 2.0
+_PAYS = 0.75  # a larger batch has to save a quarter of the time per prediction to be worth a longer request
 _HOLD_S = (2.0, 60.0)
-_SHARE = 10.0
-"""With a slow model, Label Studio is left alone ten times as long as it took to store the last batch."""
-
-_SETTLE_S = 3.0
-"""A request without an answer gets this long, and three times what the last one took, to be carried out."""
+_SHARE = 10.0  # with a slow model, Label Studio is left alone ten times as long as it took to store the last batch
+_SETTLE_S = 3.0  # a request without an answer gets this long, and three times what the last one took
 _SETTLE_STEP_S = 0.25
 
 
@@ -54,15 +44,11 @@ class Pace:
     Label Studio counts all tasks of a project anew for every import, so a request costs a part that grows with the
     project and a part that grows with the batch. Batches grow while requests are quick; when they are slow, they grow
     further only while that makes a prediction cheaper, and shrink otherwise.
-
-    Attributes:
-        size: predictions in the next full batch.
-        last_s: seconds that the last request took.
     """
 
     def __init__(self) -> None:
-        self.size = FIRST
-        self.last_s = 0.0
+        self.size = FIRST  # predictions in the next full batch
+        self.last_s = 0.0  # seconds that the last request took
         self._cost: dict[int, float] = {}
 
     @property
@@ -98,27 +84,16 @@ class Pace:
 
 @dataclass(eq=False)
 class Storer:
-    """Stores outcomes. For one thread.
-
-    Attributes:
-        client: Label Studio.
-        project: number of the project.
-        version: of the predictions.
-        counter: counts what is stored and what fails.
-        patience: for a Label Studio that does not answer.
-        claim: knows on disk which request is under way.
-        on_failure: called with each failed task and its reason.
-        on_progress: called after each batch and a few times a second.
-    """
+    """Stores outcomes. For one thread."""
 
     client: LabelStudioClient
-    project: int
+    project: int  # its number
     version: str
     counter: JobCounter
     patience: Patience
-    claim: Claim
+    claim: Claim  # knows on disk which request is under way
     on_failure: Callable[[int, SpicaError], None]
-    on_progress: Callable[[], None]
+    on_progress: Callable[[], None]  # after each batch and a few times a second
 
     def __post_init__(self) -> None:
         self._pace = Pace()

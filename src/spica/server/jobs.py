@@ -39,35 +39,23 @@ from spica.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_KEPT = 20
-"""Finished jobs that stay on the page, and files of failures that stay in the data folder."""
-
+_KEPT = 20  # finished jobs that stay on the page, and files of failures that stay in the data folder
 _NOTES = 20
 
 
 class PrelabelRequest(BaseModel):
-    """``POST /jobs/prelabel``.
-
-    Attributes:
-        project: its number.
-        all: tasks that carry annotations too.
-        tasks: only these numbers; empty for all.
-        view: only the tasks of this tab of the Data Manager.
-        watch: stay, and predict tasks as they are added.
-        dry_run: only say what there is to do.
-        label_studio_url: the Label Studio that is meant; refused if the server works for another one.
-    """
+    """``POST /jobs/prelabel``."""
 
     # A misspelt name must not turn "these three tasks" into "the whole project".
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    project: int = Field(ge=1)
-    all: bool = False
-    tasks: list[Annotated[int, Field(ge=1)]] = Field(default=[], max_length=100_000)
-    view: int | None = Field(default=None, ge=1)
-    watch: bool = False
-    dry_run: bool = False
-    label_studio_url: str | None = None
+    project: int = Field(ge=1, description="its number")
+    all: bool = Field(False, description="tasks that carry annotations too")
+    tasks: list[Annotated[int, Field(ge=1)]] = Field([], max_length=100_000, description="only these; empty for all")
+    view: int | None = Field(None, ge=1, description="only the tasks of this tab of the Data Manager")
+    watch: bool = Field(False, description="stay, and predict tasks as they are added")
+    dry_run: bool = Field(False, description="only say what there is to do")
+    label_studio_url: str | None = Field(None, description="which is meant; refused if the server works for another")
 
     @property
     def selection(self) -> Selection:
@@ -76,38 +64,21 @@ class PrelabelRequest(BaseModel):
 
 
 class RunningJob:
-    """A job of this server's, under way or over.
-
-    Args:
-        spec: what it does.
-        watch: whether it stays.
-        settings: where Label Studio is, and the data folder, for the file of failed tasks.
-
-    Attributes:
-        id: for its address.
-        project: which one.
-        title: of the project.
-        watch: whether it stays.
-        started: in UTC.
-        finished: in UTC, None while it runs.
-        reason: why it failed, if it did.
-        stop_signal: set to let it store what is computed already and end.
-        failures: the file of failed tasks, once there is one.
-    """
+    """A job of this server's, under way or over."""
 
     def __init__(self, spec: JobSpec, *, watch: bool, settings: Settings) -> None:
-        self.id = secrets.token_hex(4)
+        self.id = secrets.token_hex(4)  # for its address
         self.project = spec.project.key
         self.title = spec.project.title
         self.watch = watch
         self.started = datetime.now(UTC)
         self.finished: datetime | None = None
-        self.reason: SpicaError | None = None
-        self.stop_signal = threading.Event()
-        self.failures: FailureFile | None = None
+        self.reason: SpicaError | None = None  # why it failed
+        self.stop_signal = threading.Event()  # set to let it store what is computed already and end
+        self.failures: FailureFile | None = None  # once a task has failed
         self._folder = settings.data_dir / "jobs"
         self._label_studio_url = settings.label_studio_url.rstrip("/")
-        self._notes: deque[str] = deque(maxlen=_NOTES)
+        self.notes: deque[str] = deque(maxlen=_NOTES)  # what people should know, the latest last
         self._job: BulkJob | None = None
         self._thread: threading.Thread | None = None
 
@@ -127,11 +98,6 @@ class RunningJob:
     def progress(self) -> Progress:
         """How far it is."""
         return self._job.progress if self._job is not None else Progress(total=0)
-
-    @property
-    def notes(self) -> list[str]:
-        """What people should know, the latest last."""
-        return list(self._notes)
 
     def begin(self, job: BulkJob, after: Callable[[], None], workers: Workers) -> None:
         """Run ``job`` on a thread of its own, then ``after``."""
@@ -157,7 +123,7 @@ class RunningJob:
     def say(self, text: str) -> None:
         """Note what people should know."""
         logger.info("job %s of project %s: %s", self.id, self.project, text)
-        self._notes.append(text)
+        self.notes.append(text)
 
     def join(self, timeout_s: float) -> bool:
         """Wait for its end; whether it has come."""
@@ -222,18 +188,13 @@ class RunningJob:
             "watch": self.watch,
             "started": self.started.isoformat(timespec="seconds"),
             "finished": None if self.finished is None else self.finished.isoformat(timespec="seconds"),
-            "notes": self.notes,
+            "notes": list(self.notes),
             **progress,
         }
 
 
 class Jobs:
-    """The jobs of a server. Thread-safe.
-
-    Args:
-        service: the model, and what Label Studio has said of projects.
-        settings: where Label Studio is, its token, the data folder.
-    """
+    """The jobs of a server. Thread-safe."""
 
     def __init__(self, service: Service, settings: Settings) -> None:
         self._service = service

@@ -133,14 +133,13 @@ class _EngineCollector(Collector):
         self._pool = pool
 
     def collect(self) -> Iterator[Metric]:
-        images, remembered, failures, seconds = self._pool.past
-        ready = self._pool.default.engine.status.state == "ready"
         engines = [predictor.engine.status for predictor in self._pool.predictors]
+        images, remembered, failures, seconds = (
+            past + sum(getattr(engine, name) for engine in engines)
+            for past, name in zip(self._pool.past, ("images", "remembered", "failures", "seconds"), strict=True)
+        )
+        ready = self._pool.default.engine.status.state == "ready"
         admitted, waiting = sum(engine.admitted for engine in engines), sum(engine.waiting for engine in engines)
-        images += sum(engine.images for engine in engines)
-        remembered += sum(engine.remembered for engine in engines)
-        failures += sum(engine.failures for engine in engines)
-        seconds += sum(engine.seconds for engine in engines)
         yield GaugeMetricFamily("spica_model_ready", "1 when the model is loaded.", value=ready)
         yield GaugeMetricFamily("spica_models", "Versions that are loaded.", value=len(engines))
         yield GaugeMetricFamily("spica_queue_tasks", "Tasks in requests under way.", value=admitted)

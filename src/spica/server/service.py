@@ -26,44 +26,26 @@ from spica.server.pool import ModelPool, Served
 
 logger = logging.getLogger(__name__)
 
-_PROJECTS = 1000
-"""Projects whose extra params are kept; those of older ones are sent again by Label Studio anyway."""
-
-_FAILURES = 50
-"""Failed tasks that are shown on the page."""
+_PROJECTS = 1000  # whose extra params are kept; those of older ones are sent again by Label Studio anyway
+_FAILURES = 50  # failed tasks that are shown on the page
 
 
 @dataclass(frozen=True, slots=True)
 class ProjectState:
-    """What is known of a project of Label Studio since this server's start.
-
-    Attributes:
-        project: which one.
-        extra_params: from the model's form.
-        version: what its predictions are stored under; None before its configuration could be read.
-        problems: what of its configuration can't be used, a sentence each.
-        seen: when it last asked, in UTC.
-    """
+    """What is known of a project of Label Studio since this server's start."""
 
     project: ProjectKey | None
-    extra_params: ExtraParams
-    version: str | None
-    problems: tuple[str, ...]
-    seen: datetime
+    extra_params: ExtraParams  # from the model's form
+    version: str | None  # of its predictions; None before its configuration could be read
+    problems: tuple[str, ...]  # what of its configuration can't be used, a sentence each
+    seen: datetime  # when it last asked, in UTC
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A task that could not be answered.
+    """A task that could not be answered."""
 
-    Attributes:
-        when: in UTC.
-        project: which one, None if unknown.
-        task: number of the task, None if unknown.
-        error: the reason.
-    """
-
-    when: datetime
+    when: datetime  # in UTC
     project: ProjectKey | None
     task: int | None
     error: SpicaError
@@ -80,25 +62,15 @@ class Failure:
 
 
 class Workers:
-    """The threads of one server: each is started here, and told here to end. Thread-safe.
-
-    Attributes:
-        stopping: set when the server ends; every loop looks at it.
-    """
+    """The threads of one server: all are started here, and ended here. Thread-safe."""
 
     def __init__(self) -> None:
-        self.stopping = threading.Event()
+        self.stopping = threading.Event()  # every loop looks at it
         self._running: list[tuple[threading.Thread, Callable[[], None] | None]] = []
         self._lock = threading.Lock()
 
     def spawn(self, name: str, work: Callable[[], None], *, wake: Callable[[], None] | None = None) -> threading.Thread:
-        """Run ``work`` on a daemon thread.
-
-        Args:
-            name: of the thread, without "spica-".
-            work: ends by itself, or soon after :attr:`stopping` is set.
-            wake: called once at the server's end, to end a wait of ``work``.
-        """
+        """Run ``work`` on a daemon thread; it ends soon after :attr:`stopping` is set and ``wake`` was called."""
         thread = threading.Thread(target=work, name=f"spica-{name}", daemon=True)
         with self._lock:
             self._running = [entry for entry in self._running if entry[0].is_alive()]
@@ -109,11 +81,7 @@ class Workers:
         return thread
 
     def close(self, timeout_s: float = 30.0) -> None:
-        """End all threads, the latest first; may be called again.
-
-        Args:
-            timeout_s: for all of them together; those that need longer are left behind, with a line in the log.
-        """
+        """End all threads, the latest first; those that need longer in all are left behind. May be called again."""
         self.stopping.set()
         with self._lock:
             running, self._running = self._running[::-1], []
@@ -135,9 +103,9 @@ class Service:
 
     Args:
         predictor: answers the tasks of projects that have no version of their own.
-        weights: the weights file's name, to show.
+        weights: name of the weights file, to show.
         pool: all models that answer; only ``predictor`` if None.
-        precision: in which precision the weights are computed, and why, to show; "" for nothing to say.
+        precision: what the weights are computed in, and why, to show.
         folder: of ``predictor``'s version, where that is not in the store.
     """
 
@@ -218,10 +186,7 @@ class Service:
     def spec(self, project: ProjectKey | None, label_config: str, predictor: Predictor | None = None) -> PredictionSpec:
         """How tasks of a project are answered, with the extra params that Label Studio sent for it last.
 
-        Args:
-            project: which one.
-            label_config: the XML.
-            predictor: by which model; by the one that answers the project now if None.
+        By this model; by the one that answers the project now if None.
 
         Raises:
             LabelConfigError: nothing in the configuration that a detector could fill.
