@@ -64,6 +64,13 @@ class _Regions:
     doubt: str | None = None
 
 
+Places = Mapping[tuple[str, int], str]
+"""The address of an image by the name of its tag and its number in a list."""
+
+LabelsFrom = Mapping[str, str | None]
+"""For the name of each control tag with rectangles the name of the tag with their labels; None: its own."""
+
+
 def annotated_images(
     task: AnnotatedTask, annotation: Annotation, controls: Sequence[RectangleControl]
 ) -> list[tuple[str, AnnotatedImage]]:
@@ -72,47 +79,49 @@ def annotated_images(
     Raises:
         MediaError: the task's data has no address of an image.
     """
-    regions: dict[str, _Regions] = {}
-    where: dict[tuple[str, int], str] = {}
-    for control in controls:
-        for index, uri in enumerate(image_uris(Task(id=task.id, data=task.data), control)):
-            regions.setdefault(uri, _Regions())
-            where[(control.to_name, index)] = uri
+    places = {
+        (control.to_name, index): uri
+        for control in controls
+        for index, uri in enumerate(image_uris(Task(id=task.id, data=task.data), control))
+    }
+    return _by_image(task, annotation, places, {control.from_name: control.labels_from_name for control in controls})
+
+
+def _by_image(
+    task: AnnotatedTask, annotation: Annotation, places: Places, labels_from: LabelsFrom
+) -> list[tuple[str, AnnotatedImage]]:
+    regions = {uri: _Regions() for uri in places.values()}
     doubt = None if annotation.result is not None else "an annotation without regions, not even none"
     if not all(isinstance(item.get("type"), str) for item in annotation.result or ()):
         doubt = "a region of no kind"
-    for item, owner, labels in _items(annotation.result or (), controls):
-        place = where.get((str(item.get("to_name")), _index(item)))
-        if place is not None:
-            _take(item, owner, labels, regions[place])
-        elif owner is not None:
+    for item, is_box, labels in _items(annotation.result or (), labels_from):
+        uri = places.get((str(item.get("to_name")), _index(item)))
+        if uri is not None:
+            _take(item, labels, regions[uri], is_box=is_box)
+        elif is_box:
             doubt = "a region on an image that the task does not have"
     for on_image in regions.values():
         on_image.doubt = doubt or on_image.doubt
     return [(uri, _annotated(on_image, name_of(uri), task.id, annotation)) for uri, on_image in regions.items()]
 
 
-def _items(
-    result: Sequence[Json], controls: Sequence[RectangleControl]
-) -> list[tuple[Json, RectangleControl | None, list[Any]]]:
-    """Each drawn region once, the control that it belongs to (None: none of ours), and its labels."""
-    by_name: dict[str, RectangleControl] = {control.from_name: control for control in controls}
-    texts = {control.labels_from_name for control in controls if control.labels_from_name}
-    labels: dict[tuple[str, str], list[Any]] = defaultdict(list)
+def _items(result: Sequence[Json], labels_from: LabelsFrom) -> list[tuple[Json, bool, list[Any]]]:
+    """Each drawn region once, whether it is a box of one of the control tags, and its labels."""
+    texts = set(filter(None, labels_from.values()))
+    labels: dict[tuple[str | None, str], list[Any]] = defaultdict(list)  # by tag and region
     any_labels: dict[str, list[Any]] = defaultdict(list)  # of regions that are not ours
     for item in result:
         any_labels[str(item.get("id"))] += _listed(item, str(item.get("type")))
         if str(item.get("from_name")) in texts:
             labels[(str(item.get("from_name")), str(item.get("id")))] += _listed(item, "labels")
-    items: list[tuple[Json, RectangleControl | None, list[Any]]] = []
+    items: list[tuple[Json, bool, list[Any]]] = []
     for item in result:
-        control = by_name.get(str(item.get("from_name")))
-        if control is not None and item.get("type") in ("rectanglelabels", "rectangle"):
-            own = _listed(item, "rectanglelabels")
-            beside = labels[(control.labels_from_name or "", str(item.get("id")))]
-            items.append((item, control, own if control.kind == "rectanglelabels" else beside))
-        elif _may_be_object(item, result) and str(item.get("from_name")) not in texts:
-            items.append((item, None, _listed(item, str(item.get("type"))) or any_labels[str(item.get("id"))]))
+        name = str(item.get("from_name"))
+        if name in labels_from and item.get("type") in ("rectanglelabels", "rectangle"):
+            own, beside = _listed(item, "rectanglelabels"), labels[(labels_from[name], str(item.get("id")))]
+            items.append((item, True, own if labels_from[name] is None else beside))
+        elif name not in texts and _may_be_object(item, result):
+            items.append((item, False, _listed(item, str(item.get("type"))) or any_labels[str(item.get("id"))]))
     return items
 
 
@@ -138,12 +147,12 @@ def _index(item: Json) -> int:
     return index if isinstance(index, int) else -1
 
 
-def _take(item: Json, control: RectangleControl | None, labels: Sequence[Any], into: _Regions) -> None:
+def _take(item: Json, labels: Sequence[Any], into: _Regions, *, is_box: bool) -> None:
     size = size_of(item.get("original_width"), item.get("original_height"))
     if into.size is not None and size not in (None, into.size):
         into.doubt = "regions that were drawn on images of several sizes"
     into.size = size or into.size
-    if control is None:
+    if not is_box:
         into.others += [str(label) for label in labels] or [""]
         return
     box = _box(item.get("value"))
@@ -315,40 +324,28 @@ def _pairs(
         image_keys = {tag: tag for tag in keys if tag in tags | usual}
     else:
         image_keys = {}
-    is_known = bool(image_keys)
     for key in keys:
-        if not is_known or key not in image_keys.values():
-            reason = "no region is on it, only on others of its task" if is_known else _WHICH
+        if key not in image_keys.values():
+            reason = "no region is on it, only on others of its task" if image_keys else _WHICH
             for uri in _uris(task.data[key]):
-                log.leave_out(f"task {task.id}: {name_of(uri)}", reason, is_doubt=not is_known)
-    return annotated_images(task, annotation, _controls(task, annotation, image_keys)) if is_known else []
+                log.leave_out(f"task {task.id}: {name_of(uri)}", reason, is_doubt=not image_keys)
+    if not image_keys:
+        return []
+    places = {(tag, at): uri for tag, key in image_keys.items() for at, uri in enumerate(_uris(task.data[key]))}
+    return _by_image(task, annotation, places, _labels_from(annotation.result or ()))
 
 
-def _controls(task: AnnotatedTask, annotation: Annotation, image_keys: Mapping[str, str]) -> list[RectangleControl]:
-    """Control tags that would give such regions, since the export does not tell them; at least one an image tag."""
-    result = annotation.result or ()
+def _labels_from(result: Sequence[Json]) -> dict[str, str | None]:
+    """The control tags that gave such regions, since the export does not hold the labelling configuration."""
     texts = {str(item.get("id")): str(item.get("from_name")) for item in result if item.get("type") == "labels"}
-    controls: dict[tuple[str, str], RectangleControl] = {}
+    labels_from: dict[str, str | None] = {}
     for item in result:
-        kind, ends = item.get("type"), (str(item.get("from_name")), str(item.get("to_name")))
-        if kind in ("rectanglelabels", "rectangle"):
-            is_plain, before = kind == "rectangle", controls.get(ends)
-            named = texts.get(str(item.get("id"))) or (before.labels_from_name if before is not None else None)
-            controls[ends] = RectangleControl(
-                from_name=ends[0],
-                to_name=ends[1],
-                kind="rectangle+labels" if is_plain else "rectanglelabels",
-                image_key=image_keys[ends[1]],
-                labels=(),
-                labels_from_name=named if is_plain else None,
-                image_list=isinstance(task.data[image_keys[ends[1]]], list),
-            )
-    bare = [
-        RectangleControl("", tag, "rectanglelabels", key, (), image_list=isinstance(task.data[key], list))
-        for tag, key in image_keys.items()
-        if tag not in {control.to_name for control in controls.values()}
-    ]
-    return [*controls.values(), *bare]
+        name = str(item.get("from_name"))
+        if item.get("type") == "rectanglelabels":
+            labels_from[name] = None
+        elif item.get("type") == "rectangle":
+            labels_from[name] = texts.get(str(item.get("id"))) or labels_from.get(name) or ""
+    return labels_from
 
 
 def _uris(value: Any) -> list[str]:
