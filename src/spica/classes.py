@@ -76,7 +76,7 @@ def _folded(name: str) -> str:
 
 
 def class_names(classes: Iterable[str]) -> tuple[str, ...]:
-    """Names for people: a class without one is called by its number, from 1."""
+    """Names to show: a class without one is called by its number, from 1."""
     return tuple(name or f"class {number}" for number, name in enumerate(classes, start=1))
 
 

@@ -18,7 +18,7 @@ class Truth:
         width: of the oriented image, in pixels.
         height: of the oriented image, in pixels.
 
-    No objects is a normal answer.
+    No objects are normal.
     """
 
     boxes_xyxy: NDArray[np.float32]

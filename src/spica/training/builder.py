@@ -54,7 +54,7 @@ class ImageFile:
 
 
 def inspect_file(path: Path, *, max_pixels: int, max_bytes: int) -> ImageFile:
-    """Read an image file and decode it once, so that a damaged one is found before anything is learned.
+    """Read and decode an image file once, so that a damaged one is noticed before anything is learned.
 
     Raises:
         ImageError: no image, damaged or too large.
@@ -193,8 +193,8 @@ def correct(
         boxes_xyxy: float64 (M, 4), pixels of the upright image.
         class_ids: int64 (M,).
         width: of the upright image, in pixels.
-        height: of the upright image, in pixels.
-        image: its name, for the log.
+        height: likewise.
+        image: its name.
         log: gets everything that is corrected.
     """
     if not np.isfinite(boxes_xyxy).all():
@@ -277,7 +277,7 @@ def upright(boxes_xyxy: NDArray[np.float64], orientation: int, width: int, heigh
         boxes_xyxy: float64 (M, 4).
         orientation: 5 to 8 (EXIF 2.32, 4.6.4.A): those that exchange the sides.
         width: of the stored image, in pixels.
-        height: of the stored image, in pixels.
+        height: likewise.
     """
     left, top, right, bottom = boxes_xyxy.T
     x = (height - bottom, height - top) if orientation in (6, 7) else (top, bottom)

@@ -8,7 +8,7 @@
 * It is frozen: what was held out stays held out, what was trained on stays there. A new image joins the side of those
   it is like. One that is like images of both sides, and what is like it, is set aside: neither learned from nor judged
   by, because either would show a model what it is judged by.
-* If all images are like each other, likeness is disregarded, since nothing could be held out otherwise; this is told.
+* If all images are like each other, likeness is disregarded, since nothing could be held out otherwise (a problem).
 """
 
 from __future__ import annotations
@@ -72,13 +72,7 @@ def divide(path: Path, dataset: DataSet, *, share: float, minimum: int) -> tuple
     """Divide a project's images by its record, which is extended by the new ones before anything is trained.
 
     One process at a time: two that each knew another half of the images would put what is alike on both sides. With
-    one side empty nothing is decided yet, and nothing written.
-
-    Args:
-        path: of the record.
-        dataset: all annotated images.
-        share: as for :func:`split`.
-        minimum: likewise.
+    one side empty nothing is decided yet, and nothing written. ``share`` and ``minimum`` are those of :func:`split`.
 
     Raises:
         DataSetError: the record is damaged.

@@ -42,8 +42,8 @@ def load(
         images: folder of the images, where they are elsewhere; for Label Studio its document root will do.
         classes: names by class id; objects of others are disregarded. None: as the format orders them.
         split: only this part (train, val, test) of a YOLO or VOC folder; all of them if None.
-        allow_partial: go on even if more than a tenth of the images is left out.
-        notes: a file to which the name of every image that is left out is added, with the reason.
+        allow_partial: as for :meth:`spica.training.formats.annotated.ReadingLog.check`.
+        notes: likewise.
 
     Raises:
         DataSetError: nothing of these formats is there, it is damaged, no image is left, or more than a tenth is left

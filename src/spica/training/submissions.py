@@ -67,14 +67,14 @@ def fetch(
         client: Label Studio.
         media: reads the images of tasks.
         project: its number.
-        folder: of the :class:`ImageCache`; may be shared by all projects. A second run reads only what is new.
+        folder: of the :class:`ImageCache`; may be shared by all projects.
         progress: called with the tasks done and the tasks there are.
         stop: when set, the reading ends with an error; what was read is kept.
-        allow_partial: go on even if more than a tenth of the images is left out.
-        notes: a file to which the name of every image that is left out is added, with the reason.
+        allow_partial: as for :meth:`spica.training.formats.annotated.ReadingLog.check`.
+        notes: likewise.
 
     Returns:
-        Examples by ascending task, with classes as :func:`spica.training.formats.label_studio.class_names` orders them.
+        Examples by ascending task, with classes as :func:`class_names` orders them.
 
     Raises:
         DataSetError: no annotation is submitted, none can be used, or more than a tenth of the images is left out.
@@ -166,15 +166,10 @@ def learned(dataset: DataSet) -> dict[int, str]:
 def count_new(client: LabelStudioClient, project: int, learned: Mapping[int, str]) -> NewSubmissions:
     """How many submitted annotations are new, or changed since they were learned from.
 
-    Neither images nor regions are read. Label Studio is asked for the tasks with an annotation of a higher number than
-    all known ones, and for those changed since an hour before the newest known one: two short requests where little
-    has happened, whatever the size of the project. An annotation from before that hour which was never read is not
-    counted; none is left unread by :func:`fetch`.
-
-    Args:
-        client: Label Studio.
-        project: its number.
-        learned: as :func:`learned`; empty if nothing was learned yet.
+    Label Studio is asked for the tasks with an annotation of a higher number than all that are ``learned`` (see
+    :func:`learned`; empty if nothing was), and for those changed since an hour before the newest of these: two short
+    requests where little has happened. An annotation from before that hour which was never read is not counted; none is
+    left unread by :func:`fetch`.
     """
     if not learned:
         return NewSubmissions(client.annotated_count(project), 0)
@@ -205,12 +200,8 @@ class ImageCache:
     """Images by digest, found again by address; delete the folder, and they are read anew.
 
     ``index.jsonl`` has a line an address: its SHA-256 (addresses may hold signatures), the file and its size. An
-    address is taken to keep its image; a changed image needs a new name, as Label Studio's own uploads get.
-
-    Args:
-        folder: made when the first image is put into it.
-        scope: tells apart what may have the same addresses, such as two Label Studios.
-        max_pixels: larger images are refused.
+    address is taken to keep its image; a changed image needs a new name, as Label Studio's own uploads get. ``scope``
+    tells apart what may have the same addresses, such as two Label Studios.
     """
 
     def __init__(self, folder: Path, *, scope: str, max_pixels: int) -> None:

@@ -1,1 +1,1 @@
-"""One file for each outside format of annotated images: how it is told, read and written."""
+"""One file for each outside format of annotated images: how it is recognised, read and written."""

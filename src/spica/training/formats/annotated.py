@@ -104,10 +104,7 @@ class ReadingLog:
             self.corrected.setdefault(sentence, Counter())[printable(image)] += count
 
     def leave_out(self, image: str, reason: str, *, is_doubt: bool = True) -> None:
-        """An image gives no example, for a reason as :class:`LeftOut` has it; images of one reason make one sentence.
-
-        ``is_doubt`` is False where nothing is lost by it, as with a copy of another image.
-        """
+        """An image gives no example; see :class:`LeftOut`. Images of one reason make one sentence."""
         self.left_out.append(LeftOut(printable(image), printable(reason), is_doubt))
 
     def sentences(self) -> tuple[str, ...]:
@@ -127,10 +124,10 @@ class ReadingLog:
         """Once all is read: write the notes, and refuse where more than a tenth of the images is in doubt.
 
         Args:
-            examples: images that were not left out.
+            examples: number of images that were not left out.
             where: the data, for messages.
             allow_partial: go on without those in doubt, however many they are.
-            notes: a file to which every image that was left out is added, a line each: its name, a tab, the reason.
+            notes: a file to which a line is added for every image that was left out: its name, a tab, the reason.
 
         Raises:
             DataSetError: too many are left out, or a part is not there.
