@@ -203,7 +203,7 @@ def refresh_predictions(
             version = str(work["version"])
             out.print(f"{count(work['total'], 'task')} would be predicted as {escape(version)}.")
         else:
-            file = stack.enter_context(FailureFile(report)) if report is not None else None
+            file = FailureFile(report) if report is not None else None
             result = run_job(options, file)
             print_result(result, project, file)
             version, exit_code = result.version, result.exit_code

@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -137,9 +137,9 @@ def prelabel(
             left = count(found["annotated"], "task")
             out.print(f"{left} that carry annotations are left alone; --include-annotated takes them too.")
         return
-    with FailureFile(report) if report is not None else nullcontext() as file:
-        result = run_job(options, file)
-        print_result(result, project, file)
+    file = FailureFile(report) if report is not None else None
+    result = run_job(options, file)
+    print_result(result, project, file)
     if result.exit_code:
         raise typer.Exit(result.exit_code)
 

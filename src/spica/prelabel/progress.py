@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self, TextIO, TypeVar
+from typing import Any, TypeVar
 
 from spica.errors import SpicaError, UsageError
 from spica.retry import LIMIT_S, retrying
@@ -165,12 +165,7 @@ class Patience:
 
 
 class FailureFile:
-    """Failed tasks with their reasons, one JSON object a line, on disk at once; closed by ``close()`` or ``with``.
-
-    Attributes:
-        path: of the file; what was there is replaced.
-        lines: written so far.
-        trouble: why it is not complete, as on a full disk; None while it is. Nothing else stops then.
+    """Failed tasks with their reasons, one JSON object a line, on disk at once; what was there is replaced.
 
     Raises:
         UsageError: it can't be written.
@@ -178,10 +173,10 @@ class FailureFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.trouble: str | None = None
         self.lines = 0
+        self.trouble: str | None = None  # why it is not complete, as on a full disk; nothing else stops then
         try:
-            self._file: TextIO | None = path.open("w", encoding="utf-8", newline="\n", buffering=1)
+            path.write_text("", "utf-8")
         except OSError as error:
             raise UsageError(
                 "the report can't be written",
@@ -190,38 +185,18 @@ class FailureFile:
                 hint="give another file; its folder must exist",
             ) from None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def write(self, task: int, error: SpicaError) -> None:
         """Add a failed task."""
         self.write_line(json.dumps(failure_json(task, error), ensure_ascii=False))
 
     def write_line(self, line: str) -> None:
         """Add a line as it is."""
-        if self._file is None or self.trouble is not None:
+        if self.trouble is not None:
             return
         try:
-            self._file.write(line + "\n")
-            self._file.flush()
-        except OSError as failure:
-            self._give_up(failure)
-        else:
+            with self.path.open("a", encoding="utf-8", newline="\n") as file:
+                file.write(line + "\n")
             self.lines += 1
-
-    def close(self) -> None:
-        """Close the file; may be called again."""
-        file, self._file = self._file, None
-        try:
-            if file is not None:
-                file.close()
-        except OSError as failure:  # what could not be written before is tried once more here
-            if self.trouble is None:
-                self._give_up(failure)
-
-    def _give_up(self, failure: OSError) -> None:
-        self.trouble = f"the report in {self.path} is not complete: {failure.strerror or type(failure).__name__}"
-        logger.warning("%s", self.trouble)
+        except OSError as failure:
+            self.trouble = f"the report in {self.path} is not complete: {failure.strerror or type(failure).__name__}"
+            logger.warning("%s", self.trouble)

@@ -269,7 +269,6 @@ class Jobs:
                     self._service.note_failures(job.project, [(task, error)])
                     job.write_failure(task, error)
 
-                stack.callback(lambda: job.failures.close() if job.failures is not None else None)
                 bulk = BulkJob(
                     client,
                     model,
