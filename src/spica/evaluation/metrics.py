@@ -8,7 +8,7 @@ classes (https://cocodataset.org/#detection-eval). faster-coco-eval computes the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -81,21 +81,9 @@ class Metrics:
 
     def as_json(self) -> dict[str, Any]:
         """Rounded to five decimals, None for what can't be said."""
-        return {
-            **{name: _rounded(getattr(self, name)) for name in ("ap", "ap50", "ap75", "ar")},
-            "per_class": [
-                {"name": row.name, "ap": _rounded(row.ap), "ap50": _rounded(row.ap50), "objects": row.objects}
-                for row in self.per_class
-            ],
-            "per_size": {
-                name: {"ap": _rounded(row.ap), "ar": _rounded(row.ar), "objects": row.objects}
-                for name, row in self.per_size.items()
-            },
-            "images": self.images,
-            "objects": self.objects,
-            "answers": self.detections,  # the key that files have had from the start
-            "max_detections": self.max_detections,
-        }
+        body: dict[str, Any] = _rounded(asdict(self))
+        body["answers"] = body.pop("detections")  # the key that files have had from the start
+        return body
 
 
 def evaluate(
@@ -237,5 +225,10 @@ def _per_size(truths: Sequence[Truth], ap: Table | None, recall: Table | None) -
     }
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, _DIGITS)
+def _rounded(value: Any) -> Any:
+    """A copy of nested records with rounded floats, for JSON."""
+    if isinstance(value, dict):
+        return {name: _rounded(part) for name, part in value.items()}
+    if isinstance(value, tuple):
+        return [_rounded(part) for part in value]
+    return round(value, _DIGITS) if isinstance(value, float) else value

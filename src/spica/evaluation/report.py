@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -107,17 +107,8 @@ class Report:
         return {
             "format": FORMAT,
             "spica": __version__,
-            "model": {
-                "id": self.model.id,
-                "architecture": self.model.architecture,
-                "classes": list(self.model.classes),
-                "precision": self.model.precision,
-            },
-            "data": {
-                "source": self.data.source,
-                "classes": list(self.data.classes),
-                "fingerprint": self.data.fingerprint,
-            },
+            "model": asdict(self.model),
+            "data": asdict(self.data),
             "metrics": self.metrics.as_json(),
             "ap50_interval": None if ap50 is None else [round(ap50.low, 5), round(ap50.high, 5)],
             "counting": self.counting.as_json(),
