@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from spica.bench.machine import load
-from spica.bench.material import untrained_weights
+from spica.bench.photographs import untrained_weights
 from spica.demo import model_folder
 from spica.labelstudio.launch import LabelStudioProcess
 

@@ -13,11 +13,14 @@ from typing import Any
 
 import httpx
 
-from spica.bench import material, startup
+from spica.bench import server
+from spica.bench.photographs import ARCHITECTURE
 from spica.training.dataset import DataSet
 from spica.training.footprint import environment, threads_of
 
-ARCHITECTURES = ("fasterrcnn_efficientnet_lite0_fpn", material.ARCHITECTURE)
+from .untrained import write_untrained
+
+ARCHITECTURES = ("fasterrcnn_efficientnet_lite0_fpn", ARCHITECTURE)
 _ROUNDS = 4
 """Blocks without and with a training, in turn."""
 _LOOKS = 8
@@ -33,18 +36,18 @@ def measure(data: DataSet, place: Path, *, say: Callable[[str], None]) -> dict[s
 def _measure(architecture: str, photographs: list[Path], place: Path, *, say: Callable[[str], None]) -> dict[str, Any]:
     folder = place / architecture
     folder.mkdir()
-    weights = material.untrained_weights(folder / "untrained.pth", architecture)
+    weights = write_untrained(folder / "untrained.pth", architecture)
     options = ["--weights", str(weights), "--data-dir", str(folder / "data"), "--precision", "f32"]
     idle: list[float] = []
     beside: list[float] = []
     root = photographs[0].parent
-    with startup.server(root, options, {"SPICA_MEMORY_BYTES": "0"}) as running:
+    with server.server(root, options, {"SPICA_MEMORY_BYTES": "0"}) as running:
         running.wait_healthy()
         with httpx.Client(timeout=_PATIENCE_S, trust_env=False) as client:
 
             def look(photograph: Path) -> float:
                 began = time.perf_counter()
-                startup.ask(client, running.url, [photograph], root, classes=1)
+                server.ask(client, running.url, [photograph], root, classes=1)
                 return time.perf_counter() - began
 
             look(photographs[0])

@@ -10,7 +10,8 @@ from statistics import median
 
 import httpx
 
-from spica.bench import material, startup
+from spica.bench import server
+from spica.bench.photographs import ARCHITECTURE
 from spica.images import decode
 from spica.models import store
 from spica.models.load import load_detector
@@ -19,10 +20,12 @@ from spica.models.serving import Serving
 from spica.models.version import ModelVersion
 from spica.settings import Settings
 
+from .untrained import write_untrained
+
 MANY = 16
 """Tasks in the larger request."""
 
-ARCHITECTURES = (material.ARCHITECTURE, "ssdlite320_mobilenet_v3_large")
+ARCHITECTURES = (ARCHITECTURE, "ssdlite320_mobilenet_v3_large")
 """The heaviest, and the one at whose speed everything else weighs most."""
 
 _ROUNDS = 5
@@ -61,19 +64,19 @@ def measure(photographs: Sequence[Path], place: Path, *, say: Callable[[str], No
 def _measure(
     architecture: str, photographs: list[Path], place: Path, *, say: Callable[[str], None]
 ) -> dict[str, object]:
-    weights = material.untrained_weights(place / "untrained.pth", architecture)
+    weights = write_untrained(place / "untrained.pth", architecture)
     settings = Settings(data_dir=place / "data")
     version = prepared(weights, settings, say=say)
     detector = load_detector(version, device="cpu", serving=Serving())
     many = [photographs[number % len(photographs)] for number in range(MANY)]
     options = ["--weights", str(weights), "--data-dir", str(settings.data_dir), "--precision", "f32"]
     # nothing may be remembered, or the second round would not run the network
-    with startup.server(photographs[0].parent, options, {"SPICA_MEMORY_BYTES": "0"}) as running:
+    with server.server(photographs[0].parent, options, {"SPICA_MEMORY_BYTES": "0"}) as running:
         running.wait_healthy()
         with httpx.Client(timeout=_PATIENCE_S, trust_env=False) as client:
 
             def over_http(images: list[Path]) -> None:
-                startup.ask(client, running.url, images, photographs[0].parent, classes=len(version.classes))
+                server.ask(client, running.url, images, photographs[0].parent, classes=len(version.classes))
 
             def bare(images: list[Path]) -> None:
                 for image in images:

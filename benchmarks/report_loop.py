@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from spica.bench import machine
-from spica.bench.table import markdown
+
+from .markdown import table
 
 Found = dict[str, Any]
 
@@ -36,7 +37,7 @@ def text(found: Found, command: str, figure: Path | None) -> str:
         "after the round, on the validation part, which nothing is trained or judged on. *First version kept*: the "
         "version of the first round that passed the gate, never trained again. Seconds of training hold for this "
         "machine in that hour only.",
-        markdown(("condition", "value"), conditions),
+        table(("condition", "value"), conditions),
     ]
     if figure is not None:
         parts.append(f"![cost of correction and AP50 by round]({figure.name})")
@@ -129,7 +130,7 @@ def _rounds(part: Mapping[str, Any]) -> list[str]:
         f"Begun {part['when'][:16].replace('T', ' at ')} UTC, busy processes at the end {part['load']}."
     )
     reasons = "\n".join(f"- Round {each['number']}: {each['reason']}" for each in rounds)
-    return [markdown(head, lines), summary, "What the gate said:", reasons]
+    return [table(head, lines), summary, "What the gate said:", reasons]
 
 
 def _speed(part: Mapping[str, Any]) -> str:
@@ -149,7 +150,7 @@ def _speed(part: Mapping[str, Any]) -> str:
         "`spica serve` answers one opened photograph at a time (f32, nothing remembered), in turn without and with a "
         "training of the default architecture as the server runs it (lowest priority, half of the processors). Begun "
         f"{part['when'][:16].replace('T', ' at ')} UTC, busy processes at the end {part['load']}.\n\n"
-        + markdown(head, lines)
+        + table(head, lines)
     )
 
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from spica.bench.contestants import TITLES
-from spica.bench.material import ARCHITECTURE
-from spica.bench.table import markdown
+from spica.bench.methods import TITLES
+from spica.bench.photographs import ARCHITECTURE
+
+from .markdown import table
 
 Found = dict[str, Any]
 """By part what was measured, when, and under which conditions; of the part ``lighter`` by architecture."""
@@ -48,9 +49,9 @@ def text(found: Found, *, command: str) -> str:
         "# Speed, measured",
         f"Written by `{command.strip()}` on {datetime.now(UTC):%Y-%m-%d at %H:%M} UTC. Seconds hold for this machine "
         "in that hour only; the conclusions are ratios of what was measured in turn in one run.",
-        markdown(("condition", "value"), list(conditions.items())),
+        table(("condition", "value"), list(conditions.items())),
         "## Goals",
-        markdown(("what", "measured", "goal", "outcome"), _goals(found)),
+        table(("what", "measured", "goal", "outcome"), _goals(found)),
     ]
     if "tutorial" in found:
         parts += [
@@ -116,7 +117,7 @@ def _table(part: Mapping[str, Any]) -> str:
     if "figures" not in part:
         return ""
     notes = "".join(f"\nNote: {note}.\n" for note in part["figures"]["notes"])
-    return markdown(_HEAD, _rows(part["figures"])) + notes
+    return table(_HEAD, _rows(part["figures"])) + notes
 
 
 def _limit(part: Mapping[str, Any]) -> str:
@@ -144,7 +145,7 @@ def _limit(part: Mapping[str, Any]) -> str:
         "matrices. The peak is that of three 3 x 3 convolutions of 256 channels on 200 x 200, run before and after the "
         "race by the same runtime; medians / best. The limit of int8 takes everything as int8, though the arithmetic "
         "of the boxes is never quantised. Reading the file, scaling and choosing boxes are in the measured time, not "
-        "in the limit.\n\n" + markdown(head, lines)
+        "in the limit.\n\n" + table(head, lines)
     )
 
 
@@ -256,7 +257,7 @@ def _goal(what: str, measured: str, goal: str, reached: bool | None) -> tuple[st
 
 
 def _http(figures: Mapping[str, Any]) -> str:
-    return markdown(
+    return table(
         ("network", "bare, s/image", "1 task: medians", "mins", "pairs, median", "16 tasks: medians", "mins", "looks"),
         [
             (
@@ -273,7 +274,7 @@ def _http(figures: Mapping[str, Any]) -> str:
 
 def _accuracy(figures: Mapping[str, Any]) -> str:
     names = list(figures["rows"][0]["per_class"])
-    table = markdown(
+    accuracies = table(
         (
             "arithmetic",
             "AP",
@@ -303,7 +304,7 @@ def _accuracy(figures: Mapping[str, Any]) -> str:
         f"`benchmarks/train_detector.py` on blood cells and pears, judged on {figures['images']} photographs of the "
         f"validation parts with {figures['boxes']} boxes that neither the training nor the int8 form has seen. The "
         "interval is a paired bootstrap over photographs (2000 resamples; tiles of one photograph together).\n\n"
-        + table
+        + accuracies
     )
 
 

@@ -15,16 +15,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from spica.bench import machine, material
-from spica.bench.limit import Peaks, gflop_per_image
+from spica.bench import machine
+from spica.bench.photographs import ARCHITECTURE, choose_photographs
 from spica.bench.run import run
 from spica.errors import SpicaError, UsageError
 from spica.models.version import ModelVersion
 from spica.settings import Settings
 
 from . import accuracy, overhead, report_speed
+from .limit import Peaks, gflop_per_image
 from .report_speed import Found
 from .train_detector import Options, train
+from .untrained import write_untrained
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data"
@@ -80,7 +82,7 @@ def main() -> None:
     found = _kept(given.figures)
     with tempfile.TemporaryDirectory(prefix="spica-speed-") as name:
         place = Path(name)
-        seen = material.photographs(None, place / "photographs", most=4, max_pixels=10**9)
+        seen = choose_photographs(None, place / "photographs", most=4, max_pixels=10**9)
         for part in given.only:
             if part == "lighter":
                 kept = found.setdefault(part, {})
@@ -160,7 +162,7 @@ def _tutorial(photographs: list[Path], place: Path, *, rounds: int) -> dict[str,
     peaks = Peaks()
     peaks.measure()
     with tempfile.TemporaryDirectory(dir=place) as name:
-        weights = material.untrained_weights(Path(name) / f"{material.ARCHITECTURE}.pth")
+        weights = write_untrained(Path(name) / f"{ARCHITECTURE}.pth")
         found = _architecture(weights, photographs, rounds=rounds, startups=3)
         say("the machine's limit")
         peaks.measure()
@@ -169,7 +171,7 @@ def _tutorial(photographs: list[Path], place: Path, *, rounds: int) -> dict[str,
 
 def _lighter(architecture: str, photographs: list[Path], place: Path, given: argparse.Namespace) -> dict[str, object]:
     with tempfile.TemporaryDirectory(dir=place) as name:
-        weights = material.untrained_weights(Path(name) / f"{architecture}.pth", architecture)
+        weights = write_untrained(Path(name) / f"{architecture}.pth", architecture)
         return _architecture(weights, photographs, rounds=given.lighter_rounds, startups=int(given.startups))
 
 
@@ -177,7 +179,7 @@ def _architecture(weights: Path, photographs: list[Path], *, rounds: int, startu
     """Untrained weights: what they find means nothing, how fast they find it does."""
     settings = Settings(data_dir=weights.parent / "data")
     _int8(weights, photographs, settings)
-    result = run(weights, photographs, settings, ways=None, rounds=rounds, startups=startups, say=say)
+    result = run(weights, photographs, settings, methods=None, rounds=rounds, startups=startups, say=say)
     return {
         "rows": [row.as_json() for row in result.rows],
         "notes": result.notes,

@@ -22,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spica.bench.machine import cores, processor, versions
-from spica.bench.table import markdown
 from spica.boxes import Detections
 from spica.demo import model_folder
 from spica.demo.field import render_field
@@ -33,6 +32,8 @@ from spica.evaluation.matching import match
 from spica.evaluation.truth import Truth
 from spica.models.card import read_card
 from spica.training.footprint import peak_memory_bytes
+
+from .markdown import table
 
 TILE, OVERLAP = 640, 0.2
 THRESHOLD = 0.6
@@ -226,7 +227,7 @@ def _table(
         "doubled",
         "made up",
     )
-    return markdown((*head, "memory on top, MiB"), lines)
+    return table((*head, "memory on top, MiB"), lines)
 
 
 def _counts(answer: Detections, truth: Truth) -> tuple[str, ...]:

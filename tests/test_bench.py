@@ -1,4 +1,4 @@
-"""`spica bench`: what is looked at, the race on a tiny network, the table, and one start of the real server."""
+"""`spica bench`: what is looked at, the methods on a tiny network, the table, and one start of the real server."""
 
 from __future__ import annotations
 
@@ -13,14 +13,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from spica.bench import contestants, startup
-from spica.bench import run as running
-from spica.bench.contestants import Start
-from spica.bench.material import photographs
-from spica.bench.race import Measured, race
-from spica.bench.run import run
-from spica.bench.startup import Startup
-from spica.bench.table import HEAD, markdown, rows
+from spica.bench import methods, server
+from spica.bench.methods import MethodSpec
+from spica.bench.photographs import choose_photographs
+from spica.bench.run import HEAD, Measured, measure, method_spec, rows, run
+from spica.bench.server import Startup
 from spica.boxes import Detections
 from spica.cli import app
 from spica.demo import model_folder
@@ -57,7 +54,7 @@ def test_the_photographs_are_spread_over_the_folder(tmp_path: Path) -> None:
     """Of ten photographs the first and the last are among the three that are looked at."""
     for number in range(10):
         noise(number).save(tmp_path / f"{number}.png")
-    seen = photographs(tmp_path, tmp_path / "scratch", most=3, max_pixels=MAX_PIXELS)
+    seen = choose_photographs(tmp_path, tmp_path / "scratch", most=3, max_pixels=MAX_PIXELS)
     assert [path.name for path in seen.paths] == ["0.png", "4.png", "9.png"]
     assert seen.notes == []
 
@@ -67,7 +64,7 @@ def test_what_can_not_be_read_is_left_out_and_told(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"no photograph")
     for name in ("b.png", "c.png"):
         noise(1).save(tmp_path / name)
-    seen = photographs(tmp_path, tmp_path / "scratch", most=2, max_pixels=MAX_PIXELS)
+    seen = choose_photographs(tmp_path, tmp_path / "scratch", most=2, max_pixels=MAX_PIXELS)
     assert {path.name for path in seen.paths} == {"b.png", "c.png"}
     (note,) = seen.notes
     assert note.startswith("1 photographs were left out")
@@ -79,7 +76,7 @@ def test_a_turned_photograph_is_looked_at_upright_by_all(tmp_path: Path) -> None
     exif = Image.Exif()
     exif[EXIF_ORIENTATION] = 6
     noise(1).save(tmp_path / "turned.jpg", exif=exif)
-    seen = photographs(tmp_path, tmp_path / "scratch", most=1, max_pixels=MAX_PIXELS)
+    seen = choose_photographs(tmp_path, tmp_path / "scratch", most=1, max_pixels=MAX_PIXELS)
     (path,) = seen.paths
     upright = decode((tmp_path / "turned.jpg").read_bytes(), where="", max_pixels=MAX_PIXELS).pixels
     assert upright.shape == (64, 48, 3)
@@ -107,12 +104,12 @@ def test_a_folder_that_can_not_be_measured_is_a_sentence(
         for name, content in files.items():
             (folder / name).write_bytes(content)
     with pytest.raises(UsageError, match=told):
-        photographs(folder, tmp_path / "scratch", most=1, max_pixels=MAX_PIXELS)
+        choose_photographs(folder, tmp_path / "scratch", most=1, max_pixels=MAX_PIXELS)
     ended = CliRunner().invoke(app, ["bench", "--images", str(folder), "--data-dir", str(tmp_path / "data")])
     assert isinstance(ended.exception, UsageError)
 
 
-# --- the race
+# --- the methods
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +118,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("torch", reason="needs the extra spica[train]")
     import torch
 
-    from spica.bench.untrained import spread_state_dict
+    from benchmarks.untrained import spread_state_dict
 
     path = tmp_path_factory.mktemp("weights") / "tiny.pth"
     torch.save(spread_state_dict("ssdlite320_mobilenet_v3_large"), path)
@@ -130,7 +127,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder for all races, so that the weights are converted once."""
+    """A data folder for all measurements, so that the weights are converted once."""
     return tmp_path_factory.mktemp("data")
 
 
@@ -144,11 +141,11 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.mark.torch
-def test_the_ways_are_raced_and_agree(tiny: Path, photos: Sequence[Path], data_dir: Path) -> None:
-    """Each way looks at each photograph once a round, and Spica's f32 shows the boxes that the tutorial's way shows."""
+def test_the_methods_are_measured_and_agree(tiny: Path, photos: Sequence[Path], data_dir: Path) -> None:
+    """Each method computes each photograph once a round, and Spica's f32 shows the tutorial's boxes."""
     settings = Settings(data_dir=data_dir)
-    result = run(tiny, photos, settings, ways=["tutorial", "f32"], rounds=2, startups=0, say=quiet)
-    assert [row.measured.way for row in result.rows] == ["tutorial", "f32"]
+    result = run(tiny, photos, settings, methods=["tutorial", "f32"], rounds=2, startups=0, say=quiet)
+    assert [row.measured.method for row in result.rows] == ["tutorial", "f32"]
     for row in result.rows:
         assert len(row.measured.seconds) == 2 * len(photos)
         assert row.measured.memory_bytes is None or row.measured.memory_bytes > 10 * 2**20
@@ -164,16 +161,16 @@ def test_the_ways_are_raced_and_agree(tiny: Path, photos: Sequence[Path], data_d
 
 @pytest.mark.torch
 def test_a_worker_that_fails_tells_its_last_line(tiny: Path, data_dir: Path, tmp_path: Path) -> None:
-    """What ended the process of a way stands in the error."""
+    """What ended the process of a method stands in the error."""
     damaged = tmp_path / "damaged.png"
     damaged.write_bytes(b"no photograph")
-    start = Start("inference_mode", str(tiny), str(data_dir), 0.05, 1000, 0.0, 1)
+    start = MethodSpec("inference_mode", str(tiny), str(data_dir), 0.05, 1000, 0.0, 1)
     with pytest.raises(ModelUnavailableError, match="UnidentifiedImageError"):
-        race([start], [damaged], rounds=1, say=quiet)
+        measure([start], [damaged], rounds=1, say=quiet)
 
 
-def test_the_named_architecture_reaches_every_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SPICA_ARCHITECTURE decides for the version that is measured and for each contestant."""
+def test_the_named_architecture_reaches_every_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SPICA_ARCHITECTURE decides for the version that is measured and for each method."""
     seen: list[object] = []
 
     def prepare(*_: object, **given: object) -> object:
@@ -183,17 +180,15 @@ def test_the_named_architecture_reaches_every_way(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(store, "prepare", prepare)
     settings = Settings(data_dir=tmp_path, architecture="fasterrcnn_mobilenet_v3_large_320_fpn")
     with pytest.raises(UsageError, match="seen"):
-        run(tmp_path / "w.pth", [], settings, ways=None, rounds=1, startups=0, say=quiet)
-    start = running._start("f32", tmp_path / "w.pth", settings)
+        run(tmp_path / "w.pth", [], settings, methods=None, rounds=1, startups=0, say=quiet)
+    start = method_spec("f32", tmp_path / "w.pth", settings)
     with pytest.raises(UsageError, match="seen"):
-        contestants.prepare(Start(**json.loads(json.dumps(start.as_json()))))
+        methods.load(MethodSpec(**json.loads(json.dumps(dataclasses.asdict(start)))))
     assert seen == ["fasterrcnn_mobilenet_v3_large_320_fpn"] * 2
 
 
 @pytest.mark.torch
-def test_the_tutorial_looks_at_the_size_that_the_network_was_trained_at(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_tutorial_looks_at_the_size_that_the_network_was_trained_at(tmp_path: Path) -> None:
     """A size that the weights tell is the one of torch's network too."""
     pytest.importorskip("torch", reason="needs the extra spica[train]")
     from safetensors.torch import save_file
@@ -206,9 +201,7 @@ def test_the_tutorial_looks_at_the_size_that_the_network_was_trained_at(
     save_file(build(name, 2).state_dict(), weights, told)
     card = Card("w-1", "w", name, ("",), {}, norm_eps=1e-5)
     version = ModelVersion(tmp_path, card, tmp_path / "cache", weights)
-    monkeypatch.setattr(contestants, "_version", lambda start: version)
-    contestant = contestants.prepare(Start("inference_mode", str(weights), str(tmp_path), 0.05, 100, 0.0, 0))
-    transform = contestant._model.transform  # type: ignore[attr-defined]
+    transform = methods.tutorial_model(version, str(weights)).transform
     assert (transform.min_size, transform.max_size) == ((96,), 128)
 
 
@@ -240,7 +233,6 @@ def test_the_table_of_fixed_figures() -> None:
     assert told[1].as_json()["worst_side_px"] == 1
     unknown = dataclasses.replace(told[1], startup=Startup(0.8, 2.5, None))
     assert dict(zip(HEAD, unknown.cells(), strict=True))["memory, MiB"] == "not measured"
-    assert markdown(("a", "b"), [("1|2", "3")]) == "| a | b |\n| --- | --- |\n| 1\\|2 | 3 |\n"
 
 
 # --- the server
@@ -250,7 +242,7 @@ def test_a_start_of_the_server(photos: Sequence[Path], tmp_path: Path) -> None:
     """The demo's model is served; it is healthy before the first boxes, and the second start compiles nothing."""
     model = Path(shutil.copytree(model_folder(), tmp_path / "data" / "models" / "wheat-1"))
     settings = Settings(data_dir=tmp_path / "data")
-    result = run(model, photos[:1], settings, ways=["f32"], rounds=1, startups=1, say=quiet)
+    result = run(model, photos[:1], settings, methods=["f32"], rounds=1, startups=1, say=quiet)
     started = result.rows[0].startup
     assert started is not None
     assert 0 < started.healthy_s < started.first_s
@@ -261,4 +253,4 @@ def test_a_server_that_ends_is_a_sentence(photos: Sequence[Path], tmp_path: Path
     """Weights that are not there end the server, and the error tells its exit status."""
     options = ["--weights", str(tmp_path / "none.pth"), "--data-dir", str(tmp_path / "data")]
     with pytest.raises(ModelUnavailableError, match="ended by itself"):
-        startup.measure(photos[0], options, classes=1)
+        server.measure_startup(photos[0], options, classes=1)

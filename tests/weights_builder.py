@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from spica.bench.untrained import spread_faster_rcnn, spread_state_dict
+from benchmarks.untrained import spread_state_dict
+from spica.bench.photographs import spread_faster_rcnn
 from spica.detectors.architecture import FASTER_RCNN, Norm
 from spica.models import store
 from spica.models.version import ModelVersion

@@ -130,7 +130,7 @@ def test_the_limit_of_a_network(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="needs the extra spica[train]")
     from PIL import Image
 
-    from spica.bench import limit
+    from benchmarks import limit
     from spica.detectors.networks import build
 
     weights = tmp_path / "w.pth"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-_INSTRUCTION_SETS = (
+_INSTRUCTION_SETS = [
     "avx2",
     "avx_vnni",
     "avx512f",
@@ -18,8 +18,20 @@ _INSTRUCTION_SETS = (
     "amx_int8",
     "asimd",
     "bf16",
-)
+]
 """Of a processor's flags those that decide how fast a network is."""
+
+
+def conditions(packages: Sequence[str], *, threads: str) -> list[tuple[str, str]]:
+    """Name and value of what figures depend on."""
+    return [
+        ("processor", processor()),
+        ("instruction sets", instruction_sets()),
+        ("logical cores", str(cores())),
+        ("threads", threads),
+        ("memory", memory()),
+        ("packages", versions(packages)),
+    ]
 
 
 def processor() -> str:

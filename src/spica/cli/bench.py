@@ -46,35 +46,36 @@ def bench(
 
     [bold]Example[/bold]: spica bench --weights gwhd.pth --images photos
     """
-    from spica.bench.contestants import Way
-    from spica.bench.material import photographs, untrained_weights
-    from spica.bench.run import run
-    from spica.bench.table import HEAD
+    from spica.bench.methods import Method
+    from spica.bench.photographs import choose_photographs, untrained_weights
+    from spica.bench.run import HEAD, run
 
     chosen = [way.strip() for way in ways.split(",")] if ways is not None else None
-    unknown = sorted(set(chosen or ()) - set(get_args(Way)))
+    unknown = sorted(set(chosen or ()) - set(get_args(Method)))
     if unknown:
         raise UsageError(
-            "there is no such way", where="--ways", expected=", ".join(get_args(Way)), got=", ".join(unknown)
+            "there is no such way", where="--ways", expected=", ".join(get_args(Method)), got=", ".join(unknown)
         )
     settings = settings_with(data_dir=data_dir, norm_eps=norm_eps, max_detections=max_detections)
     with tempfile.TemporaryDirectory(prefix="spica-bench-") as name:
         scratch = Path(name)
-        seen = photographs(images, scratch / "photographs", most=most, max_pixels=settings.max_pixels)
+        chosen_photographs = choose_photographs(
+            images, scratch / "photographs", most=most, max_pixels=settings.max_pixels
+        )
         if weights is None:
             weights = untrained_weights(scratch / "untrained.pth")
             settings = settings.model_copy(update={"data_dir": scratch / "data"})
         with working("Preparing") as say:
             result = run(
                 weights,
-                seen.paths,
+                chosen_photographs.paths,
                 settings,
-                ways=cast("list[Way] | None", chosen),
+                methods=cast("list[Method] | None", chosen),
                 rounds=rounds,
                 startups=0 if no_server else 1,
                 say=say,
             )
-    notes = [*seen.notes, *result.notes]
+    notes = [*chosen_photographs.notes, *result.notes]
     if as_json:
         told = {
             "architecture": result.architecture,

@@ -1,10 +1,11 @@
-"""What a measurement is made on if the person gives nothing: the tutorial's architecture, and rendered photographs."""
+"""What is measured on: photographs that all methods read alike, rendered ones without any; and untrained weights."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,7 @@ class Photographs:
     notes: list[str]
 
 
-def photographs(folder: Path | None, scratch: Path, *, most: int, max_pixels: int) -> Photographs:
+def choose_photographs(folder: Path | None, scratch: Path, *, most: int, max_pixels: int) -> Photographs:
     """At most ``most`` photographs of a folder, spread over it; rendered ones in ``scratch`` without a folder.
 
     What can't be read is left out, and another taken in its place. Where Pillow alone gives other pixels than
@@ -133,8 +134,8 @@ def _rendered(folder: Path, count: int) -> list[Path]:
     return paths
 
 
-def untrained_weights(path: Path, architecture: str = ARCHITECTURE) -> Path:
-    """Write a state_dict, with one class, of an architecture that has learned nothing (:mod:`spica.bench.untrained`).
+def untrained_weights(path: Path) -> Path:
+    """Write a state_dict of the tutorial's network, with one class, that has learned nothing.
 
     Raises:
         WeightsError: torch is not installed.
@@ -145,7 +146,33 @@ def untrained_weights(path: Path, architecture: str = ARCHITECTURE) -> Path:
         raise WeightsError(
             "torch is needed to measure the tutorial's way", got=str(error), hint='pip install "spica[train]"'
         ) from error
-    from spica.bench.untrained import state_dict_for
+    from spica.detectors.networks import build
 
-    torch.save(state_dict_for(architecture), path)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        state_dict = build(ARCHITECTURE, 2).state_dict()
+        spread_faster_rcnn(state_dict)
+    torch.save(state_dict, path)
     return path
+
+
+def spread_faster_rcnn(state_dict: dict[str, Any]) -> None:
+    """Change fresh weights of ``fasterrcnn_resnet50_fpn`` so that a photograph gives a few hundred boxes.
+
+    ResNet-50 is too deep to be settled by one image: rounding would decide its answers. These constants, found by
+    trial, keep each layer's variance.
+    """
+    for key, value in state_dict.items():
+        if key.endswith("running_var"):
+            value.uniform_(0.5, 1.5)
+        elif key.endswith("running_mean"):
+            value.normal_(0, 0.1)
+        elif ".bn3." in key and key.endswith("weight"):
+            value.fill_(0.3)  # else each block doubles the variance
+    state_dict["rpn.head.conv.0.0.weight"].mul_(4)
+    state_dict["rpn.head.cls_logits.weight"].mul_(8)
+    state_dict["rpn.head.bbox_pred.weight"].mul_(3)
+    scores = state_dict["roi_heads.box_predictor.cls_score.weight"]
+    scores.sub_(scores.mean(dim=1, keepdim=True)).mul_(40)
+    state_dict["roi_heads.box_predictor.cls_score.bias"][0] = 2.5  # the background wins here and there
+    state_dict["roi_heads.box_predictor.bbox_pred.weight"].mul_(4)

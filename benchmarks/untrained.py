@@ -3,60 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spica.detectors.architecture import FASTER_RCNN, Norm
+from spica.bench.photographs import ARCHITECTURE, untrained_weights
+from spica.detectors.architecture import Norm
 from spica.detectors.comparison import rendered_images
 
 if TYPE_CHECKING:
     import torch
 
 
-def state_dict_for(architecture: str, outputs: int = 2, *, seed: int = 0) -> dict[str, torch.Tensor]:
-    """The state_dict of a network whose norm layers are ``BatchNorm2d``, with spread scores.
-
-    Args:
-        architecture: one of :func:`spica.detectors.networks.builders`.
-        outputs: classes and the background.
-        seed: of all random numbers.
-    """
-    if architecture != FASTER_RCNN:
-        state_dict = spread_state_dict(architecture, outputs, seed=seed)
-        _propose_as_trained(state_dict)
-        return state_dict
+def write_untrained(path: Path, architecture: str = ARCHITECTURE, *, seed: int = 0) -> Path:
+    """Write a state_dict of an architecture, with one class, that has learned nothing; with spread scores."""
+    if architecture == ARCHITECTURE:
+        return untrained_weights(path)
     import torch
 
-    from spica.detectors.networks import build
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        state_dict = build(architecture, outputs).state_dict()
-        spread_faster_rcnn(state_dict)
-    return state_dict
-
-
-def spread_faster_rcnn(state_dict: dict[str, torch.Tensor]) -> None:
-    """Change fresh weights of ``fasterrcnn_resnet50_fpn`` so that a photograph gives a few hundred boxes.
-
-    ResNet-50 is too deep to be settled by one image: rounding would decide its answers. These constants, found by
-    trial, keep each layer's variance.
-    """
-    for key, value in state_dict.items():
-        if key.endswith("running_var"):
-            value.uniform_(0.5, 1.5)
-        elif key.endswith("running_mean"):
-            value.normal_(0, 0.1)
-        elif ".bn3." in key and key.endswith("weight"):
-            value.fill_(0.3)  # else each block doubles the variance
-    state_dict["rpn.head.conv.0.0.weight"].mul_(4)
-    state_dict["rpn.head.cls_logits.weight"].mul_(8)
-    state_dict["rpn.head.bbox_pred.weight"].mul_(3)
-    scores = state_dict["roi_heads.box_predictor.cls_score.weight"]
-    scores.sub_(scores.mean(dim=1, keepdim=True)).mul_(40)
-    state_dict["roi_heads.box_predictor.cls_score.bias"][0] = 2.5  # the background wins here and there
-    state_dict["roi_heads.box_predictor.bbox_pred.weight"].mul_(4)
+    state_dict = spread_state_dict(architecture, 2, seed=seed)
+    _propose_as_trained(state_dict)
+    torch.save(state_dict, path)
+    return path
 
 
 def _propose_as_trained(state_dict: dict[str, torch.Tensor]) -> None:

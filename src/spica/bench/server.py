@@ -42,7 +42,7 @@ class Startup:
     memory_bytes: int | None
 
 
-def measure(
+def measure_startup(
     image: Path,
     options: list[str],
     *,
