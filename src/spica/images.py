@@ -91,18 +91,15 @@ def decode(data: bytes, *, where: str, max_pixels: int) -> Image:
     opened = _open_within(max_pixels, data, where)
     orientation = _orientation_in(opened)
     try:
-        stored = _plain_jpeg(data, opened)
-        if stored is None:
-            _skip_pillows_limit(opened)
-            opened.load()
-            stored = _rgb(opened)
-        pixels = _upright(stored, orientation)
+        _skip_pillows_limit(opened)
+        opened.load()
+        pixels = _upright(_rgb(opened), orientation)
     except Exception as error:  # a damaged file makes Pillow's readers raise nearly anything
         raise ImageError(
             "an image is damaged",
             where=where,
             expected=f"a complete {opened.format}",
-            got=_told(error),
+            got=_first_line(error),
             hint="Copy or export the file again.",
         ) from error
     return Image(pixels=pixels, digest=digest_of(data))
@@ -205,14 +202,14 @@ def _open(data: bytes, where: str) -> ImageFile.ImageFile:
         return reader(io.BytesIO(data))
     except PILImage.DecompressionBombError as error:  # WebP checks Pillow's limit by itself
         raise ImageError(
-            "an image is too large", where=where, got=_told(error), hint="Cut the image into tiles."
+            "an image is too large", where=where, got=_first_line(error), hint="Cut the image into tiles."
         ) from error
     except Exception as error:  # as in decode
         raise ImageError(
             "an image's header can't be read",
             where=where,
             expected=READABLE,
-            got=f"{len(data)} bytes; {_told(error)}",
+            got=f"{len(data)} bytes; {_first_line(error)}",
             hint="Save it as PNG, or as a TIFF of 8 or 16 bits a sample, grey or RGB."
             if reader is _Tiff
             else "Copy or export the file again.",
@@ -223,7 +220,13 @@ def _open_within(max_pixels: int, data: bytes, where: str) -> ImageFile.ImageFil
     opened = _open(data, where)
     width, height = opened.size
     if width * height > max_pixels:
-        raise _too_large(where, f"{width} x {height} = {width * height} pixels", max_pixels)
+        raise ImageError(
+            "an image is too large",
+            where=where,
+            expected=f"at most {max_pixels} pixels",
+            got=f"{width} x {height} = {width * height} pixels",
+            hint="Cut the image into tiles, or raise SPICA_MAX_PIXELS if the memory allows it.",
+        )
     return opened
 
 
@@ -259,17 +262,7 @@ def _skip_pillows_limit(opened: ImageFile.ImageFile) -> None:
         opened.im = PILImage.new(opened.mode, opened.size).im
 
 
-def _too_large(where: str, got: str, max_pixels: int) -> ImageError:
-    return ImageError(
-        "an image is too large",
-        where=where,
-        expected=f"at most {max_pixels} pixels",
-        got=got,
-        hint="Cut the image into tiles, or raise SPICA_MAX_PIXELS if the memory allows it.",
-    )
-
-
-def _told(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     text = str(error).splitlines()[0][:200] if str(error) else ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
@@ -277,36 +270,12 @@ def _told(error: Exception) -> str:
 # --- pixels
 
 
-def _plain_jpeg(data: bytes, opened: ImageFile.ImageFile) -> NDArray[np.uint8] | None:
-    """The stored pixels of an ordinary JPEG, uint8 (H, W, 3), RGB; None where Pillow has to decide.
-
-    simplejpeg asks the library that Pillow uses too (libjpeg-turbo) for the same pixels, two to three times as fast in
-    large photographs, for it copies none. At the least irregularity, of which Pillow forgives many, it gives up.
-    """
-    simplejpeg = _simplejpeg()
-    if simplejpeg is None or opened.format != "JPEG" or opened.mode not in ("RGB", "L"):
-        return None
-    try:
-        pixels = simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False, strict=True)
-    except ValueError:
-        return None
-    return np.asarray(pixels, np.uint8) if pixels.shape == (opened.height, opened.width, 3) else None
-
-
-@functools.cache
-def _simplejpeg() -> Any:
-    """The module; None where it is not installed, as on a system that it has no wheel for."""
-    try:
-        return importlib.import_module("simplejpeg")
-    except ImportError:
-        return None
-
-
 def _rgb(loaded: ImageFile.ImageFile) -> NDArray[np.uint8]:
     """The stored pixels, uint8 (H, W, 3), RGB, not yet oriented."""
     mode = loaded.mode
     if mode.startswith("I;16") or mode in ("I", "F"):
-        return _grey(_eight_bits(np.asarray(loaded), getattr(loaded, "tag_v2", {})))
+        grey = _eight_bits(np.asarray(loaded), getattr(loaded, "tag_v2", {}))
+        return np.repeat(grey[:, :, None], 3, axis=2)  # (H, W, 3)
     image: PILImage.Image = loaded
     if mode in ("P", "PA") and "transparency" in loaded.info:
         image = image.convert("RGBA")  # Pillow warns when asked for RGB at once
@@ -315,10 +284,6 @@ def _rgb(loaded: ImageFile.ImageFile) -> NDArray[np.uint8]:
     if image.mode != "RGB":
         image = image.convert("RGB")
     return np.array(image, np.uint8)  # (H, W, 3)
-
-
-def _grey(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.repeat(values[:, :, None], 3, axis=2)  # (H, W, 3)
 
 
 def _eight_bits(values: NDArray[Any], tags: Mapping[int, Any]) -> NDArray[np.uint8]:
@@ -333,8 +298,8 @@ def _eight_bits(values: NDArray[Any], tags: Mapping[int, Any]) -> NDArray[np.uin
 
 def _scaled(values: NDArray[np.uint16], maximum: int) -> NDArray[np.uint8]:
     """Values in [0, ``maximum``] to [0, 255], rounded to the nearest; larger ones are cut."""
-    every = np.minimum(np.arange(65536, dtype=np.uint64), maximum)
-    table = ((every * 510 + maximum) // (2 * maximum)).astype(np.uint8)  # (65536,)
+    levels = np.minimum(np.arange(65536, dtype=np.uint64), maximum)
+    table = ((levels * 510 + maximum) // (2 * maximum)).astype(np.uint8)  # (65536,)
     return np.asarray(table[values], np.uint8)
 
 
@@ -358,18 +323,14 @@ def _upright(stored: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 
 
 def _orientation_in(opened: ImageFile.ImageFile) -> int:
-    """The orientation, 1 to 8, by which an image is to be turned; 1 where none can be read."""
-    if isinstance(opened, _Tiff):  # a TIFF is itself a block of EXIF
-        told = opened.tag_v2.get(_ORIENTATION_TAG)
-        return told if isinstance(told, int) and 1 <= told <= 8 else 1
-    return _orientation(opened.info.get("exif"))
-
-
-def _orientation(exif: object) -> int:
-    """The orientation, 1 to 8, in a block of EXIF; 1 where there is none that can be read.
+    """The orientation, 1 to 8, by which an image is to be turned; 1 where none can be read.
 
     Read here and not by Pillow, which warns about damaged EXIF and also believes XMP, which browsers do not.
     """
+    if isinstance(opened, _Tiff):  # a TIFF is itself a block of EXIF
+        value = opened.tag_v2.get(_ORIENTATION_TAG)
+        return value if isinstance(value, int) and 1 <= value <= 8 else 1
+    exif = opened.info.get("exif")
     if not isinstance(exif, bytes):
         return 1
     block = exif.removeprefix(b"Exif\x00\x00")
