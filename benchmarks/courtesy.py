@@ -21,8 +21,7 @@ from typing import Any
 
 import httpx
 
-from spica.labelstudio.launch import LabelStudioProcess
-from spica.labelstudio.ports import free_port
+from spica.labelstudio.launch import LabelStudioProcess, free_port
 from spica.labelstudio.records import Project
 
 from .place import CONFIG, ROOT, clean_environment

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from spica.labelstudio.launch import LabelStudioProcess
-from spica.labelstudio.launch_env import LARGE_PROJECT_TASKS, large_project_switches
+from spica.labelstudio.launch import LARGE_PROJECT_TASKS, LabelStudioProcess, large_project_switches
 from spica.labelstudio.records import Project
 
 from .worker import Order

@@ -13,9 +13,8 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
-from spica.labelstudio.credentials import load_or_create
-from spica.labelstudio.known import LABEL_STUDIO_FOLDER
-from spica.labelstudio.ports import free_port
+from spica.labelstudio.data_folder import LABEL_STUDIO_FOLDER, load_or_create
+from spica.labelstudio.launch import free_port
 from spica.up import DATA_FOLDER
 
 ROOT = Path(__file__).resolve().parent.parent

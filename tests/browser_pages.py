@@ -17,7 +17,7 @@ from PIL import Image as PILImage
 from playwright.sync_api import Browser, Locator, Page, Playwright, Route, expect
 
 from spica.labelstudio.client import LabelStudioClient
-from spica.labelstudio.credentials import Credentials
+from spica.labelstudio.data_folder import Credentials
 
 TIMEOUT_MS = 60_000
 """Label Studio's pages are some ten megabytes of script; a busy machine needs its time."""

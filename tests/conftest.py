@@ -17,7 +17,7 @@ import label_studio_helpers as helpers
 from label_studio_helpers import LABEL_CONFIG, LabelStudioFactory, png
 from scripted_backend import ScriptedBackend
 from spica.labelstudio.client import LabelStudioClient
-from spica.labelstudio.credentials import DATABASE_NAME
+from spica.labelstudio.data_folder import DATABASE_NAME
 from spica.labelstudio.launch import LabelStudioProcess
 from spica.labelstudio.records import Project
 

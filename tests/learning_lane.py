@@ -20,8 +20,7 @@ from PIL import Image as PILImage
 from live_model import Folder
 from spica.demo import model_folder
 from spica.labelstudio.client import LabelStudioClient
-from spica.labelstudio.launch import LabelStudioProcess
-from spica.labelstudio.ports import free_port
+from spica.labelstudio.launch import LabelStudioProcess, free_port
 from spica.models import active
 from spica.models.card import read_card
 from spica.models.listing import list_versions

@@ -13,7 +13,7 @@ import pytest
 
 from spica.cli.options import with_new_names
 from spica.demo import model_folder
-from spica.labelstudio.credentials import load_or_create
+from spica.labelstudio.data_folder import load_or_create
 from weights_builder import hollow_state_dict
 
 

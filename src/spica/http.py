@@ -95,6 +95,25 @@ def is_loopback(url: str) -> bool:
         return False
 
 
+def is_local(host: str) -> bool:
+    """Whether listening on ``host`` is open to this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def reachable(host: str) -> str:
+    """How this machine itself reaches a server that listens on ``host``."""
+    if host == "0.0.0.0":
+        return "127.0.0.1"
+    if host in {"::", "[::]"}:
+        return "[::1]"
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
 def origin_of(url: httpx.URL | str) -> Origin:
     """Scheme, host and port of an address, default ports filled in."""
     parsed = httpx.URL(url)

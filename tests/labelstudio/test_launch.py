@@ -18,11 +18,9 @@ import httpx
 import pytest
 
 from label_studio_helpers import LABEL_CONFIG, LabelStudioFactory, delete_project
-from spica.errors import LaunchError
+from spica.errors import LaunchError, StorageError
 from spica.labelstudio import launch
-from spica.labelstudio.child_process import ChildProcess
-from spica.labelstudio.credentials import load_or_create
-from spica.labelstudio.instance import LOCK_NAME, STATE_NAME, RunningState
+from spica.labelstudio.data_folder import LOCK_NAME, STATE_NAME, RunningState, load_or_create
 from spica.labelstudio.launch import LabelStudioProcess
 from spica.locks import Lock
 
@@ -129,7 +127,7 @@ def test_stopped_and_started_again(label_studio_factory: LabelStudioFactory, tmp
     assert not first.is_running
     assert not (first.data_dir / STATE_NAME).exists()
     # A stale state with a number that somebody else has now: only the server itself is believed.
-    RunningState.now(pid=os.getpid(), port=port, url=first.url, document_root=tmp_path).write(first.data_dir)
+    RunningState(os.getpid(), port, first.url, str(tmp_path)).write(first.data_dir)
     told: list[str] = []
     with LabelStudioProcess.start(
         first.data_dir, port=port, document_root=first.document_root, on_progress=told.append, timeout_s=500
@@ -276,24 +274,6 @@ def test_damaged_database(migrated_data_dir: MakeDataDir, tmp_path: Path) -> Non
     lock.release()
 
 
-@needs_label_studio
-def test_too_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Label Studio that is not ready in time is stopped, and the error says what it was doing."""
-    pids: list[int] = []
-    original = ChildProcess.start
-
-    def start(command: list[str], environment: dict[str, str], cwd: Path, log_path: Path) -> ChildProcess:
-        process = original(command, environment, cwd, log_path)
-        pids.append(process.pid)
-        return process
-
-    monkeypatch.setattr(ChildProcess, "start", start)
-    with pytest.raises(LaunchError, match="ready in time"):
-        LabelStudioProcess.start(tmp_path / "data", port=0, document_root=tmp_path, timeout_s=0.5)
-    assert len(pids) == 1
-    assert gone(pids[0])
-
-
 # Without a Label Studio
 
 
@@ -320,7 +300,7 @@ def test_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_folder_is_a_file(tmp_path: Path) -> None:
     """A data folder that can't be one is named with the option that changes it."""
     (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(LaunchError, match="--data-dir"):
+    with pytest.raises(StorageError, match="--data-dir"):
         LabelStudioProcess.start(tmp_path / "file" / "data", port=0, document_root=tmp_path)
 
 
@@ -328,7 +308,7 @@ def test_folder_is_a_file(tmp_path: Path) -> None:
 def test_folder_not_writable(tmp_path: Path) -> None:
     """A data folder that can't be written is named with the option that changes it."""
     tmp_path.chmod(0o500)
-    with pytest.raises(LaunchError, match="--data-dir"):
+    with pytest.raises(StorageError, match="--data-dir"):
         LabelStudioProcess.start(tmp_path, port=0, document_root=tmp_path)
 
 
@@ -374,6 +354,17 @@ def test_early_end_shows_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert credentials.token not in str(caught.value)
     assert credentials.password not in str(caught.value)
     assert "make room" in str(caught.value.hint)
+
+
+def test_too_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Label Studio that is not ready in time is stopped, and the error says what it was doing."""
+    script = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    monkeypatch.setattr(launch, "_command", lambda host, port: [sys.executable, "-c", script])
+    monkeypatch.setattr(launch, "_require_installed", lambda: None)
+    with pytest.raises(LaunchError, match="ready in time"):
+        LabelStudioProcess.start(tmp_path / "data", port=0, document_root=tmp_path, timeout_s=2)
+    log = (tmp_path / "data" / launch.LOG_NAME).read_text(encoding="utf-8")
+    assert gone(int(log.split()[-1]))
 
 
 def test_grandchildren_end_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

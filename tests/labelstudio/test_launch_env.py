@@ -10,14 +10,9 @@ from pathlib import Path
 import pytest
 
 from spica.errors import LaunchError
-from spica.labelstudio.credentials import DATABASE_NAME, FILE_NAME, Credentials, load_or_create
-from spica.labelstudio.launch_env import (
-    LARGE_PROJECT_TASKS,
-    child_environment,
-    is_local,
-    large_project_switches,
-    unblocking_switches,
-)
+from spica.http import is_local
+from spica.labelstudio.data_folder import ACCOUNT_NAME, DATABASE_NAME, Credentials, load_or_create
+from spica.labelstudio.launch import LARGE_PROJECT_TASKS, child_environment, large_project_switches, unblocking_switches
 
 ACCOUNT = Credentials(email="a@b.c", password="secret word", token="f" * 40)
 
@@ -111,8 +106,8 @@ def test_account_is_made_once(tmp_path: Path) -> None:
     assert len(first.token) == 40  # the column's length
     assert 8 <= len(first.password) <= 128  # the login's limits
     if sys.platform != "win32":
-        assert (tmp_path / FILE_NAME).stat().st_mode & 0o777 == 0o600
-    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [FILE_NAME]
+        assert (tmp_path / ACCOUNT_NAME).stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [ACCOUNT_NAME]
 
 
 def test_account_beside_a_database(tmp_path: Path) -> None:
@@ -124,7 +119,7 @@ def test_account_beside_a_database(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", json.dumps({"email": "a", "password": "b"})])
 def test_damaged_account(tmp_path: Path, text: str) -> None:
     """A damaged account file is named with what to do, and kept."""
-    path = tmp_path / FILE_NAME
+    path = tmp_path / ACCOUNT_NAME
     path.write_text(text, encoding="utf-8")
     with pytest.raises(LaunchError, match="damaged"):
         load_or_create(tmp_path)

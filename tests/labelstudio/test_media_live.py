@@ -13,8 +13,7 @@ from label_studio_helpers import import_tasks, upload_images
 from spica.errors import AuthenticationError, MediaError
 from spica.labelstudio.auth import LabelStudioAuth, token_kind
 from spica.labelstudio.client import LabelStudioClient
-from spica.labelstudio.launch import LabelStudioProcess
-from spica.labelstudio.login import personal_token
+from spica.labelstudio.launch import LabelStudioProcess, personal_token
 from spica.labelstudio.media import MediaReader
 from spica.labelstudio.records import Project
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from spica.errors import StorageError
-from spica.labelstudio.credentials import DATABASE_NAME
-from spica.labelstudio.instance import LOCK_NAME
+from spica.labelstudio.data_folder import DATABASE_NAME, LOCK_NAME
 from spica.labelstudio.served import ServedFolder
 from spica.locks import Lock
 

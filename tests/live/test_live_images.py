@@ -26,8 +26,7 @@ from live_model import (
 from spica.connect import connect
 from spica.errors import AuthenticationError
 from spica.labelstudio.client import LabelStudioClient
-from spica.labelstudio.launch import LabelStudioProcess
-from spica.labelstudio.login import personal_token
+from spica.labelstudio.launch import LabelStudioProcess, personal_token
 from spica.labelstudio.records import Project
 
 pytestmark = pytest.mark.label_studio

@@ -16,7 +16,7 @@ from label_studio_helpers import LABEL_CONFIG, create_annotation
 from scripted_backend import box
 from spica.cli import app
 from spica.labelstudio.client import LabelStudioClient
-from spica.labelstudio.credentials import DATABASE_NAME
+from spica.labelstudio.data_folder import DATABASE_NAME
 from spica.labelstudio.launch import LabelStudioProcess
 from spica.labelstudio.predictions_backup import restore
 from spica.labelstudio.records import Project

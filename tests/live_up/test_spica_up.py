@@ -25,7 +25,7 @@ from spica.demo import model_folder
 from spica.demo.field import write_images
 from spica.errors import LabelStudioError
 from spica.labelstudio.client import LabelStudioClient
-from spica.labelstudio.credentials import load_or_create
+from spica.labelstudio.data_folder import load_or_create
 from spica.labelstudio.launch import LabelStudioProcess
 from spica.up import label_config_for
 

@@ -111,7 +111,9 @@ def label_studio(url: str | None, token: str | None, data_dir: Path | None, **ot
     Raises:
         UsageError: there is no such data folder.
     """
-    from spica.labelstudio.known import running_state, stored_token
+    from pydantic import SecretStr
+
+    from spica.labelstudio.data_folder import RunningState, folder_at, folder_in, load_or_create
 
     if data_dir is not None and not data_dir.is_dir():
         raise UsageError(
@@ -124,28 +126,20 @@ def label_studio(url: str | None, token: str | None, data_dir: Path | None, **ot
     owner = data_dir
     if owner is None and variable_set("data_dir") and "label_studio_url" not in settings.model_fields_set:
         owner = settings.data_dir
-    folder = _folder_of_up(owner)
-    if owner is not None and folder is not None:
+    folder = None if owner is None else folder_in(owner)
+    if folder is not None:
         values: dict[str, Any] = {"label_studio_data_dir": folder}
-        state = running_state(owner)
+        state = RunningState.read(folder)
         if state is not None:
             values["label_studio_url"] = url or state.url
             values["local_files_document_root"] = Path(state.document_root)
         settings = settings.model_copy(update=values)
     if settings.label_studio_api_key is not None:
         return settings
-    stored = stored_token(settings.label_studio_url, owner if folder is not None else None)
-    return settings if stored is None else settings.model_copy(update={"label_studio_api_key": stored})
-
-
-def _folder_of_up(data_dir: Path | None) -> Path | None:
-    """Label Studio's folder in a data folder of `spica up`; None where it holds none."""
-    from spica.labelstudio.known import own_folder
-
-    try:
-        return None if data_dir is None else own_folder(data_dir)
-    except UsageError:
-        return None
+    folder = folder or folder_at(settings.label_studio_url)
+    if folder is None:
+        return settings
+    return settings.model_copy(update={"label_studio_api_key": SecretStr(load_or_create(folder).token)})
 
 
 @contextmanager

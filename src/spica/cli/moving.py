@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from spica.cli.console import label_studio
-from spica.errors import SpicaError, UsageError
+from spica.errors import SpicaError
 from spica.http import http_client, user_and_password
 from spica.settings import Settings
 
@@ -50,15 +50,9 @@ class Place:
     @property
     def label_studio_dir(self) -> Path | None:
         """The data folder, if it holds a Label Studio of ``spica up``."""
-        from spica.labelstudio.known import own_folder
+        from spica.labelstudio.data_folder import folder_in
 
-        if self.data_dir is None:
-            return None
-        try:
-            own_folder(self.data_dir)
-        except UsageError:
-            return None
-        return self.data_dir
+        return self.data_dir if self.data_dir is not None and folder_in(self.data_dir) is not None else None
 
     def settings(self) -> Settings:
         """With address and token of Label Studio, as far as they are known."""

@@ -89,7 +89,7 @@ def serve(
     log_to_console()
     with ThreadPoolExecutor(1) as pool:  # reading the weights takes as long as importing the server
         future = pool.submit(_identified, weights, settings)
-        from spica.labelstudio.ports import reachable
+        from spica.http import reachable
         from spica.server.build import build_engine, build_service
         from spica.server.run import ensure_port_free, refuse_exposed
         from spica.server.run import serve as serve_forever

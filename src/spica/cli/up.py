@@ -161,7 +161,7 @@ def _up(
     browser: bool,
     check: bool,
 ) -> None:
-    from spica.labelstudio.known import LABEL_STUDIO_FOLDER
+    from spica.labelstudio.data_folder import LABEL_STUDIO_FOLDER
     from spica.labelstudio.label_config import parse_label_config
     from spica.up import Request, check_labels, find_images, label_config_for, labels_of, prepare_data_dir, running
 
@@ -248,7 +248,7 @@ class _Display:
 def _print_frame(ready: Ready, settings: Settings) -> None:
     from rich.panel import Panel
 
-    from spica.labelstudio.launch_env import is_local
+    from spica.http import is_local
 
     process = ready.label_studio
     predicted = f"{ready.predicted} of {count(ready.tasks, 'photograph')}, {count(ready.progress.boxes, 'new box')}"

@@ -18,8 +18,8 @@ from pathlib import Path
 import platformdirs
 
 from spica.errors import StorageError
-from spica.labelstudio.credentials import DATABASE_NAME, write_private
-from spica.labelstudio.instance import LOCK_NAME
+from spica.files import write_text
+from spica.labelstudio.data_folder import DATABASE_NAME, LOCK_NAME, PRIVATE
 from spica.locks import Lock
 
 _NAME = "served"
@@ -87,7 +87,7 @@ class ServedFolder:
         try:
             with contextlib.closing(sqlite3.connect(database, timeout=30)) as connection, connection:
                 notes = self._move_storages(connection)
-            write_private(self._data_dir / _RECORD, str(self.path))
+            write_text(self._data_dir / _RECORD, str(self.path), PRIVATE)
             return notes
         except sqlite3.OperationalError as error:
             if "no such table" in str(error):  # its first start was cut short

@@ -13,9 +13,9 @@ import numpy as np
 
 from spica.detectors.contract import Detector
 from spica.errors import StorageError, UsageError
+from spica.http import is_local
 from spica.inference import Engine
 from spica.labelstudio.auth import LabelStudioAuth
-from spica.labelstudio.launch_env import is_local
 from spica.labelstudio.media import MediaReader
 from spica.models import active, store
 from spica.models.active import Resolution

@@ -12,8 +12,7 @@ from typing import Self
 import uvicorn
 
 from spica.errors import LaunchError, SpicaError, UsageError
-from spica.labelstudio.launch_env import is_local
-from spica.labelstudio.ports import reachable
+from spica.http import is_local, reachable
 from spica.server.app import create_app
 from spica.server.jobs import Jobs
 from spica.server.service import Service

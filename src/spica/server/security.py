@@ -20,8 +20,8 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from spica.errors import AuthenticationError, RequestError, RequestTooLargeError, SpicaError, UsageError
+from spica.http import is_local
 from spica.labelstudio.auth import WEBHOOK_HEADER, webhook_secret
-from spica.labelstudio.launch_env import is_local
 from spica.server.middleware import error_response
 from spica.settings import Settings
 
