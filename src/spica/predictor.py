@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 from urllib.parse import unquote
 
 from spica.errors import LabelConfigError, SpicaError
@@ -41,23 +41,14 @@ _AHEAD = 2
 
 @dataclass(frozen=True, slots=True)
 class PredictionSpec:
-    """How one project's tasks are answered.
+    """How one project's tasks are answered."""
 
-    Attributes:
-        label_config: the XML.
-        config: the same, parsed.
-        matches: for each of ``config.controls``, which class gets which label.
-        thresholds: for each of ``config.controls``, the lowest shown score.
-        version: what Label Studio stores as ``model_version``; it changes when, and only when, answers can change.
-        problems: classes and labels without a counterpart, and what else can't be used, a sentence each.
-    """
-
-    label_config: str
+    label_config: str  # the XML
     config: LabelConfig
-    matches: tuple[LabelMatch, ...]
-    thresholds: tuple[float, ...]
-    version: str
-    problems: tuple[str, ...]
+    matches: tuple[LabelMatch, ...]  # for each of config.controls, which class gets which label
+    thresholds: tuple[float, ...]  # for each of config.controls, the lowest shown score
+    version: str  # Label Studio's model_version; it changes when, and only when, answers can change
+    problems: tuple[str, ...]  # classes and labels without a counterpart, and what else can't be used, a sentence each
 
     def parts(self) -> Iterator[tuple[RectangleControl, LabelMatch, float]]:
         """Control tag, label match and threshold of each control with at least one label that the model knows."""
@@ -149,38 +140,23 @@ class Predictor:
         while ahead:
             yield ahead.popleft()()
 
-    def begin(self, task: Task, spec: PredictionSpec, priority: Priority) -> Callable[[], Outcome]:
+    def begin(
+        self, task: Task, spec: PredictionSpec, priority: Priority, context: Mapping[str, Any] | None = None
+    ) -> Callable[[], Outcome]:
         """Read and decode a task's images and ask for their detections; calling what is returned waits for them."""
         try:
             pending = self._request(task, spec, priority)
         except SpicaError as error:
             failed = _failed(task, error)
             return lambda: failed
-        return lambda: self._answer(task, spec, pending, _usual)
+        return lambda: self._answer(task, spec, pending, context)
 
     def suggest(self, task: Task, spec: PredictionSpec, context: Mapping[str, Any]) -> Outcome:
         """Answer a person who has drawn a rectangle or a point, from the raw detections down to the floor score.
 
         An image seen before is not run through the network again. Without a drawing, the usual answer.
         """
-
-        def suggested(view: View) -> list[dict[str, Any]]:
-            return regions.suggestions(
-                view.seen.detections,
-                view.control,
-                view.match,
-                context,
-                width=view.seen.width,
-                height=view.seen.height,
-                threshold=view.threshold,
-                item_index=view.item_index,
-            )
-
-        try:
-            pending = self._request(task, spec, Priority.INTERACTIVE)
-        except SpicaError as error:
-            return _failed(task, error)
-        return self._answer(task, spec, pending, suggested)
+        return self.begin(task, spec, Priority.INTERACTIVE, context)()
 
     def with_media(self, media: Media) -> Predictor:
         """The same model, images read in another way."""
@@ -229,12 +205,16 @@ class Predictor:
         return self.engine.submit_decoded(lambda: decode(data, where=where, max_pixels=limit), nbytes, priority)
 
     def _answer(
-        self, task: Task, spec: PredictionSpec, pending: Mapping[str, Future[Seen]], regions_of: RegionsOf
+        self,
+        task: Task,
+        spec: PredictionSpec,
+        pending: Mapping[str, Future[Seen]],
+        context: Mapping[str, Any] | None,
     ) -> Outcome:
         try:
             seen_by_uri = {uri: future.result() for uri, future in pending.items()}
             views = list(_views(task, spec, seen_by_uri))
-            result = [region for view in views for region in regions_of(view)]
+            result = [region for view in views for region in view.regions(context)]
         except SpicaError as error:
             return _failed(task, error)
         # A Rectangle and its Labels share an id and are one box.
@@ -257,23 +237,30 @@ def _readable(where: str) -> str:
     return decoded if decoded.isprintable() else where
 
 
+class _Place(TypedDict):
+    width: int
+    height: int
+    threshold: float
+    item_index: int | None
+
+
 @dataclass(frozen=True, slots=True)
 class View:
-    """One image as one control tag shows it.
-
-    Attributes:
-        control: the tag.
-        match: labels by class id.
-        threshold: lowest shown score, in [0, 1].
-        seen: raw detections and size.
-        item_index: which image of a list, None where the tag shows one.
-    """
+    """One image as one control tag shows it."""
 
     control: RectangleControl
     match: LabelMatch
-    threshold: float
-    seen: Seen
-    item_index: int | None
+    threshold: float  # lowest shown score, in [0, 1]
+    seen: Seen  # raw detections and size
+    item_index: int | None  # which image of a list, None where the tag shows one
+
+    def regions(self, context: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+        """Label Studio's regions; those that fit what a person has drawn, if there is a context."""
+        shown = (self.seen.detections, self.control, self.match)
+        place = _Place(
+            width=self.seen.width, height=self.seen.height, threshold=self.threshold, item_index=self.item_index
+        )
+        return regions.suggestions(*shown, context, **place) if context else regions.to_regions(*shown, **place)
 
     @property
     def highest(self) -> float:
@@ -283,23 +270,8 @@ class View:
         return max(met, default=0.0)
 
 
-RegionsOf = Callable[[View], list[dict[str, Any]]]
-
-
 def _views(task: Task, spec: PredictionSpec, seen_by_uri: Mapping[str, Seen]) -> Iterator[View]:
     for control, match, threshold in spec.parts():
         for index, uri in enumerate(image_places(task, control)):
             if uri is not None:
                 yield View(control, match, threshold, seen_by_uri[uri], index if control.image_list else None)
-
-
-def _usual(view: View) -> list[dict[str, Any]]:
-    return regions.to_regions(
-        view.seen.detections,
-        view.control,
-        view.match,
-        width=view.seen.width,
-        height=view.seen.height,
-        threshold=view.threshold,
-        item_index=view.item_index,
-    )
