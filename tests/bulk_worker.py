@@ -51,7 +51,6 @@ def say(mark: str) -> None:
 class Weights:
     """What stands for a weights file."""
 
-    card: None = None
     path: Path = field(default_factory=lambda: Path("scripted.pth"))
 
 
@@ -63,6 +62,7 @@ class Identity:
     name: str = "scripted"
     classes: tuple[str, ...] = CLASSES
     weights: Weights = field(default_factory=Weights)
+    card: None = None
 
 
 def main() -> None:
