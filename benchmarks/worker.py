@@ -27,13 +27,14 @@ from spica.images import decode
 from spica.inference import Engine
 from spica.labelstudio.auth import LabelStudioAuth
 from spica.labelstudio.client import LabelStudioClient
+from spica.labelstudio.media import media_for
 from spica.models import store
 from spica.models.load import load_detector
 from spica.predictor import Predictor
 from spica.prelabel.claim import Claim
 from spica.prelabel.job import BulkJob
 from spica.prelabel.selection import Selection, prepare
-from spica.server.build import media_for, warm_up
+from spica.server.build import warm_up
 from spica.settings import Settings
 from spica.training.footprint import peak_memory_bytes
 

@@ -11,7 +11,7 @@ import pytest
 
 from spica.errors import StorageError, UsageError
 from spica.labelstudio.client import checked_title
-from spica.labelstudio.label_config import parse_label_config
+from spica.labelstudio.config import parse_label_config
 from spica.server.run import bind, refuse_exposed
 from spica.up import (
     document_root,

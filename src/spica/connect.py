@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from spica.errors import AuthenticationError, LaunchError, ModelUnavailableError, SpicaError, UsageError
 from spica.http import CERTIFICATE_HINT, certificate_trouble, http_client, user_and_password
 from spica.labelstudio.client import LabelStudioClient
-from spica.labelstudio.label_config import parse_label_config
+from spica.labelstudio.config import parse_label_config
 from spica.project import ProjectKey
 
 _GONE_S = 15.0

@@ -21,7 +21,7 @@ from spica.errors import LabelConfigError, SpicaError
 from spica.images import decode, decoded_bytes, digest_of
 from spica.inference import Engine, Priority, Seen
 from spica.labelstudio import regions
-from spica.labelstudio.label_config import (
+from spica.labelstudio.config import (
     ExtraParams,
     LabelConfig,
     LabelMatch,

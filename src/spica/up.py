@@ -20,8 +20,8 @@ from spica.files import write_text
 from spica.http import is_local, reachable, same_url, user_and_password
 from spica.inference import Engine
 from spica.labelstudio.client import IMAGE_REGEX, MAX_TITLE, MIN_TITLE, SHOWN, LabelStudioClient
+from spica.labelstudio.config import match_controls, parse_label_config
 from spica.labelstudio.data_folder import LABEL_STUDIO_FOLDER, remember
-from spica.labelstudio.label_config import match_controls, parse_label_config
 from spica.labelstudio.launch import LabelStudioProcess, large_project_switches
 from spica.labelstudio.records import Project
 from spica.labelstudio.served import ServedFolder

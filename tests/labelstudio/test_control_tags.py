@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from spica.errors import LabelConfigError
-from spica.labelstudio.control_tags import EXAMPLE, LabelTag, parse_label_config
+from spica.labelstudio.config import EXAMPLE, LabelTag, parse_label_config
 
 IMAGE = '<Image name="image" value="$image"/>'
 LABELS = '<Label value="spike"/><Label value="leaf"/>'

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spica.boxes import Detections
+from spica.labelstudio.config import RectangleControl, match_labels, parse_label_config
 from spica.labelstudio.drawing import Drawn, parse_context, select_for_context
-from spica.labelstudio.label_config import RectangleControl, match_labels, parse_label_config
 
 XML = (
     '<View><Image name="image" value="$image"/><RectangleLabels name="label" toName="image" smart="true">'

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spica.labelstudio.label_config import (
+from spica.labelstudio.config import (
     ExtraParams,
     LabelMatch,
     LabelTag,
@@ -255,7 +255,7 @@ def test_a_version_is_the_same_in_another_process() -> None:
     """No hash seed gets into the version."""
     code = "\n".join(
         [
-            "from spica.labelstudio.label_config import *",
+            "from spica.labelstudio.config import *",
             f"config = parse_label_config('''{PLAIN}''')",
             "print(serving_version('wheat-1', config, match_controls(('spike', 'leaf'), config), [0.5]))",
         ]

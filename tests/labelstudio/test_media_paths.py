@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from recording_server import Answer, RecordingServer
 from spica.errors import ConfinementError, MediaError
 from spica.labelstudio.auth import LabelStudioAuth
-from spica.labelstudio.confinement import ConfinedFolder, escape_reason, read_file
 from spica.labelstudio.media import MediaReader
+from spica.labelstudio.paths import ConfinedFolder, escape_reason, read_file
 
 SECRET = b"secret"
 INSIDE = b"inside"

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from spica.errors import MediaError
-from spica.labelstudio.label_config import LabelTag, RectangleControl
+from spica.labelstudio.config import LabelTag, RectangleControl
 from spica.labelstudio.protocol import (
     UNDEFINED_KEY,
     PredictRequest,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sdk_check import check_result
 from spica.boxes import Detections, xywh_percent_to_xyxy
 from spica.errors import LabelConfigError
-from spica.labelstudio.label_config import RectangleControl, match_labels, parse_label_config
+from spica.labelstudio.config import RectangleControl, match_labels, parse_label_config
 from spica.labelstudio.regions import misfits, prediction, prediction_score, suggestions, to_regions
 
 ONE_TAG = (

@@ -16,7 +16,7 @@ from scripted_detector import WAIT_S, ScriptedDetector
 from spica.connect import connect
 from spica.labelstudio.auth import WEBHOOK_HEADER, webhook_secret
 from spica.labelstudio.client import LabelStudioClient, webhook_url
-from spica.labelstudio.label_config import ExtraParams
+from spica.labelstudio.config import ExtraParams
 from spica.labelstudio.launch import LabelStudioProcess
 from spica.labelstudio.records import Project
 from spica.server.jobs import Jobs

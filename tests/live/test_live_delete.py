@@ -12,9 +12,9 @@ import pytest
 from label_studio_helpers import delete_project, import_tasks
 from live_model import TIMEOUT_S, Folder, LiveModel, retrieve, stored
 from spica.connect import connect
+from spica.labelstudio.backup import restore
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.launch import LabelStudioProcess
-from spica.labelstudio.predictions_backup import restore
 from spica.labelstudio.records import Project
 
 pytestmark = pytest.mark.label_studio

@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 from label_studio_helpers import LABEL_CONFIG, create_annotation
 from scripted_backend import box
 from spica.cli import app
+from spica.labelstudio.backup import restore
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.data_folder import DATABASE_NAME
 from spica.labelstudio.launch import LabelStudioProcess
-from spica.labelstudio.predictions_backup import restore
 from spica.labelstudio.records import Project
 from spica.prelabel.removal import Left, thin
 
@@ -169,7 +169,7 @@ def test_a_backup_tells_what_annotations_were_made_from(
     """What deleting in Label Studio itself forgets stands in the file that is written before: which annotations name a
     prediction.
     """
-    from spica.labelstudio.predictions_backup import backup
+    from spica.labelstudio.backup import backup
 
     assert project.label_config == LABEL_CONFIG
     (task,) = upload_images(1)

@@ -16,7 +16,7 @@ from spica.boxes import Detections
 from spica.detectors.openvino import Machine
 from spica.detectors.weights import WeightsInfo
 from spica.errors import WeightsError
-from spica.labelstudio.label_config import parse_label_config
+from spica.labelstudio.config import parse_label_config
 from spica.models import checks
 from spica.models.card import read_card
 from spica.models.locks import is_held, writing

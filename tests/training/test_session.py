@@ -17,8 +17,7 @@ from scripted_label_studio import KEY, ScriptedLabelStudio
 from spica.demo import model_folder
 from spica.errors import DataSetError, SpicaError
 from spica.labelstudio.client import LabelStudioClient
-from spica.labelstudio.control_tags import RectangleControl
-from spica.labelstudio.label_config import parse_label_config
+from spica.labelstudio.config import RectangleControl, parse_label_config
 from spica.models.card import read_card
 from spica.server.trainer import Trainer, train_in_child
 from spica.settings import Settings

@@ -137,7 +137,7 @@ def restore_predictions(
 
     [bold]Example[/bold]: spica predictions restore predictions-1-20261123T101500Z.jsonl
     """
-    from spica.labelstudio.predictions_backup import restore
+    from spica.labelstudio.backup import restore
 
     with client_for(label_studio(url, token, data_dir)) as client:
         report = restore(client, file)

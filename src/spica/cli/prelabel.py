@@ -287,7 +287,7 @@ class _Here:
 def _prepare_here(
     options: JobOptions, weights: Path, stack: ExitStack, *, load: bool, stop: threading.Event | None = None
 ) -> _Here:
-    from spica.labelstudio.label_config import parse_extra_params
+    from spica.labelstudio.config import parse_extra_params
     from spica.prelabel.selection import prepare
     from spica.server.build import build_engine, build_service
 
@@ -324,10 +324,10 @@ def _check_bf16(
     if not wants_check(identity, settings):
         return
     from spica.labelstudio.auth import LabelStudioAuth
+    from spica.labelstudio.media import media_for
     from spica.models.checks import UP_IMAGES
     from spica.models.first_check import FirstCheck
     from spica.prelabel.selection import sample
-    from spica.server.build import media_for
 
     key = settings.label_studio_api_key  # which the client was made with
     auth = LabelStudioAuth(settings.label_studio_url, key.get_secret_value()) if key is not None else None

@@ -161,8 +161,8 @@ def _up(
     browser: bool,
     check: bool,
 ) -> None:
+    from spica.labelstudio.config import parse_label_config
     from spica.labelstudio.data_folder import LABEL_STUDIO_FOLDER
-    from spica.labelstudio.label_config import parse_label_config
     from spica.up import Request, check_labels, find_images, label_config_for, labels_of, prepare_data_dir, running
 
     photographs, passed_over = find_images(images)

@@ -17,9 +17,9 @@ from spica.http import http_client
 from spica.images import decode
 from spica.labelstudio.auth import LabelStudioAuth
 from spica.labelstudio.client import LabelStudioClient
-from spica.labelstudio.confinement import ConfinedFolder
-from spica.labelstudio.control_tags import LabelConfig
+from spica.labelstudio.config import LabelConfig
 from spica.labelstudio.media import MediaReader
+from spica.labelstudio.paths import ConfinedFolder
 from spica.labelstudio.protocol import Task, image_places, image_uris
 from spica.labelstudio.records import LocalStorage, Project, TaskRow
 from spica.settings import Settings

@@ -12,7 +12,7 @@ from spica.doctor.model_server import ModelServer, address_refused
 from spica.http import same_url
 from spica.labelstudio.auth import WEBHOOK_HEADER
 from spica.labelstudio.client import LabelStudioClient, webhook_url
-from spica.labelstudio.control_tags import LabelConfig, parse_label_config
+from spica.labelstudio.config import LabelConfig, parse_label_config
 from spica.labelstudio.records import Backend, Project
 
 _ASKED_S = 120.0

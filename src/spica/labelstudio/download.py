@@ -4,32 +4,32 @@ Addresses come from task data, so from whoever may create tasks. Plain web addre
 that is what tasks are made of, also in a laboratory's own network: what comes back is only ever decoded as an image and
 never shown. Link-local addresses, where clouds keep their machines' credentials, are refused; so are, where others can
 ask for images, the loopback addresses of this machine. From an address that is not Label Studio's nobody learns whether
-a port is closed or silent: the log tells. No cookies are kept.
+a port is closed or silent: only the log says so. No cookies are kept.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 import socket
 import time
-from contextlib import suppress
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import httpx
 
 from spica.errors import AuthenticationError, LabelStudioError, MediaError
 from spica.http import origin_of
 from spica.labelstudio.auth import checked_url
-from spica.labelstudio.confinement import printable, too_many_bytes
+from spica.labelstudio.paths import printable, too_many_bytes
 
 logger = logging.getLogger(__name__)
 
 _MAX_REDIRECTS: Final = 5
 _METADATA_V6: Final = ipaddress.ip_address("fd00:ec2::254")  # Amazon's, outside fe80::/10
 _LOCAL: Final = ("all://localhost", "all://127.0.0.1", "all://[::1]")
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class DownloadError(MediaError):
@@ -44,12 +44,8 @@ class DownloadError(MediaError):
         self.http_status = http_status
 
 
-class _UntrustedError(DownloadError):
-    pass
-
-
 class Downloader:
-    """Fetches images, with the token where it belongs. Thread-safe; close it, or use it as a context manager.
+    """Fetches images, with the token where it belongs. Thread-safe; to be closed.
 
     Args:
         label_studio_url: the only scheme, host and port that ever get ``auth``.
@@ -84,14 +80,6 @@ class Downloader:
             headers={"Accept": "image/*, */*;q=0.5", "Accept-Encoding": "identity", "User-Agent": "spica"},
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
         """Give the connections back; more than once is fine."""
         self._client.close()
@@ -108,7 +96,7 @@ class Downloader:
         deadline = time.monotonic() + self._timeout_s
         url, trusted = _parsed(address), True
         for _hop in range(_MAX_REDIRECTS + 1):
-            trusted = trusted and origin_of(url) == self._origin
+            trusted = trusted and self._is_ours(url)
             self._check_address(url)
             answer = self._get_once(url, self._auth if trusted else None, deadline)
             if isinstance(answer, bytes):
@@ -123,41 +111,45 @@ class Downloader:
         try:
             request = self._client.build_request("GET", url, timeout=max(deadline - time.monotonic(), 0.001))
             response = self._client.send(request, auth=auth, stream=True)
-            try:
+            with contextlib.closing(response):
                 self._check_peer(response, url)
                 if response.has_redirect_location:
                     return _parsed(str(url.join(response.headers["location"])))
                 if response.status_code != httpx.codes.OK:
                     raise _bad_status(response.status_code, where)
                 return self._body(response, where, deadline)
-            finally:
-                response.close()
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, UnicodeError) as error:
-            failure = self._failure(error, where)
-            if response is None and not self._is_ours(url) and not isinstance(failure, _UntrustedError):
-                logger.info("%s: %s", where, failure.got)
-                failure = self._silence(where)
-            raise failure from error
+            raise self._failure(error, url, answered=response is not None) from error
         except (AuthenticationError, LabelStudioError) as error:
             got = f"{error.what}: {error.got}" if error.got is not None else error.what
             status = 401 if isinstance(error, AuthenticationError) else None
             raise DownloadError(got, where=where, hint=error.hint, http_status=status) from error
 
-    def _failure(self, error: Exception, where: str) -> DownloadError:
+    def _failure(self, error: Exception, url: httpx.URL, *, answered: bool) -> DownloadError:
+        where, text = shown_url(url), str(error)
         if isinstance(error, httpx.TimeoutException):
-            return self._late(where)
-        if isinstance(error, httpx.ConnectError):
-            return _unreachable(where, str(error))
-        return DownloadError(f"the transfer failed ({type(error).__name__})", where=where)
+            failure = self._late(where)
+        elif not isinstance(error, httpx.ConnectError):
+            failure = DownloadError(f"the transfer failed ({type(error).__name__})", where=where)
+        elif "CERTIFICATE" in text.upper():
+            hint = "The server's certificate is not trusted; SSL_CERT_FILE names a file with your own authority."
+            return DownloadError("no trusted connection (TLS)", where=where, hint=hint)
+        else:
+            got = f"no connection ({printable(text, 100)})"
+            failure = DownloadError(got, where=where, hint="Check that the server runs.")
+        if answered or self._is_ours(url):
+            return failure
+        logger.info("%s: %s", where, failure.got)
+        return self._silence(where)
 
     def _silence(self, where: str) -> DownloadError:
-        """What is told alike of a closed port, of a silent one, and of one that speaks no HTTP."""
-        return DownloadError(
-            "no answer",
-            where=where,
-            hint=f"Check that a web server runs there and answers within {self._timeout_s:g} s (SPICA_MEDIA_TIMEOUT); "
-            "the log tells more.",
-        )
+        """The same answer for a closed port, a silent one, and one that speaks no HTTP."""
+        hint = f"Check that a web server runs there and answers within {self._timeout_s:g} s (SPICA_MEDIA_TIMEOUT); "
+        return DownloadError("no answer", where=where, hint=hint + "the log says more.")
+
+    def _late(self, where: str) -> DownloadError:
+        got, hint = f"not complete after {self._timeout_s:g} s", "Raise SPICA_MEDIA_TIMEOUT for slow servers."
+        return DownloadError(got, where=where, hint=hint)
 
     def _body(self, response: httpx.Response, where: str, deadline: float) -> bytes:
         coding = response.headers.get("content-encoding", "identity").strip().lower()
@@ -179,12 +171,11 @@ class Downloader:
         """Refuse a name that led to an address that is not read, before anything of the answer is used."""
         stream = response.extensions.get("network_stream")
         peer = stream.get_extra_info("server_addr") if stream is not None else None
-        if isinstance(peer, tuple) and not self._is_ours(url):
-            address = _address(str(peer[0]))
-            if address is not None and _is_link_local(address):
-                raise _forbidden(url)
-            if not self._loopback and address is not None and _is_own(address):
-                raise self._silence(shown_url(url))
+        address = _address(str(peer[0])) if isinstance(peer, tuple) and not self._is_ours(url) else None
+        if address is not None and _is_link_local(address):
+            raise _forbidden(url)
+        if address is not None and not self._loopback and (address.is_loopback or address.is_unspecified):
+            raise self._silence(shown_url(url))
 
     def _check_address(self, url: httpx.URL) -> None:
         if url.scheme not in ("http", "https") or not url.host:
@@ -194,7 +185,7 @@ class Downloader:
         address = _address("127.0.0.1" if url.host.lower().rstrip(".") == "localhost" else url.host)
         if address is not None and _is_link_local(address):
             raise _forbidden(url)
-        if not self._loopback and address is not None and _is_own(address):
+        if address is not None and not self._loopback and (address.is_loopback or address.is_unspecified):
             raise DownloadError(
                 "an address of the model server's own machine, which is not read where others can reach the server",
                 where=shown_url(url),
@@ -203,11 +194,6 @@ class Downloader:
 
     def _is_ours(self, url: httpx.URL) -> bool:
         return origin_of(url) == self._origin
-
-    def _late(self, where: str) -> DownloadError:
-        return DownloadError(
-            f"not complete after {self._timeout_s:g} s", where=where, hint="Raise SPICA_MEDIA_TIMEOUT for slow servers."
-        )
 
 
 def shown_url(address: httpx.URL | str) -> str:
@@ -234,7 +220,7 @@ def _parsed(address: str) -> httpx.URL:
     return url
 
 
-def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def _address(host: str) -> _Address | None:
     """The address that a host is, also written as one number or inside an IPv6 address; None for a name."""
     try:
         address = ipaddress.ip_address(host.strip("[]").partition("%")[0])
@@ -247,31 +233,17 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     return address if mapped is None else mapped
 
 
-def _is_link_local(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+def _is_link_local(address: _Address) -> bool:
     return address.is_link_local or address == _METADATA_V6
 
 
-def _is_own(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    return address.is_loopback or address.is_unspecified
-
-
 def _forbidden(url: httpx.URL) -> DownloadError:
-    return DownloadError(
-        "a link-local address, which is never read",
-        where=shown_url(url),
-        hint="Clouds keep credentials there. Serve the image under another address.",
-    )
+    hint = "Clouds keep credentials there. Serve the image under another address."
+    return DownloadError("a link-local address, which is never read", where=shown_url(url), hint=hint)
 
 
 def _bad_status(status: int, where: str) -> DownloadError:
     name = ""
-    with suppress(ValueError):
+    with contextlib.suppress(ValueError):
         name = httpx.codes(status).name.replace("_", " ").lower()
     return DownloadError(f"{status} {name}".rstrip(), where=where, http_status=status)
-
-
-def _unreachable(where: str, reason: str) -> DownloadError:
-    if "CERTIFICATE" in reason.upper():
-        hint = "The server's certificate is not trusted; SSL_CERT_FILE names a file with your own authority."
-        return _UntrustedError("no trusted connection (TLS)", where=where, hint=hint)
-    return DownloadError(f"no connection ({printable(reason, 100)})", where=where, hint="Check that the server runs.")

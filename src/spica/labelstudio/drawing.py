@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spica.boxes import Detections, Float32Array, area_xyxy, iou_xyxy
-from spica.labelstudio.label_config import LabelMatch, RectangleControl
+from spica.labelstudio.config import LabelMatch, RectangleControl
 
 _SAME_OBJECT_IOU = 0.5  # the overlap from which COCO and Pascal VOC count two boxes as one object
 

@@ -14,13 +14,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, unquote_to_bytes, urlsplit
 
 import httpx
 
 from spica.errors import MediaError
-from spica.labelstudio.confinement import (
+from spica.http import is_local
+from spica.labelstudio.download import Downloader, DownloadError, shown_url
+from spica.labelstudio.paths import (
     ConfinedFolder,
     check_name,
     escape_reason,
@@ -28,7 +30,7 @@ from spica.labelstudio.confinement import (
     read_file,
     too_many_bytes,
 )
-from spica.labelstudio.download import Downloader, DownloadError, shown_url
+from spica.settings import Settings
 
 _LOCAL_FILES: Final = re.compile(r"(?:^|/)data/local-files/?$")
 _UPLOAD: Final = re.compile(r"(?:^|/)data/upload/(?P<name>.+)$", re.DOTALL)
@@ -50,6 +52,19 @@ class _Place:
     names: tuple[str, ...]  # relative to the folder; more than one where an address can be read in two ways
     paths: tuple[str, ...]  # below Label Studio's address, encoded
     hints: dict[int, str]  # by the HTTP status of Label Studio's answer
+
+
+def media_for(settings: Settings, auth: httpx.Auth | None) -> MediaReader:
+    """Reads images as the settings say, from Label Studio with this token; closed by the caller."""
+    return MediaReader(
+        label_studio_url=settings.label_studio_url,
+        auth=auth,
+        document_root=settings.local_files_document_root,
+        media_dir=settings.label_studio_data_dir / "media",
+        max_bytes=settings.max_image_bytes,
+        timeout_s=settings.media_timeout_s,
+        loopback=is_local(settings.host),
+    )
 
 
 class MediaReader:
@@ -88,14 +103,8 @@ class MediaReader:
         uploads = "Label Studio's folder of uploads (LABEL_STUDIO_BASE_DATA_DIR)"
         self._uploads = None if media_dir is None else ConfinedFolder(media_dir / "upload", setting=uploads)
         self._max_bytes = max_bytes
-        self._web = Downloader(
-            label_studio_url=self._url,
-            auth=auth,
-            max_bytes=max_bytes,
-            timeout_s=timeout_s,
-            loopback=loopback,
-            transport=transport,
-        )
+        limits: dict[str, Any] = {"max_bytes": max_bytes, "timeout_s": timeout_s, "loopback": loopback}
+        self._web = Downloader(label_studio_url=self._url, auth=auth, transport=transport, **limits)
 
     def __enter__(self) -> Self:
         return self
@@ -223,7 +232,7 @@ class MediaReader:
         tried: list[str] | None = None,
         hints: list[str] | None = None,
     ) -> bytes:
-        """The bytes at the first address that has them; else one error that tells of all that was tried."""
+        """The bytes at the first address that has them; else one error about all that was tried."""
         tried, hints = list(tried or ()), list(hints or ())
         cause: DownloadError | None = None
         for address in addresses:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
 from spica.errors import MediaError, RequestError
-from spica.labelstudio.control_tags import RectangleControl, quoted
+from spica.labelstudio.config import RectangleControl, quoted
 from spica.project import ProjectKey
 
 UNDEFINED_KEY = "$undefined$"

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from spica.boxes import Detections, xyxy_to_xywh_percent
+from spica.labelstudio.config import LabelMatch, RectangleControl, parse_label_config
 from spica.labelstudio.drawing import parse_context, select_for_context
-from spica.labelstudio.label_config import LabelMatch, RectangleControl, parse_label_config
 
 _PERCENT_DIGITS = 4  # half a step is 0.08 pixels at a width of 150,000
 _SCORE_DIGITS = 4

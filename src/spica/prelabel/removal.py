@@ -16,8 +16,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from spica.errors import StorageError
+from spica.labelstudio.backup import read_backup, write_backup
 from spica.labelstudio.client import LabelStudioClient
-from spica.labelstudio.predictions_backup import read_backup, write_backup
 from spica.labelstudio.records import Prediction
 from spica.labelstudio.tasks_query import UNLABELLED, Narrowing, version_filter
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from spica.errors import LabelStudioRefusedError, SpicaError, UsageError
 from spica.labelstudio.client import LabelStudioClient
-from spica.labelstudio.label_config import LabelConfig, parse_label_config
+from spica.labelstudio.config import LabelConfig, parse_label_config
 from spica.labelstudio.protocol import Task, image_places
 from spica.labelstudio.records import Project, TaskRow, View
 from spica.labelstudio.tasks_query import UNLABELLED, Narrowing, Page, task_filters

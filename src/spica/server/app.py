@@ -27,8 +27,8 @@ from spica.errors import (
     RequestError,
 )
 from spica.http import http_client
+from spica.labelstudio.backup import backup
 from spica.labelstudio.client import LabelStudioClient
-from spica.labelstudio.predictions_backup import backup
 from spica.labelstudio.protocol import PredictRequest, SetupRequest, WebhookRequest
 from spica.predictor import Outcome
 from spica.server.jobs import Jobs, PrelabelRequest

@@ -13,10 +13,9 @@ import numpy as np
 
 from spica.detectors.contract import Detector
 from spica.errors import StorageError, UsageError
-from spica.http import is_local
 from spica.inference import Engine
 from spica.labelstudio.auth import LabelStudioAuth
-from spica.labelstudio.media import MediaReader
+from spica.labelstudio.media import MediaReader, media_for
 from spica.models import active, store
 from spica.models.active import Resolution
 from spica.models.load import load_detector
@@ -152,16 +151,3 @@ def _media(settings: Settings) -> MediaReader:
     if settings.label_studio_api_key is not None:
         auth = LabelStudioAuth(settings.label_studio_url, settings.label_studio_api_key.get_secret_value())
     return media_for(settings, auth)
-
-
-def media_for(settings: Settings, auth: httpx.Auth | None) -> MediaReader:
-    """Reads images as the settings say, from Label Studio with this token; closed by the caller."""
-    return MediaReader(
-        label_studio_url=settings.label_studio_url,
-        auth=auth,
-        document_root=settings.local_files_document_root,
-        media_dir=settings.label_studio_data_dir / "media",
-        max_bytes=settings.max_image_bytes,
-        timeout_s=settings.media_timeout_s,
-        loopback=is_local(settings.host),
-    )

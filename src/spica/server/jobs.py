@@ -28,12 +28,12 @@ from spica.errors import (
 from spica.http import same_url
 from spica.labelstudio.auth import LabelStudioAuth
 from spica.labelstudio.client import LabelStudioClient
+from spica.labelstudio.media import media_for
 from spica.predictor import PredictionSpec, Predictor
 from spica.prelabel.claim import Claim, claims_folder
 from spica.prelabel.job import BulkJob
 from spica.prelabel.progress import FailureFile, Progress
 from spica.prelabel.selection import JobSpec, Selection, prepare
-from spica.server.build import media_for
 from spica.server.service import Service, Workers
 from spica.settings import Settings
 

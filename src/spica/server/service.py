@@ -18,7 +18,7 @@ from typing import Any
 
 from spica.errors import SpicaError
 from spica.inference import Priority
-from spica.labelstudio.label_config import ExtraParams, parse_extra_params
+from spica.labelstudio.config import ExtraParams, parse_extra_params
 from spica.labelstudio.protocol import PredictRequest, SetupRequest, project_key
 from spica.predictor import Outcome, PredictionSpec, Predictor
 from spica.project import ProjectKey

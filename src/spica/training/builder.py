@@ -23,7 +23,7 @@ from spica.boxes import Int64Array, clip_xyxy, iou_xyxy
 from spica.errors import ImageError
 from spica.evaluation.truth import Truth
 from spica.images import decode, orientation_of
-from spica.labelstudio.confinement import printable, read_file
+from spica.labelstudio.paths import printable, read_file
 from spica.training.dataset import DataSet, Example
 from spica.training.formats.annotated import AnnotatedImage, ReadingLog
 

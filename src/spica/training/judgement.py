@@ -17,8 +17,7 @@ from spica.detectors.contract import Detector
 from spica.errors import ImageError, MediaError, SpicaError
 from spica.evaluation.predict import Predictions, image_file, predict, reason
 from spica.evaluation.truth import Truth
-from spica.labelstudio.control_tags import RectangleControl
-from spica.labelstudio.label_config import match_labels
+from spica.labelstudio.config import RectangleControl, match_labels
 from spica.models import checks
 from spica.models.card import read_card, record_variant
 from spica.models.checks import Check, Run

@@ -24,7 +24,7 @@ from PIL import Image as PILImage
 
 from spica.errors import ImageError, MediaError
 from spica.images import decode
-from spica.labelstudio.confinement import read_file
+from spica.labelstudio.paths import read_file
 from spica.settings import Settings
 from spica.training.dataset import DataSet
 

@@ -20,8 +20,7 @@ from spica.errors import DataSetError, TrainingError
 from spica.files import storage_error
 from spica.labelstudio.auth import LabelStudioAuth
 from spica.labelstudio.client import LabelStudioClient
-from spica.labelstudio.control_tags import RectangleControl
-from spica.labelstudio.label_config import effective_threshold, parse_extra_params, parse_label_config
+from spica.labelstudio.config import RectangleControl, effective_threshold, parse_extra_params, parse_label_config
 from spica.labelstudio.media import MediaReader
 from spica.models import store
 from spica.models.version import ModelVersion, weights_info

@@ -27,7 +27,7 @@ from typing import Any, Final
 from spica.errors import DataSetError, ImageError, MediaError, TrainingError
 from spica.files import replacing, storage_error
 from spica.labelstudio.client import LabelStudioClient
-from spica.labelstudio.control_tags import RectangleControl, parse_label_config
+from spica.labelstudio.config import RectangleControl, parse_label_config
 from spica.labelstudio.records import AnnotatedTask, chosen, moment
 from spica.predictor import Media
 from spica.settings import Settings

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spica.errors import ConfinementError, DataSetError, UsageError
-from spica.labelstudio.confinement import ConfinedFolder, printable
+from spica.labelstudio.paths import ConfinedFolder, printable
 
 IMAGE_SUFFIXES: Final = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".jp2", ".j2k", ".avif"}

@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 
 from spica.errors import DataSetError
-from spica.labelstudio.control_tags import RectangleControl
+from spica.labelstudio.config import RectangleControl
 from spica.labelstudio.media import readings
 from spica.labelstudio.protocol import Task, image_uris
 from spica.labelstudio.records import AnnotatedTask, Annotation, Json, chosen, moment

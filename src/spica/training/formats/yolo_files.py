@@ -17,7 +17,7 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 from spica.errors import DataSetError
-from spica.labelstudio.confinement import ConfinedFolder
+from spica.labelstudio.paths import ConfinedFolder
 from spica.training.formats.annotated import IMAGE_SUFFIXES, ReadingLog, matches_below
 from spica.training.formats.text import read_lines, read_text
 

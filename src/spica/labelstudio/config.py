@@ -1,4 +1,4 @@
-"""Read a labelling configuration: which of its control tags can hold labelled rectangles, and where their images are.
+"""A project's labelling configuration: which control tags can hold labelled rectangles, and what a model makes of them.
 
 Tag names are read as Label Studio reads them (the editor and the SDK ignore the case of control and object tags, not
 that of ``Label`` and of attributes).
@@ -6,6 +6,8 @@ that of ``Label`` and of attributes).
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import ParseError, fromstring
 
-from spica.classes import ClassLabel
+from spica.classes import ClassLabel, Rule, class_names, match_classes
 from spica.errors import LabelConfigError
 
 if TYPE_CHECKING:
@@ -103,7 +105,7 @@ def parse_label_config(xml: str) -> LabelConfig:
             continue
         try:
             if tag in repeated:
-                raise LabelConfigError("controls inside a <Repeater> can't be filled", where=_describe(tag))
+                raise LabelConfigError("controls inside a <Repeater> can't be filled", where=_described(tag))
             controls.append(_control(tag, images, label_sets, errors))
         except LabelConfigError as error:
             errors.append(error)
@@ -113,7 +115,7 @@ def parse_label_config(xml: str) -> LabelConfig:
 
 
 def _parse_xml(xml: str) -> Element:
-    hint = f"Mend it in the project under Settings > Labeling Interface. A complete example: {EXAMPLE}"
+    hint = f"Correct it in the project under Settings > Labeling Interface. A complete example: {EXAMPLE}"
     try:
         root: Element = fromstring(xml, forbid_dtd=True)
     except ParseError as error:
@@ -140,7 +142,7 @@ def _is(tag: Element, *names: str) -> bool:
     return tag.tag.lower() in {name.lower() for name in names}
 
 
-def _describe(tag: Element) -> str:
+def _described(tag: Element) -> str:
     return f'<{tag.tag} name="{tag.get("name", "")}">'
 
 
@@ -149,12 +151,12 @@ def _control(
 ) -> RectangleControl:
     name, to_name = tag.get("name"), tag.get("toName")
     if not name or not to_name:
-        raise LabelConfigError("a control tag lacks its name or toName", where=_describe(tag), hint=f"As in {EXAMPLE}")
+        raise LabelConfigError("a control tag lacks its name or toName", where=_described(tag), hint=f"As in {EXAMPLE}")
     image = images.get(to_name)
     if image is None:
         raise LabelConfigError(
             f'toName="{to_name}" is not the name of an <Image> tag',
-            where=_describe(tag),
+            where=_described(tag),
             expected=f"one of {quoted(images)}" if images else "an <Image> tag in the configuration",
             hint=f"As in {EXAMPLE}",
         )
@@ -163,7 +165,7 @@ def _control(
     if value is None or not _WHOLE_VARIABLE.fullmatch(value):
         raise LabelConfigError(
             "an <Image> tag does not name a field of the task's data",
-            where=_describe(image),
+            where=_described(image),
             expected='value="$image", or valueList="$images" for several images',
             got=f'"{value}"' if value is not None else "neither value nor valueList",
         )
@@ -190,7 +192,7 @@ def _labels_beside(rectangle: Element, to_name: str, label_sets: Sequence[Elemen
             return labels
     raise LabelConfigError(
         "a <Rectangle> tag has no <Labels> tag on the same image",
-        where=_describe(rectangle),
+        where=_described(rectangle),
         expected=f'<Labels name="label" toName="{to_name}"> with a <Label> for each kind of object',
         hint="Or use <RectangleLabels> instead of <Rectangle>.",
     )
@@ -213,7 +215,7 @@ def _labels(parent: Element) -> tuple[LabelTag, ...]:
             "a control tag takes its labels from the task's data, which Spica does not read"
             if dynamic
             else "a control tag has no labels",
-            where=_describe(parent),
+            where=_described(parent),
             expected='at least one <Label value="…"/> inside it',
             hint=f"As in {EXAMPLE}",
         )
@@ -229,7 +231,7 @@ def _tag_threshold(tag: Element, errors: list[LabelConfigError]) -> float | None
         threshold = in_unit_interval(text)
         if threshold is None:
             what, expected = f"{name} is not a threshold and is not used", "a number from 0 to 1"
-            errors.append(LabelConfigError(what, where=_describe(tag), expected=expected, got=f'"{text}"'))
+            errors.append(LabelConfigError(what, where=_described(tag), expected=expected, got=f'"{text}"'))
             continue
         return threshold
     return None
@@ -247,11 +249,11 @@ def in_unit_interval(value: Any) -> float | None:
 
 
 def _nothing_to_fill(root: Element) -> LabelConfigError:
-    found = sorted({tag.tag for tag in root.iter() if tag.get("name") and tag.get("toName")})
+    tags = sorted({tag.tag for tag in root.iter() if tag.get("name") and tag.get("toName")})
     return LabelConfigError(
         "the labelling configuration has no control tag for labelled rectangles",
         expected="<RectangleLabels>, or <Rectangle> with <Labels>, on an <Image>",
-        got=", ".join(f"<{name}>" for name in found) or "no control tags",
+        got=", ".join(f"<{name}>" for name in tags) or "no control tags",
         hint=f"Set it in the project under Settings > Labeling Interface, for instance: {EXAMPLE}",
     )
 
@@ -259,3 +261,158 @@ def _nothing_to_fill(root: Element) -> LabelConfigError:
 def quoted(names: Iterable[str]) -> str:
     """Names as a person reads them in a message; "none" for no names."""
     return ", ".join(f'"{name}"' for name in names) or "none"
+
+
+# What a model makes of it
+
+
+@dataclass(frozen=True, slots=True)
+class LabelMatch:
+    """How a model's classes meet the labels of one control tag.
+
+    Attributes:
+        control: name of the tag that holds the labels.
+        classes: the model's class names by class id; empty strings where the weights carry no names.
+        label_names: the project's labels, as Label Studio stores them.
+        labels: by class id, the label or None.
+        rules: by class id, the rule by which they met or None.
+    """
+
+    control: str
+    classes: tuple[str, ...]
+    label_names: tuple[str, ...]
+    labels: tuple[str | None, ...]
+    rules: tuple[Rule | None, ...]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no class at all has a label: such a control stays without boxes."""
+        return all(label is None for label in self.labels)
+
+    @property
+    def unmatched_classes(self) -> tuple[str, ...]:
+        """Classes whose boxes can't be shown; a class without a name is called by its number, from 1."""
+        names = class_names(self.classes)
+        return tuple(name for name, label in zip(names, self.labels, strict=True) if label is None)
+
+    @property
+    def unmatched_labels(self) -> tuple[str, ...]:
+        """Labels that the model never gives."""
+        return tuple(name for name in self.label_names if name not in self.labels)
+
+    def explain(self) -> str:
+        """One line that tells what met and what did not, with both lists of names."""
+        met = len(self.classes) - len(self.unmatched_classes)
+        text = f'control tag "{self.control}": {met} of {len(self.classes)} model classes have a label'
+        lists = f"the model's classes: {quoted(class_names(self.classes))}; labels: {quoted(self.label_names)}"
+        if not self.unmatched_classes and not self.unmatched_labels:
+            return f"{text} ({lists})"
+        parts = [f"{text} ({lists})"]
+        if self.unmatched_classes:
+            parts.append(f"Without a label, and so never shown: {quoted(self.unmatched_classes)}")
+            parts.append(
+                'To tell which class a label means, write <Label value="…" predicted_values="class name"/> '
+                "(or the class's number, from 1, where the weights carry no names)"
+            )
+        if self.unmatched_labels:
+            parts.append(f"Never given by the model: {quoted(self.unmatched_labels)}")
+        return ". ".join(parts)
+
+
+def match_labels(classes: Sequence[str], control: RectangleControl) -> LabelMatch:
+    """Match a model's classes with a control's labels, by :func:`spica.classes.match_classes`.
+
+    Args:
+        classes: names by class id; empty strings where the weights carry no names.
+        control: the control with the labels. An alias and the text on the button are both a label's name.
+    """
+    matches = match_classes(classes, control.labels)
+    return LabelMatch(
+        control=control.labels_from_name or control.from_name,
+        classes=tuple(classes),
+        label_names=tuple(label.value for label in control.labels),
+        labels=tuple(match and control.labels[match[0]].value for match in matches),
+        rules=tuple(match and match[1] for match in matches),
+    )
+
+
+def match_controls(classes: Sequence[str], config: LabelConfig) -> tuple[LabelMatch, ...]:
+    """:func:`match_labels` for every control of a configuration, in their order. Each is filled on its own."""
+    return tuple(match_labels(classes, control) for control in config.controls)
+
+
+@dataclass(frozen=True, slots=True)
+class ExtraParams:
+    """What a connected model's extra params may say. ``score_threshold``: in [0, 1]; None: not said."""
+
+    score_threshold: float | None = None
+
+
+def parse_extra_params(value: Any) -> tuple[ExtraParams, list[str]]:
+    """Read a connected model's extra params: nothing, an object, or a text with JSON (Label Studio's form sends text).
+
+    Returns:
+        The parameters, and one line for each thing that could not be used. Nothing here stops a model from connecting.
+    """
+    if isinstance(value, str):
+        if not value.strip():
+            return ExtraParams(), []
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return ExtraParams(), ['extra params are not JSON and are not used; write {"score_threshold": 0.4}']
+    if value is None:
+        return ExtraParams(), []
+    if not isinstance(value, dict):
+        kind = type(value).__name__
+        return ExtraParams(), [f'extra params are a {kind} and not an object like {{"score_threshold": 0.4}}: not used']
+    problems = [f"extra params: unknown name {str(key)!r:.60} is ignored" for key in value if key != "score_threshold"]
+    wanted = value.get("score_threshold")
+    threshold = in_unit_interval(wanted)
+    if wanted is not None and threshold is None:
+        problems.append(f"extra params: score_threshold must be a number from 0 to 1, got {wanted!r:.60}: not used")
+    return ExtraParams(threshold), problems
+
+
+def effective_threshold(default: float, extra_params: ExtraParams, control: RectangleControl) -> float:
+    """The lowest score that is shown in a control, in [0, 1].
+
+    The narrowest word counts: the control tag's over the extra params', theirs over the server's ``default``.
+    """
+    said = (control.score_threshold, extra_params.score_threshold)
+    return next((threshold for threshold in said if threshold is not None), default)
+
+
+def recipe_digest(config: LabelConfig, matches: Sequence[LabelMatch], thresholds: Sequence[float]) -> str:
+    """4 hex digits of what turns raw detections into a project's regions: names, labels by class, thresholds.
+
+    Colours, hotkeys, layout, order of attributes and of controls, and controls that stay without boxes don't count.
+    The same on every machine.
+
+    Args:
+        config: the project's configuration.
+        matches: one per control, in their order.
+        thresholds: one per control, in their order, in [0, 1].
+    """
+    recipe = sorted(
+        json.dumps(
+            [
+                *(control.from_name, control.to_name, control.labels_from_name, control.kind),
+                *(control.image_key, control.image_list, match.labels, float(threshold)),
+            ]
+        )
+        for control, match, threshold in zip(config.controls, matches, thresholds, strict=True)
+        if not match.is_empty
+    )
+    return hashlib.sha256("\n".join(recipe).encode("ascii")).hexdigest()[:4]
+
+
+def serving_version(
+    model_id: str, config: LabelConfig, matches: Sequence[LabelMatch], thresholds: Sequence[float]
+) -> str:
+    """The version under which a project's predictions are stored: ``<model id>.<recipe digest>``.
+
+    It changes when, and only when, the answers can change: with the model, or with what the project makes of its raw
+    detections (see :func:`recipe_digest` for the arguments).
+    """
+    return f"{model_id}.{recipe_digest(config, matches, thresholds)}"

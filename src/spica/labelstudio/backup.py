@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from spica.errors import LabelStudioError, LabelStudioRefusedError, StorageError, UsageError
+from spica.files import replacing
 from spica.labelstudio.client import LabelStudioClient, fingerprint
 from spica.labelstudio.records import Prediction
 
@@ -44,34 +43,18 @@ class RestoreReport:
 
 
 def backup(client: LabelStudioClient, project: int, version: str | None, path: Path) -> int:
-    """Write stored predictions to a file, one JSON object a line; the file appears only when it is complete.
-
-    Args:
-        client: a connection to Label Studio.
-        project: its number.
-        version: only this one, or all versions when None.
-        path: of the file, which must not exist yet.
-
-    Returns:
-        The number of predictions written.
+    """Write the stored predictions of a version, or of all when None, as :func:`write_backup` does; returns how many.
 
     Raises:
         StorageError: the file exists, or can't be written.
         LabelStudioError: the number written is not the number that Label Studio counts.
     """
-    if path.exists():
-        raise StorageError("a backup is never overwritten", where=str(path), hint="give another file name")
-    expected = {
-        name: count for name, count in client.prediction_versions(project).items() if version is None or name == version
-    }
-    written: Counter[str] = Counter()
-    with _replacing(path) as lines:
-        for prediction in client.iter_predictions(project, version):
-            lines.write(_line(prediction))
-            written[prediction.model_version] += 1
+    with _new_file(path) as file:
+        counted = client.prediction_versions(project)
+        written = _write(file, client.iter_predictions(project, version))
         # Predictions without any version are in the file, but not in Label Studio's count.
-        counted = {name: count for name, count in written.items() if name}
-        if counted != {name: count for name, count in expected.items() if name}:
+        expected = {name: count for name, count in counted.items() if name and version in (None, name)}
+        if {name: count for name, count in written.items() if name} != expected:
             raise LabelStudioError(
                 "the stored predictions changed while they were written to a file",
                 where=str(path),
@@ -83,19 +66,45 @@ def backup(client: LabelStudioClient, project: int, version: str | None, path: P
 
 
 def write_backup(predictions: Iterable[Prediction], path: Path) -> int:
-    """Write these predictions to a file as :func:`backup` does; returns how many.
+    """Write these predictions to a new file, one JSON object a line; returns how many.
+
+    The file appears only when it is complete.
 
     Raises:
         StorageError: the file exists, or can't be written.
     """
+    with _new_file(path) as file:
+        written = _write(file, predictions)
+    return sum(written.values())
+
+
+@contextlib.contextmanager
+def _new_file(path: Path) -> Iterator[TextIO]:
     if path.exists():
         raise StorageError("a backup is never overwritten", where=str(path), hint="give another file name")
-    count = 0
-    with _replacing(path) as lines:
-        for prediction in predictions:
-            lines.write(_line(prediction))
-            count += 1
-    return count
+    try:
+        with replacing(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as file:
+            yield file
+    except StorageError as error:
+        raise StorageError(
+            "the backup can't be written",
+            where=str(path),
+            got=error.got,
+            hint="nothing was deleted; free space or choose another folder",
+        ) from error
+
+
+def _write(file: TextIO, predictions: Iterable[Prediction]) -> Counter[str]:
+    """How many of each version were written."""
+    written: Counter[str] = Counter()
+    for prediction in predictions:
+        file.write(json.dumps(_item(prediction), ensure_ascii=False) + "\n")
+        written[prediction.model_version] += 1
+    return written
+
+
+def _item(prediction: Prediction) -> dict[str, Any]:
+    return {name: getattr(prediction, name) for name in _FIELDS}
 
 
 def read_backup(path: Path) -> Iterator[dict[str, Any]]:
@@ -104,7 +113,27 @@ def read_backup(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         UsageError: the file is missing or is no backup.
     """
-    return _read(path)
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield _parsed(line, f"{path}, line {number}")
+    except FileNotFoundError as error:
+        raise UsageError("there is no such backup", where=str(path), hint="check the path") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError("the backup can't be read", where=str(path), got=str(error)) from error
+
+
+def _parsed(line: str, where: str) -> dict[str, Any]:
+    try:
+        return _item(Prediction.read(json.loads(line)))
+    except (ValueError, LabelStudioError) as error:
+        raise UsageError(
+            "this is no backup of predictions, or it is damaged",
+            where=where,
+            expected="one JSON object a line, with " + ", ".join(_FIELDS),
+            hint="give a file that `spica predictions delete` wrote; nothing was changed",
+        ) from error
 
 
 def restore(client: LabelStudioClient, path: Path, *, project: int | None = None) -> RestoreReport:
@@ -115,17 +144,15 @@ def restore(client: LabelStudioClient, path: Path, *, project: int | None = None
 
     Args:
         client: a connection to Label Studio.
-        path: of a file that :func:`backup` wrote.
+        path: of a file that :func:`backup` or :func:`write_backup` wrote.
         project: only those of this project; of all projects in the file when None.
 
     Raises:
         UsageError: the file is missing or is no backup.
         LabelStudioError: Label Studio failed; running it again goes on where it stopped.
     """
-    projects: Counter[int] = Counter()  # first a look at the whole file, so that a damaged one changes nothing
-    for item in _read(path):
-        if project is None or item["project"] == project:
-            projects[item["project"]] += 1
+    # The whole file is read once before, so that a damaged one changes nothing.
+    projects = {item["project"] for item in read_backup(path) if project in (None, item["project"])}
     if project is not None and not projects:
         raise UsageError("the backup holds nothing of this project", where=str(path), expected=f"project {project}")
     parts = [_restore_project(client, path, number) for number in sorted(projects)]
@@ -139,14 +166,13 @@ def restore(client: LabelStudioClient, path: Path, *, project: int | None = None
 
 def _restore_project(client: LabelStudioClient, path: Path, project: int) -> RestoreReport:
     tasks = _tasks_of(client, project)
-    stored: Counter[str] = Counter()
-    if tasks:
-        stored.update(fingerprint(prediction.model_dump()) for prediction in client.iter_predictions(project))
+    predictions = client.iter_predictions(project) if tasks else ()
+    stored = Counter(fingerprint(prediction.model_dump()) for prediction in predictions)
     restored = present = 0
     gone: set[int] = set()
     refused: list[str] = []
     chunk: list[dict[str, Any]] = []
-    for item in _read(path):
+    for item in read_backup(path):
         if item["project"] != project:
             continue
         mark = fingerprint(item)
@@ -185,88 +211,3 @@ def _store(client: LabelStudioClient, project: int, items: list[dict[str, Any]],
         except LabelStudioRefusedError as refusal:
             refused.append(f"task {item['task']}, version {item['model_version']}: {refusal.got}")
     return created
-
-
-def _line(prediction: Prediction) -> str:
-    return json.dumps({name: getattr(prediction, name) for name in _FIELDS}, ensure_ascii=False) + "\n"
-
-
-def _read(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield _parsed(line, f"{path}, line {number}")
-    except FileNotFoundError as error:
-        raise UsageError("there is no such backup", where=str(path), hint="check the path") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError("the backup can't be read", where=str(path), got=str(error)) from error
-
-
-def _parsed(line: str, where: str) -> dict[str, Any]:
-    try:
-        item = json.loads(line)
-        prediction = Prediction.read(item)
-    except (ValueError, AttributeError, LabelStudioError) as error:
-        raise UsageError(
-            "this is no backup of predictions, or it is damaged",
-            where=where,
-            expected="one JSON object a line, with " + ", ".join(_FIELDS),
-            hint="give a file that `spica predictions delete` wrote; nothing was changed",
-        ) from error
-    return {name: getattr(prediction, name) for name in _FIELDS}
-
-
-class _Lines:
-    """A text file whose failures are ours."""
-
-    def __init__(self, file: Any, path: Path) -> None:
-        self._file = file
-        self._path = path
-
-    def write(self, text: str) -> None:
-        try:
-            self._file.write(text)
-        except OSError as error:
-            raise _unwritable(self._path, error) from error
-
-    def finish(self) -> None:
-        try:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-        except OSError as error:
-            raise _unwritable(self._path, error) from error
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[_Lines]:
-    """A file that takes its name only when the block ends well and all is on disk."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    part = Path(name)
-    file = os.fdopen(handle, "w", encoding="utf-8", newline="\n")
-    try:
-        lines = _Lines(file, path)
-        yield lines
-        lines.finish()
-        try:
-            part.replace(path)
-        except OSError as error:
-            raise _unwritable(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            file.close()
-        part.unlink(missing_ok=True)
-
-
-def _unwritable(path: Path, error: OSError) -> StorageError:
-    return StorageError(
-        "the backup can't be written",
-        where=str(path),
-        got=str(error),
-        hint="nothing was deleted; free space or choose another folder",
-    )

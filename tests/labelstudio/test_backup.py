@@ -11,8 +11,8 @@ import pytest
 from label_studio_helpers import LABEL_CONFIG, delete_project, delete_task, import_tasks
 from scripted_backend import ScriptedBackend, box
 from spica.errors import LabelStudioError, StorageError, UsageError
+from spica.labelstudio.backup import backup, restore
 from spica.labelstudio.client import LabelStudioClient
-from spica.labelstudio.predictions_backup import backup, restore
 from spica.labelstudio.records import Json, Prediction, Project
 from spica.prelabel.removal import Removal, remove
 

@@ -22,7 +22,6 @@ _SEPARATORS: Final = re.compile(r"[/\\]")
 _DRIVE: Final = re.compile(r"[/\\]*[A-Za-z]:([/\\]|$)")
 # https://learn.microsoft.com/windows/win32/fileio/naming-a-file; with any extension they are still devices
 _WINDOWS_DEVICE: Final = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\..*)?", re.IGNORECASE)
-_MAX_ENCODINGS: Final = 8
 
 
 def escape_reason(name: str, *, windows: bool = os.name == "nt") -> str | None:
@@ -34,20 +33,17 @@ def escape_reason(name: str, *, windows: bool = os.name == "nt") -> str | None:
     """
     if "\0" in name:
         return "it contains a NUL character"
-    if not _is_unicode(name):
+    try:
+        name.encode()
+    except UnicodeEncodeError:
         return "it is not valid Unicode"
     if name.startswith(("//", "\\")):
         return "it names another machine or drive"
-    decoded = name
-    for _round in range(_MAX_ENCODINGS):
-        reason = _lexical_reason(decoded, windows=windows)
-        if reason is not None:
-            return reason
-        further = unquote(decoded, errors="replace")
-        if further == decoded:
-            return None
-        decoded = further
-    return "it is encoded over and over"
+    if "%2525" in name:
+        return "it is encoded over and over"
+    once = unquote(name, errors="replace")  # whoever reads the name next may decode it once or twice more
+    readings = (name, once, unquote(once, errors="replace"))
+    return next((reason for text in readings if (reason := _lexical_reason(text, windows=windows))), None)
 
 
 def _lexical_reason(name: str, *, windows: bool) -> str | None:
@@ -59,14 +55,6 @@ def _lexical_reason(name: str, *, windows: bool) -> str | None:
         if windows and (":" in part or part != part.rstrip(" .") != "" or _WINDOWS_DEVICE.fullmatch(part)):
             return "it contains a name that is special on Windows"
     return None
-
-
-def _is_unicode(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def check_name(name: str, *, setting: str) -> None:
@@ -105,24 +93,22 @@ class ConfinedFolder:
         Raises:
             ConfinementError: ``name`` leads outside, whether or not something is there.
         """
-        check_name(name, setting=f"{self.setting}, {self.root}")
+        setting = f"{self.setting}, {self.root}"
+        check_name(name, setting=setting)
         root = Path(os.path.realpath(self.root))
         relative = name.lstrip("/")
         names = [relative, *(unicodedata.normalize(form, relative) for form in ("NFC", "NFD"))]
         if os.sep == "/" and "\\" in relative:
             names += [variant.replace("\\", "/") for variant in names]
         for variant in dict.fromkeys(names):
-            found = Path(os.path.realpath(self.root / variant))  # also of what does not exist
-            if not found.is_relative_to(root):
-                raise self._outside(name, "a symbolic link leads out of it")
-            if _exists(found):
-                return found
+            path = Path(os.path.realpath(self.root / variant))  # also of what does not exist
+            if not path.is_relative_to(root):
+                raise _outside(name, setting, "a symbolic link leads out of it")
+            if _exists(path):
+                return path
         if name != relative:
-            raise self._outside(name, "it is an absolute path")
+            raise _outside(name, setting, "it is an absolute path")
         return None
-
-    def _outside(self, name: str, reason: str) -> ConfinementError:
-        return _outside(name, f"{self.setting}, {self.root}", reason)
 
 
 def _outside(name: str, setting: str, reason: str) -> ConfinementError:
@@ -136,7 +122,7 @@ def _outside(name: str, setting: str, reason: str) -> ConfinementError:
 
 
 def _exists(path: Path) -> bool:
-    """Whether something is there; a folder that may not be searched counts as something, to be told when it's read."""
+    """Whether something is there; a folder that may not be searched counts, reading it says why."""
     try:
         path.stat()
     except OSError as error:
