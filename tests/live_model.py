@@ -25,7 +25,7 @@ from scripted_detector import ScriptedDetector, detections
 from spica.boxes import Detections
 from spica.detectors.contract import RGBImage
 from spica.images import Image
-from spica.inference import Engine, Priority, Seen
+from spica.inference import Engine, ImageDetections, Priority
 from spica.labelstudio.auth import LabelStudioAuth
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.launch import LabelStudioProcess
@@ -75,7 +75,7 @@ class NotingEngine(Engine):
         super().__init__(name, load, queue_size=100, memory_bytes=1_000_000)
         self.submitted = threading.Event()
 
-    def submit(self, image: Image, priority: Priority) -> Future[Seen]:
+    def submit(self, image: Image, priority: Priority) -> Future[ImageDetections]:
         """The detections to come."""
         pending = super().submit(image, priority)
         self.submitted.set()

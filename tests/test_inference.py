@@ -15,7 +15,7 @@ from spica.boxes import Detections
 from spica.detectors.contract import Detector, RGBImage
 from spica.errors import DetectorContractError, ModelUnavailableError, QueueFullError, SpicaError, WeightsError
 from spica.images import Image, digest_of
-from spica.inference import Engine, Memory, Priority, Seen
+from spica.inference import DetectionCache, Engine, ImageDetections, Priority
 
 WAIT_S = 30
 
@@ -287,10 +287,10 @@ def test_an_engine_at_rest_holds_no_image() -> None:
 
 def test_memory_counts_what_it_takes() -> None:
     """The bound in bytes is one of the process's memory, the objects around small answers included."""
-    memory = Memory(limit_bytes=10**9)
+    memory = DetectionCache(limit_bytes=10**9)
     tracemalloc.start()
     for number in range(2000):
-        memory.put(digest_of(str(number).encode()), Seen(one_box(0.5), 1000 + number, 3000 + number))
+        memory.put(digest_of(str(number).encode()), ImageDetections(one_box(0.5), 1000 + number, 3000 + number))
     taken, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert taken <= memory.nbytes <= 2 * taken
@@ -298,8 +298,8 @@ def test_memory_counts_what_it_takes() -> None:
 
 def test_memory_forgets_the_least_recently_used_beyond_its_bound() -> None:
     """The bound in bytes holds, and what was asked for lately stays."""
-    seen = Seen(one_box(0.5), 6, 4)
-    memory = Memory(limit_bytes=3 * seen.nbytes)
+    seen = ImageDetections(one_box(0.5), 6, 4)
+    memory = DetectionCache(limit_bytes=3 * seen.nbytes)
     for name in "abc":
         memory.put(name, seen)
     assert memory.get("a") is seen
@@ -312,16 +312,16 @@ def test_memory_forgets_the_least_recently_used_beyond_its_bound() -> None:
 @pytest.mark.parametrize("limit", [0, 10], ids=["none", "smaller than one entry"])
 def test_a_memory_too_small_for_anything_holds_nothing(limit: int) -> None:
     """An entry larger than the bound is not kept."""
-    memory = Memory(limit_bytes=limit)
-    memory.put("a", Seen(one_box(0.5), 6, 4))
+    memory = DetectionCache(limit_bytes=limit)
+    memory.put("a", ImageDetections(one_box(0.5), 6, 4))
     assert len(memory) == 0
     assert memory.nbytes == 0
 
 
 def test_putting_the_same_twice_counts_its_bytes_once() -> None:
     """Replacing an entry does not leak its size into the count."""
-    seen = Seen(one_box(0.5), 6, 4)
-    memory = Memory(limit_bytes=10_000)
+    seen = ImageDetections(one_box(0.5), 6, 4)
+    memory = DetectionCache(limit_bytes=10_000)
     memory.put("a", seen)
     memory.put("a", seen)
     assert memory.nbytes == seen.nbytes

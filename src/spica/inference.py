@@ -48,8 +48,8 @@ class Priority(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What the network saw in an image, with the size of the oriented image in pixels."""
+class ImageDetections:
+    """Raw detections of an image, with the size of the oriented image in pixels."""
 
     detections: Detections
     width: int
@@ -61,29 +61,29 @@ class Seen:
         return self.detections.nbytes + 1024
 
 
-class Memory:
+class DetectionCache:
     """The most recently used raw detections by image digest, within a bound in bytes."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
         self._nbytes = 0
-        self._entries: OrderedDict[str, Seen] = OrderedDict()
+        self._entries: OrderedDict[str, ImageDetections] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, digest: str) -> Seen | None:
-        """What was seen in the image of this digest, if it is still remembered."""
+    def get(self, digest: str) -> ImageDetections | None:
+        """Of the image of this digest, if they are still remembered."""
         with self._lock:
-            seen = self._entries.get(digest)
-            if seen is not None:
+            entry = self._entries.get(digest)
+            if entry is not None:
                 self._entries.move_to_end(digest)
-            return seen
+            return entry
 
-    def put(self, digest: str, seen: Seen) -> None:
+    def put(self, digest: str, entry: ImageDetections) -> None:
         """Remember, and forget the oldest beyond the bound."""
         with self._lock:
             before = self._entries.pop(digest, None)
-            self._nbytes += seen.nbytes - (before.nbytes if before is not None else 0)
-            self._entries[digest] = seen
+            self._nbytes += entry.nbytes - (before.nbytes if before is not None else 0)
+            self._entries[digest] = entry
             while self._nbytes > self._limit_bytes and self._entries:
                 _, forgotten = self._entries.popitem(last=False)
                 self._nbytes -= forgotten.nbytes
@@ -98,7 +98,7 @@ class Memory:
 
 
 class ByteBudget:
-    """Admits images until they hold so many bytes together, and one that is larger alone."""
+    """Admits images until they hold ``limit_bytes`` together, and one that is larger alone."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
@@ -107,13 +107,13 @@ class ByteBudget:
         self._turn = threading.Lock()
 
     def take(self, nbytes: int) -> None:
-        """Wait until there is room for so many bytes."""
+        """Wait until there is room for ``nbytes``."""
         with self._turn, self._changed:  # in turn, so that small ones do not pass a large one for ever
             self._changed.wait_for(lambda: not self._held or self._held + nbytes <= self._limit_bytes)
             self._held += nbytes
 
     def give_back(self, nbytes: int) -> None:
-        """So many bytes are held no longer."""
+        """Make room again."""
         with self._changed:
             self._held -= nbytes
             self._changed.notify_all()
@@ -125,12 +125,12 @@ class _Job:
 
     image: Image | None
     priority: Priority
-    waiting: list[Future[Seen]] = field(default_factory=list)
+    waiting: list[Future[ImageDetections]] = field(default_factory=list)
 
-    def answer(self, seen: Seen) -> None:
+    def answer(self, result: ImageDetections) -> None:
         for future in self.waiting:
             if future.set_running_or_notify_cancel():
-                future.set_result(seen)
+                future.set_result(result)
 
     def fail(self, error: SpicaError) -> None:
         for future in self.waiting:
@@ -145,7 +145,7 @@ class EngineStatus:
     Attributes:
         state: ``loading``, ``ready``, ``failed`` or ``closed``.
         error: why the model failed, if it did.
-        waiting: images that wait for the network.
+        waiting: images that wait for the network, the one that is being computed included.
         images: images computed since the start.
         remembered: answers given from memory since the start.
         seconds: time the network has computed, in seconds.
@@ -197,7 +197,7 @@ class Engine:
         self._queue_size = queue_size
         self._on_failure = on_failure
         self._abandon = abandon
-        self._memory = Memory(memory_bytes)
+        self._cache = DetectionCache(memory_bytes)
         self._budgets = {priority: ByteBudget(decoded_bytes) for priority in Priority}
         self._heap: list[tuple[int, int, _Job]] = []
         self._pending: dict[str, _Job] = {}
@@ -223,7 +223,7 @@ class Engine:
         return self._name
 
     def start(self) -> None:
-        """Begin to load the model; returns at once. Twice is once."""
+        """Begin to load the model; returns at once. A second call changes nothing."""
         with self._changed:
             if self._started or self._state == "closed":
                 return
@@ -231,14 +231,14 @@ class Engine:
         self._thread.start()
 
     def close(self) -> None:
-        """Finish the image in hand, fail what waits, end the thread. May be called twice."""
+        """Finish the image that is being computed, fail what waits, end the thread. May be called again."""
         with self._changed:
             self._state = "closed"
             self._changed.notify_all()
         if self._abandon is not None:
             self._abandon()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join()  # whoever closes second waits too: the image in hand is still to be answered
+            self._thread.join()  # whoever closes second waits too: an image is still to be answered
         self._fail_waiting(ModelUnavailableError("the model server is stopping", where=self._name))
 
     @property
@@ -293,15 +293,15 @@ class Engine:
             with self._changed:
                 self._admitted -= count
 
-    def remembered(self, digest: str) -> Seen | None:
-        """What was seen in the image of this digest, without running the network."""
-        seen = self._memory.get(digest)
-        if seen is not None:
+    def remembered(self, digest: str) -> ImageDetections | None:
+        """Detections of the image of this digest, without running the network."""
+        entry = self._cache.get(digest)
+        if entry is not None:
             with self._changed:
                 self._remembered += 1
-        return seen
+        return entry
 
-    def submit_decoded(self, decode: Callable[[], Image], nbytes: int, priority: Priority) -> Future[Seen]:
+    def submit_decoded(self, decode: Callable[[], Image], nbytes: int, priority: Priority) -> Future[ImageDetections]:
         """Wait until there is room for an image's pixels, decode it, and ask for its detections.
 
         Args:
@@ -319,16 +319,16 @@ class Engine:
         future.add_done_callback(lambda _: budget.give_back(nbytes))
         return future
 
-    def submit(self, image: Image, priority: Priority) -> Future[Seen]:
+    def submit(self, image: Image, priority: Priority) -> Future[ImageDetections]:
         """Ask for the detections of an image; one that is remembered or under way is not computed again.
 
         The future fails with a :class:`SpicaError` when the model could not be loaded or broke on this image. It may be
         cancelled: an image that nobody waits for any more is not computed.
         """
-        future: Future[Seen] = Future()
-        seen = self.remembered(image.digest)
-        if seen is not None:
-            future.set_result(seen)
+        future: Future[ImageDetections] = Future()
+        entry = self.remembered(image.digest)
+        if entry is not None:
+            future.set_result(entry)
             return future
         with self._changed:
             if self._state in ("failed", "closed"):
@@ -387,12 +387,12 @@ class Engine:
         image, job.image = job.image, None
         if image is None:
             return
-        seen = failure = None
+        result = failure = None
         started = time.perf_counter()
         try:
             (detections,) = detector.detect([image.pixels])
-            seen = Seen(detections, image.width, image.height)
-            self._memory.put(image.digest, seen)
+            result = ImageDetections(detections, image.width, image.height)
+            self._cache.put(image.digest, result)
         except SpicaError as error:
             failure = copy.copy(error)  # its frames hold the image
         except Exception as error:
@@ -404,35 +404,35 @@ class Engine:
                 hint="see the server's log",
             )
         with self._changed:
-            if seen is not None:
+            if result is not None:
                 self._images += 1
                 self._seconds += time.perf_counter() - started
             else:
                 self._failures += 1
             self._pending.pop(image.digest, None)  # nobody joins the waiting from here on
         del image  # before those who wait decode their next
-        if seen is not None:
-            job.answer(seen)
+        if result is not None:
+            job.answer(result)
         elif failure is not None:
             job.fail(failure)
 
     def _fail_loading(self, error: Exception) -> None:
         if isinstance(error, SpicaError):
-            known: SpicaError = error
+            reason: SpicaError = error
             logger.error("model %s could not be loaded: %s", self._name, error.summary)
         else:
             logger.exception("model %s could not be loaded", self._name)
-            known = ModelUnavailableError(
+            reason = ModelUnavailableError(
                 "the model could not be loaded", where=self._name, got=repr(error), hint="see the server's log"
             )
         with self._changed:
-            self._error = known
+            self._error = reason
             if self._state == "loading":
                 self._state = "failed"
             self._changed.notify_all()
-        self._fail_waiting(known)
+        self._fail_waiting(reason)
         if self._on_failure is not None:
-            self._on_failure(known)
+            self._on_failure(reason)
 
     def _fail_waiting(self, error: SpicaError) -> None:
         with self._changed:

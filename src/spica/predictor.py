@@ -19,7 +19,7 @@ from urllib.parse import unquote
 
 from spica.errors import LabelConfigError, SpicaError
 from spica.images import decode, decoded_bytes, digest_of
-from spica.inference import Engine, Priority, Seen
+from spica.inference import Engine, ImageDetections, Priority
 from spica.labelstudio import regions
 from spica.labelstudio.config import (
     ExtraParams,
@@ -175,10 +175,10 @@ class Predictor:
         version = serving_version(self.model_id, config, matches, thresholds)
         return PredictionSpec(label_config, config, matches, thresholds, version, problems)
 
-    def _request(self, task: Task, spec: PredictionSpec, priority: Priority) -> dict[str, Future[Seen]]:
+    def _request(self, task: Task, spec: PredictionSpec, priority: Priority) -> dict[str, Future[ImageDetections]]:
         """The detections to come, by address of the image."""
         spec.require_match(f"task {task.id}")
-        pending: dict[str, Future[Seen]] = {}
+        pending: dict[str, Future[ImageDetections]] = {}
         lacking: list[RectangleControl] = []
         for control, _, _ in spec.parts():
             places = image_places(task, control)
@@ -193,11 +193,11 @@ class Predictor:
             logger.warning('task %s: an image is missing under "%s"; those that are there get boxes', task.id, key)
         return pending
 
-    def _see(self, uri: str, task_id: int | None, priority: Priority) -> Future[Seen]:
+    def _see(self, uri: str, task_id: int | None, priority: Priority) -> Future[ImageDetections]:
         data = self.media.read(uri, task_id=task_id)
         seen = self.engine.remembered(digest_of(data))
         if seen is not None:
-            done: Future[Seen] = Future()
+            done: Future[ImageDetections] = Future()
             done.set_result(seen)
             return done
         where, limit = uri[:200], self._max_pixels
@@ -208,7 +208,7 @@ class Predictor:
         self,
         task: Task,
         spec: PredictionSpec,
-        pending: Mapping[str, Future[Seen]],
+        pending: Mapping[str, Future[ImageDetections]],
         context: Mapping[str, Any] | None,
     ) -> Outcome:
         try:
@@ -251,7 +251,7 @@ class View:
     control: RectangleControl
     match: LabelMatch
     threshold: float  # lowest shown score, in [0, 1]
-    seen: Seen  # raw detections and size
+    seen: ImageDetections  # raw detections and size
     item_index: int | None  # which image of a list, None where the tag shows one
 
     def regions(self, context: Mapping[str, Any] | None) -> list[dict[str, Any]]:
@@ -270,7 +270,7 @@ class View:
         return max(met, default=0.0)
 
 
-def _views(task: Task, spec: PredictionSpec, seen_by_uri: Mapping[str, Seen]) -> Iterator[View]:
+def _views(task: Task, spec: PredictionSpec, seen_by_uri: Mapping[str, ImageDetections]) -> Iterator[View]:
     for control, match, threshold in spec.parts():
         for index, uri in enumerate(image_places(task, control)):
             if uri is not None:
