@@ -17,7 +17,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Final, Literal, Self
 
@@ -127,18 +127,17 @@ class _Job:
     priority: Priority
     waiting: list[Future[ImageDetections]] = field(default_factory=list)
 
-    def answer(self, result: ImageDetections) -> None:
+    def settle(self, outcome: ImageDetections | SpicaError) -> None:
         for future in self.waiting:
-            if future.set_running_or_notify_cancel():
-                future.set_result(result)
+            if not future.set_running_or_notify_cancel():
+                continue
+            if isinstance(outcome, SpicaError):
+                future.set_exception(copy.copy(outcome))
+            else:
+                future.set_result(outcome)
 
-    def fail(self, error: SpicaError) -> None:
-        for future in self.waiting:
-            if future.set_running_or_notify_cancel():
-                future.set_exception(copy.copy(error))
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class EngineStatus:
     """A snapshot for pages and metrics.
 
@@ -153,14 +152,14 @@ class EngineStatus:
         admitted: tasks in requests under way.
     """
 
-    state: State
-    error: SpicaError | None
-    waiting: int
-    images: int
-    remembered: int
-    seconds: float
-    failures: int
-    admitted: int
+    state: State = "loading"
+    error: SpicaError | None = None
+    waiting: int = 0
+    images: int = 0
+    remembered: int = 0
+    seconds: float = 0.0
+    failures: int = 0
+    admitted: int = 0
 
 
 class Engine:
@@ -175,7 +174,6 @@ class Engine:
         memory_bytes: bound of the memory of raw detections.
         decoded_bytes: bound of the pixels that wait, in each priority: an image that a person has opened does not wait
             for room behind a job's.
-        on_failure: called on the engine's thread when loading failed.
         abandon: called on closing, so that ``load`` can give up early.
     """
 
@@ -188,14 +186,12 @@ class Engine:
         memory_bytes: int,
         decoded_bytes: int = DECODED_BYTES,
         warm: Callable[[Detector], None] | None = None,
-        on_failure: Callable[[SpicaError], None] | None = None,
-        abandon: Callable[[], None] | None = None,
+        abandon: Callable[[], None] = lambda: None,
     ) -> None:
-        self._name = name
+        self.name = name
         self._load = load
         self._warm = warm
         self._queue_size = queue_size
-        self._on_failure = on_failure
         self._abandon = abandon
         self._cache = DetectionCache(memory_bytes)
         self._budgets = {priority: ByteBudget(decoded_bytes) for priority in Priority}
@@ -203,11 +199,7 @@ class Engine:
         self._pending: dict[str, _Job] = {}
         self._order = itertools.count()
         self._changed = threading.Condition()
-        self._started = False
-        self._state: State = "loading"
-        self._error: SpicaError | None = None
-        self._images = self._remembered = self._failures = self._admitted = 0
-        self._seconds = 0.0
+        self._status = EngineStatus()
         self._thread = threading.Thread(target=self._run, name=f"spica-engine-{name}", daemon=True)
 
     def __enter__(self) -> Self:
@@ -217,44 +209,27 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @property
-    def name(self) -> str:
-        """The model's name, as given."""
-        return self._name
-
     def start(self) -> None:
         """Begin to load the model; returns at once. A second call changes nothing."""
         with self._changed:
-            if self._started or self._state == "closed":
-                return
-            self._started = True
-        self._thread.start()
+            if self._thread.ident is None and self._status.state != "closed":
+                self._thread.start()
 
     def close(self) -> None:
         """Finish the image that is being computed, fail what waits, end the thread. May be called again."""
         with self._changed:
-            self._state = "closed"
+            self._status.state = "closed"
             self._changed.notify_all()
-        if self._abandon is not None:
-            self._abandon()
+        self._abandon()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()  # whoever closes second waits too: an image is still to be answered
-        self._fail_waiting(ModelUnavailableError("the model server is stopping", where=self._name))
+        self._fail_waiting(ModelUnavailableError("the model server is stopping", where=self.name))
 
     @property
     def status(self) -> EngineStatus:
         """A snapshot of the engine."""
         with self._changed:
-            return EngineStatus(
-                state=self._state,
-                error=copy.copy(self._error),
-                waiting=len(self._pending),
-                images=self._images,
-                remembered=self._remembered,
-                seconds=self._seconds,
-                failures=self._failures,
-                admitted=self._admitted,
-            )
+            return replace(self._status, error=copy.copy(self._status.error), waiting=len(self._pending))
 
     def wait_ready(self, timeout_s: float | None = None) -> None:
         """Wait until the model is loaded.
@@ -264,11 +239,11 @@ class Engine:
             ModelUnavailableError: closed, or not ready after ``timeout_s`` seconds.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._state != "loading", timeout_s)
-            if self._state == "failed" and self._error is not None:
-                raise copy.copy(self._error)
-            if self._state != "ready":
-                raise ModelUnavailableError("the model is not ready", where=self._name, got=self._state)
+            self._changed.wait_for(lambda: self._status.state != "loading", timeout_s)
+            if self._status.state == "failed" and self._status.error is not None:
+                raise copy.copy(self._status.error)
+            if self._status.state != "ready":
+                raise ModelUnavailableError("the model is not ready", where=self.name, got=self._status.state)
 
     @contextlib.contextmanager
     def places(self, count: int) -> Iterator[None]:
@@ -279,26 +254,26 @@ class Engine:
         """
         with self._changed:
             # A request alone may be larger than the queue: refusing it for ever would help nobody.
-            if self._admitted and self._admitted + count > self._queue_size:
+            if self._status.admitted and self._status.admitted + count > self._queue_size:
                 raise QueueFullError(
-                    f"{self._admitted} tasks are being predicted or wait, {count} more exceed the queue "
+                    f"{self._status.admitted} tasks are being predicted or wait, {count} more exceed the queue "
                     f"of {self._queue_size}",
                     retry_after_s=self._retry_after_s(),
                     hint="try again later, or select fewer tasks at once",
                 )
-            self._admitted += count
+            self._status.admitted += count
         try:
             yield
         finally:
             with self._changed:
-                self._admitted -= count
+                self._status.admitted -= count
 
     def remembered(self, digest: str) -> ImageDetections | None:
         """Detections of the image of this digest, without running the network."""
         entry = self._cache.get(digest)
         if entry is not None:
             with self._changed:
-                self._remembered += 1
+                self._status.remembered += 1
         return entry
 
     def submit_decoded(self, decode: Callable[[], Image], nbytes: int, priority: Priority) -> Future[ImageDetections]:
@@ -331,8 +306,8 @@ class Engine:
             future.set_result(entry)
             return future
         with self._changed:
-            if self._state in ("failed", "closed"):
-                error = copy.copy(self._error) or ModelUnavailableError("the model is closed", where=self._name)
+            if self._status.state in ("failed", "closed"):
+                error = copy.copy(self._status.error) or ModelUnavailableError("the model is closed", where=self.name)
                 future.set_exception(error)
                 return future
             job = self._pending.get(image.digest)
@@ -350,8 +325,8 @@ class Engine:
         self._changed.notify_all()
 
     def _retry_after_s(self) -> int:
-        per_image = self._seconds / self._images if self._images else 1.0
-        return max(1, min(600, round(per_image * self._admitted)))
+        per_image = self._status.seconds / self._status.images if self._status.images else 1.0
+        return max(1, min(600, round(per_image * self._status.admitted)))
 
     def _run(self) -> None:
         try:
@@ -362,18 +337,18 @@ class Engine:
             self._fail_loading(error)
             return
         with self._changed:
-            if self._state == "loading":
-                self._state = "ready"
+            if self._status.state == "loading":
+                self._status.state = "ready"
             self._changed.notify_all()
-        logger.info("model %s is ready", self._name)
+        logger.info("model %s is ready", self.name)
         while (job := self._next()) is not None:
             self._compute(detector, job)
 
     def _next(self) -> _Job | None:
         with self._changed:
             while True:
-                self._changed.wait_for(lambda: self._heap or self._state == "closed")
-                if self._state == "closed":
+                self._changed.wait_for(lambda: self._heap or self._status.state == "closed")
+                if self._status.state == "closed":
                     return None
                 _, _, job = heapq.heappop(self._heap)
                 if job.image is None:  # a job that was moved forward stands in the heap twice
@@ -387,52 +362,47 @@ class Engine:
         image, job.image = job.image, None
         if image is None:
             return
-        result = failure = None
+        outcome: ImageDetections | SpicaError
         started = time.perf_counter()
         try:
             (detections,) = detector.detect([image.pixels])
-            result = ImageDetections(detections, image.width, image.height)
-            self._cache.put(image.digest, result)
+            outcome = ImageDetections(detections, image.width, image.height)
+            self._cache.put(image.digest, outcome)
         except SpicaError as error:
-            failure = copy.copy(error)  # its frames hold the image
+            outcome = copy.copy(error)  # its frames hold the image
         except Exception as error:
             logger.exception("the network failed on an image of %d x %d", image.width, image.height)
-            failure = ModelUnavailableError(
+            outcome = ModelUnavailableError(
                 "the network failed on this image",
                 where=f"{image.width} x {image.height} pixels",
                 got=type(error).__name__,
                 hint="see the server's log",
             )
         with self._changed:
-            if result is not None:
-                self._images += 1
-                self._seconds += time.perf_counter() - started
+            if isinstance(outcome, SpicaError):
+                self._status.failures += 1
             else:
-                self._failures += 1
+                self._status.images += 1
+                self._status.seconds += time.perf_counter() - started
             self._pending.pop(image.digest, None)  # nobody joins the waiting from here on
         del image  # before those who wait decode their next
-        if result is not None:
-            job.answer(result)
-        elif failure is not None:
-            job.fail(failure)
+        job.settle(outcome)
 
     def _fail_loading(self, error: Exception) -> None:
         if isinstance(error, SpicaError):
             reason: SpicaError = error
-            logger.error("model %s could not be loaded: %s", self._name, error.summary)
+            logger.error("model %s could not be loaded: %s", self.name, error.summary)
         else:
-            logger.exception("model %s could not be loaded", self._name)
+            logger.exception("model %s could not be loaded", self.name)
             reason = ModelUnavailableError(
-                "the model could not be loaded", where=self._name, got=repr(error), hint="see the server's log"
+                "the model could not be loaded", where=self.name, got=repr(error), hint="see the server's log"
             )
         with self._changed:
-            self._error = reason
-            if self._state == "loading":
-                self._state = "failed"
+            self._status.error = reason
+            if self._status.state == "loading":
+                self._status.state = "failed"
             self._changed.notify_all()
         self._fail_waiting(reason)
-        if self._on_failure is not None:
-            self._on_failure(reason)
 
     def _fail_waiting(self, error: SpicaError) -> None:
         with self._changed:
@@ -441,4 +411,4 @@ class Engine:
             self._heap.clear()
         for job in waiting:
             job.image = None
-            job.fail(error)
+            job.settle(error)
