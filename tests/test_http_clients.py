@@ -16,7 +16,6 @@ import pytest
 
 from fake_spica import FakeSpica
 from recording_server import Answer, RecordingServer
-from spica.cli.moving import _version_at
 from spica.connect import RemoteServer
 from spica.doctor import examine
 from spica.errors import SpicaError, UsageError
@@ -25,7 +24,6 @@ from spica.project import ProjectKey
 from spica.server.app import _CallersAuth, _post
 from spica.settings import Settings
 
-SETUP = {"project": "1", "schema": "<View/>"}
 USER = {"id": 1, "email": "a@b.c"}
 BODY = {**USER, "model_class": "Spica", "classes": ["spike"], "model_version": "v1", "problems": []}
 """Enough of an answer for every client."""
@@ -50,7 +48,6 @@ CLIENTS: dict[str, Callable[[str], Any]] = {
     "Label Studio": whoami,
     "the commands about a server": state,
     "spica connect": setup,
-    "spica models activate": lambda url: _version_at(url, SETUP, None),
 }
 
 

@@ -61,7 +61,6 @@ def make(label_studio: LabelStudioProcess, tmp_path: Path) -> Iterator[Make]:
             told: list[str] = []
             rollouts = Rollouts(model.service, jobs, chosen, tell=lambda _, text: told.append(text), again_s=0.05)
             stack.callback(model.service.workers.close)
-            stack.callback(rollouts.close)
             return Made(rollouts, jobs, told)
 
         yield made
@@ -166,7 +165,7 @@ def test_a_server_that_stops_leaves_the_rest(
     thread = threading.Thread(target=found.rollouts.roll_out, args=(project.key,))
     thread.start()
     wait_until(detector.begun.is_set, "the job is under way")
-    found.rollouts.close()
+    model.service.workers.stopping.set()
     thread.join(30)
     detector.go.set()
     assert not thread.is_alive()

@@ -117,7 +117,7 @@ def files_of(data_dir: Path, project: ProjectKey) -> list[bool]:
 def test_old_state_is_taken_over(serving: ModelServer, tmp_path: Path, old_state: str) -> None:
     """What was begun after the project was created is this project's: active version, trainings, held-out images."""
     assert version_of(serving, f"1.{CREATED}") == old_state
-    assert (files_of(tmp_path, OLD), files_of(tmp_path, ONE)) == ([False] * 4, [True] * 4)
+    assert (files_of(tmp_path, OLD), files_of(tmp_path, ONE)) == ([False] * 3, [True] * 3)
     assert [run.project for run in Runs(tmp_path).of(ONE)] == [ONE]
     assert version_of(serving, "1.1800000000") == BASE, "it is given to one project alone"
 
@@ -127,7 +127,7 @@ def test_old_state_of_an_earlier_label_studio_is_left_and_said(
 ) -> None:
     """What was begun before the project was created is another's: it is not served, and page, state and log say so."""
     assert version_of(serving, f"1.{LATER}") == BASE
-    assert (files_of(tmp_path, OLD), files_of(tmp_path, ProjectKey(1, LATER))) == ([True] * 4, [False] * 4)
+    assert (files_of(tmp_path, OLD), files_of(tmp_path, ProjectKey(1, LATER))) == ([True] * 3, [False] * 3)
     (served,) = state(serving)["served"]
     assert "not known to be this one's" in str(served["problem"])
     page = serving.client.get("/").text
@@ -168,7 +168,7 @@ def test_several_servers_take_over_at_a_time(tmp_path: Path, old_state: str) -> 
     for thread in threads:
         thread.join()
     assert versions == [old_state] * 8
-    assert (files_of(tmp_path, OLD), files_of(tmp_path, ONE)) == ([False] * 4, [True] * 4)
+    assert (files_of(tmp_path, OLD), files_of(tmp_path, ONE)) == ([False] * 3, [True] * 3)
 
 
 def test_killed_while_taking_over(tmp_path: Path, old_state: str) -> None:
@@ -176,5 +176,5 @@ def test_killed_while_taking_over(tmp_path: Path, old_state: str) -> None:
     holdout.path_of(tmp_path, OLD).rename(holdout.path_of(tmp_path, ONE))
     Runs(tmp_path).project_folder(OLD).rename(Runs(tmp_path).project_folder(ONE))
     take_over(tmp_path, ONE)
-    assert (files_of(tmp_path, OLD), files_of(tmp_path, ONE)) == ([False] * 4, [True] * 4)
+    assert (files_of(tmp_path, OLD), files_of(tmp_path, ONE)) == ([False] * 3, [True] * 3)
     assert resolve(tmp_path, ONE, BASE).version == old_state

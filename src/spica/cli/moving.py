@@ -10,18 +10,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import httpx
 
 from spica.cli.console import label_studio
 from spica.errors import SpicaError
-from spica.http import http_client, user_and_password
 from spica.settings import Settings
-
-if TYPE_CHECKING:
-    from spica.labelstudio.client import LabelStudioClient
-    from spica.labelstudio.records import Backend
 
 _PATIENCE_S = 90.0
 """The model server looks for changes once a second; then it loads the version, and converts nothing."""
@@ -60,19 +52,20 @@ class Place:
 
 
 def move(project: int, version: str | None, before: str | None, place: Place, say: Callable[[str], None]) -> bool:
-    """Wait until the model server answers with a version, and move title and version in Label Studio with it.
+    """Wait until the model server answers with a version, then have Label Studio ask for it, by which it is shown.
 
     Args:
         project: its number.
         version: that is active now; None for the weights that the server was started with.
         before: that was active.
         place: where things are.
-        say: told what was done, or why it was not, a line each.
+        say: called with what was done, or why it was not, a line each.
 
     Returns:
         Whether Label Studio shows the version.
     """
-    from spica.connect import connect
+    from spica.connect import RemoteServer, connect
+    from spica.http import same_url
     from spica.labelstudio.client import LabelStudioClient
 
     settings = place.settings()
@@ -84,23 +77,20 @@ def move(project: int, version: str | None, before: str | None, place: Place, sa
     token = settings.label_studio_api_key.get_secret_value()
     try:
         with LabelStudioClient(settings.label_studio_url, token) as client:
-            found = client.project(project)
-            backend = _backend(client, project, place.model_url)
-            url = place.model_url or (backend.url if backend is not None else None)
+            row = client.project(project)
+            models = client.backends(project)  # the one at the address, else the first, which Label Studio asks
+            model = next((m for m in models if place.model_url is None or same_url(m.url, place.model_url)), None)
+            url = place.model_url or (model.url if model is not None else None)
             if url is None:
                 say(f"No model is connected with project {project}; {later}, once the model server runs.")
                 return False
-            answered = _wait(url, {"project": found.key.stem, "schema": found.label_config}, auth, version, before)
-            if answered is not None:
-                say(f"{answered}; {later}.")
+            with RemoteServer(url, auth) as server:
+                answers = _wait(lambda: str(server.setup(row.key, row.label_config)["model_version"]), version, before)
+            if answers is not None:
+                say(f"The model server at {url} still answers with {answers}; its page says why; {later}.")
                 return False
-            done = connect(
-                client,
-                project,
-                model_url=url,
-                basic_auth=auth,
-                interactive=backend.is_interactive if backend is not None else True,
-            )
+            interactive = model.is_interactive if model is not None else True
+            done = connect(client, project, model_url=url, basic_auth=auth, interactive=interactive)
     except SpicaError as error:
         say(f"Label Studio was not told: {error.summary}; {later}.")
         return False
@@ -110,37 +100,15 @@ def move(project: int, version: str | None, before: str | None, place: Place, sa
     return True
 
 
-def _backend(client: LabelStudioClient, project: int, model_url: str | None) -> Backend | None:
-    """The connected model: the one at the address, else the one that Label Studio asks, which is the first."""
-    from spica.http import same_url
-
-    found = client.backends(project)
-    return next((each for each in found if model_url is None or same_url(each.url, model_url)), None)
-
-
-def _wait(url: str, setup: dict[str, Any], auth: str | None, version: str | None, before: str | None) -> str | None:
-    """None as soon as the server answers with the version; else why it does not."""
+def _wait(answer: Callable[[], str], version: str | None, before: str | None) -> str | None:
+    """None as soon as the server answers with the version; else, after a while, what it answers with."""
     from spica.models.version import answers_with
 
     until = time.monotonic() + _PATIENCE_S
     while True:
-        try:
-            told = _version_at(url, setup, auth)
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-            return f"The model server at {url} does not answer ({type(error).__name__}); it will begin with the version"
-        if told is None:
-            return f"What answers at {url} is not Spica's model server"
-        if answers_with(told, version) if version is not None else before is None or not answers_with(told, before):
+        name = answer()
+        if answers_with(name, version) if version is not None else before is None or not answers_with(name, before):
             return None
         if time.monotonic() >= until:
-            return f"The model server at {url} still answers with {told}; its page says why"
+            return name
         time.sleep(_PAUSE_S)
-
-
-def _version_at(url: str, setup: dict[str, Any], auth: str | None) -> str | None:
-    with http_client(url, auth=user_and_password(auth), timeout=10) as http:
-        answer = http.post(f"{url.rstrip('/')}/setup", json=setup)
-    body = answer.json() if answer.is_success else None
-    if not isinstance(body, dict) or "classes" not in body:
-        return None
-    return str(body.get("model_version"))

@@ -144,7 +144,9 @@ def identify(
         card = read_card(folder)
         return ModelIdentity.of_version(card, version_info(folder, card))
     info = inspect(weights, architecture)
-    floor, limit, eps = score_floor, max_detections, None
+    floor: float = score_floor
+    limit: int | None = max_detections
+    eps: float | None = None
     if info.needs_conversion:
         settable = eps_is_a_setting(info.architecture, info.norm or "batch")
         eps = norm_eps if settable else own_eps(info.architecture)

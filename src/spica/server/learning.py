@@ -126,7 +126,6 @@ class Learning:
     def close(self) -> None:
         """End with the server's threads."""
         self._service.workers.close()
-        self.rollouts.close()
 
     def _interrupt(self) -> None:
         self.trainer.interrupt()

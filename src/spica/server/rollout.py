@@ -1,9 +1,9 @@
-"""After another version has begun to answer a project: Label Studio is told, and the unlabelled tasks get its boxes.
+"""After another version has begun to answer a project: Label Studio names it, and the unlabelled tasks get its boxes.
 
 Older predictions stay, for somebody may have a task open with one. Of several, Label Studio shows the one whose version
-it was told; where a task has none of it yet, the one that was stored last. (The quick view of a page that was loaded
-before keeps to the version of then until it is reloaded.) Once an hour those that nobody can have open any more are
-removed, see :mod:`spica.prelabel.removal`.
+the project names; where a task has none of it yet, the one that was stored last. (The quick view of a page that was
+loaded before keeps to the version of then until it is reloaded.) Once an hour those that nobody can have open any more
+are removed, see :mod:`spica.prelabel.removal`.
 
 What fails is tried again, after half a minute at first, then less and less often; what is done already stays done.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
@@ -22,10 +21,11 @@ from spica.errors import LabelConfigError, LabelStudioRefusedError, SpicaError
 from spica.http import user_and_password
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.records import Backend
-from spica.models import active
+from spica.models import active, space
 from spica.models.version import answers_with, ids
 from spica.prelabel.removal import Left, thin
 from spica.project import ProjectKey
+from spica.retry import doubling
 from spica.server.jobs import Jobs, PrelabelRequest, RunningJob
 from spica.server.service import Service
 from spica.settings import Settings
@@ -35,65 +35,21 @@ logger = logging.getLogger(__name__)
 
 AGAIN_S = 30.0
 AGAIN_AT_MOST_S = 600.0
-"""A project that failed is tried again after so long, then after twice as long each time, up to this."""
+"""A project that failed is tried again after the first, then after twice as long each time, up to the second."""
 
 THIN_EVERY_S = 3600.0
 THIN_AT_MOST = 2000
-"""About so many old predictions of a project are removed at a time."""
-
-
-class Backoff:
-    """When projects that have failed are tried again. For one thread.
-
-    Args:
-        first_s: so long after the first failure.
-        most_s: never later than this.
-        clock: seconds that never go back.
-    """
-
-    def __init__(
-        self, first_s: float, most_s: float = AGAIN_AT_MOST_S, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._first_s = first_s
-        self._most_s = most_s
-        self._clock = clock
-        self._waits: dict[ProjectKey, float] = {}
-        self._due: dict[ProjectKey, float] = {}
-
-    def put_off(self, project: ProjectKey) -> None:
-        """It has failed."""
-        before = self._waits.get(project)
-        wait_s = self._waits[project] = self._first_s if before is None else min(2 * before, self._most_s)
-        self._due[project] = self._clock() + wait_s
-
-    def forget(self, project: ProjectKey) -> None:
-        """It has succeeded."""
-        self._waits.pop(project, None)
-        self._due.pop(project, None)
-
-    def begin(self, project: ProjectKey) -> None:
-        """It is tried now, for whatever reason."""
-        self._due.pop(project, None)
-
-    def wait_s(self) -> float | None:
-        """Seconds until the next one is due; None if there is none."""
-        due = min(self._due.values(), default=None)
-        return None if due is None else max(0.0, due - self._clock())
-
-    @property
-    def first(self) -> ProjectKey:
-        """The one that is due first; there must be one."""
-        return min(self._due, key=lambda each: self._due[each])
+"""About this many old predictions of a project are removed at a time."""
 
 
 class Rollouts:
-    """One after the other, on a thread of its own; closed with the server.
+    """One after the other, on one of the server's threads.
 
     Args:
         service: what answers.
         jobs: the bulk jobs.
         settings: where Label Studio is, its token, the data folder.
-        tell: what people should know about a project.
+        tell: called with what people should know about a project.
         again_s: see :data:`AGAIN_S`.
     """
 
@@ -110,57 +66,55 @@ class Rollouts:
         self._jobs = jobs
         self._settings = settings
         self._tell = tell
-        self._failed = Backoff(again_s)
+        self._again_s = again_s
+        self._failures: dict[ProjectKey, int] = {}
+        self._due: dict[ProjectKey, float] = {}
         self._thin_at = time.monotonic() + AGAIN_S
         self._queue: queue.SimpleQueue[ProjectKey | None] = queue.SimpleQueue()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="spica-rollout", daemon=True)
+        self._stop = service.workers.stopping
 
     def start(self) -> None:
-        """Begin to wait for projects."""
-        self._thread.start()
-
-    def close(self) -> None:
-        """Leave what is not begun; the next server does it. May be called twice."""
-        self._stop.set()
-        self._queue.put(None)
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join(timeout=5)
+        """Wait for projects until the server ends; what is not begun then is the next server's."""
+        self._service.workers.spawn("rollout", self._work, wake=lambda: self._queue.put(None))
 
     def add(self, project: ProjectKey) -> None:
         """Bring a project up to date, soon."""
         self._queue.put(project)
 
     def _work(self) -> None:
-        while (project := self._next()) is not None:
-            if self._stop.is_set():
-                return
+        while not self._stop.is_set():
+            project = self._next()
+            if project is None or self._stop.is_set():
+                continue
+            self._due.pop(project, None)
             try:
                 self.roll_out(project)
             except SpicaError as error:
-                self._tell(project, f"Label Studio does not show the new version yet: {error.summary}")
-                self._failed.put_off(project)
+                self._put_off(project, f"Label Studio does not show the new version yet: {error.summary}")
             except Exception:
                 logger.exception("project %s: its predictions could not be brought up to date", project)
-                self._tell(project, "Label Studio does not show the new version yet; see the server's log.")
-                self._failed.put_off(project)
+                self._put_off(project, "Label Studio does not show the new version yet; see the server's log.")
             else:
-                self._failed.forget(project)
+                self._failures.pop(project, None)
+
+    def _put_off(self, project: ProjectKey, why: str) -> None:
+        self._tell(project, why)
+        failures = self._failures[project] = self._failures.get(project, 0) + 1
+        self._due[project] = time.monotonic() + doubling(failures, self._again_s, AGAIN_AT_MOST_S)
 
     def _next(self) -> ProjectKey | None:
-        """The next project that was added, or whose time has come again; None at the end."""
-        while True:
-            again_s, thin_s = self._failed.wait_s(), max(0.0, self._thin_at - time.monotonic())
-            try:
-                project = self._queue.get(timeout=thin_s if again_s is None else min(again_s, thin_s))
-            except queue.Empty:
-                if again_s is None or thin_s < again_s:
-                    self._thin_all()
-                    continue
-                project = self._failed.first
-            if project is not None:
-                self._failed.begin(project)
-            return project
+        """The next project that was added, or whose time has come again; None after something else was done."""
+        first = min(self._due, key=lambda project: self._due[project], default=None)
+        due = self._thin_at if first is None else min(self._due[first], self._thin_at)
+        try:
+            return self._queue.get(timeout=max(0.0, due - time.monotonic()))
+        except queue.Empty:
+            if due == self._thin_at:
+                self._thin_all()
+                return None
+            return first
+
+    # --- older predictions ------------------------------------------------------------------------------------------
 
     def _thin_all(self) -> None:
         """Remove old predictions of the projects that this server answers, until there is something else to do."""
@@ -192,7 +146,7 @@ class Rollouts:
             removed = thin(
                 client,
                 project.number,
-                ours=lambda told: any(answers_with(told, version) for version in own),
+                ours=lambda name: any(answers_with(name, version) for version in own),
                 left=_left(since) if since else None,
                 at_most=THIN_AT_MOST,
                 go_on=lambda: not self._stop.is_set() and self._queue.empty(),
@@ -201,8 +155,10 @@ class Rollouts:
             logger.info("project %s: %d older predictions removed, which nobody can have open", project, removed)
         return removed
 
+    # --- the new version --------------------------------------------------------------------------------------------
+
     def roll_out(self, project: ProjectKey) -> None:
-        """Title, predictions, disk space, in this order; twice is once.
+        """Title, predictions, disk space, in this order; what is done already is not done again.
 
         Raises:
             SpicaError: what could not be done; what was done stays.
@@ -211,6 +167,19 @@ class Rollouts:
             self._roll_out(project)
         finally:
             self.prune()
+
+    def prune(self, keep: Collection[str] = ()) -> None:
+        """Delete versions where they take too much space; what stands in the way is logged.
+
+        Args:
+            keep: ids of versions that must stay, besides those that the store and this server need.
+        """
+        shown = [served.version for served in self._service.served]
+        try:
+            space.prune(self._settings.data_dir, self._settings.models_bytes, keep=[*shown, *keep])
+        except (SpicaError, OSError) as error:
+            why = error.summary if isinstance(error, SpicaError) else str(error)
+            logger.warning("versions that are no longer needed are left for now: %s", why)
 
     def _roll_out(self, project: ProjectKey) -> None:
         token = self._settings.label_studio_api_key
@@ -229,54 +198,47 @@ class Rollouts:
                     raise
                 self._tell(project, f"Label Studio has no such project any more: {error.summary}")
                 return
-            # First: for it Label Studio asks each model, and tells the extra params, on which our version depends.
+            # First: for it Label Studio asks each model with its extra params, on which our version depends.
             connected = client.backends(project.number)
             version = self._service.spec(project, config).version
-            self.retitle(client, project, version, connected)
+            self._retitle(client, project, version, connected)
             try:
-                done = self._refresh(client, project, version)
+                done = client.task_count(project.number) == 0 or self._refresh(project, version)
             except LabelConfigError as error:
                 self._tell(project, f"no task is predicted: {error.summary}")
-                done = False
+                return
         if done and not self._stop.is_set():
-            self._settle(project)
+            runs = Runs(self._settings.data_dir)
+            for run in runs.of(project):
+                if run.state == "passed" and not run.settled:
+                    runs.write(replace(run, settled=True))
 
-    def retitle(
+    def _retitle(
         self, client: LabelStudioClient, project: ProjectKey, version: str, connected: Collection[Backend]
-    ) -> list[Backend]:
-        """Make the title of our connected model, and the project's choice, the version that it answers.
-
-        Ours is the one that has answered this version when the connected ones were listed.
-        """
-        ours = [row for row in connected if row.model_version == version]
-        if not ours:
-            others = ", ".join(
-                f"{row.url} ({row.model_version or row.error_message or row.state})" for row in connected
+    ) -> None:
+        """Have the title of our connected model name the version: the one that answered it when they were listed."""
+        ours = next((row for row in connected if row.model_version == version), None)
+        if ours is not None:
+            credentials = user_and_password(self._settings.basic_auth)
+            done = client.connect_backend(
+                project.number, url=ours.url, is_interactive=ours.is_interactive, basic_auth=credentials
             )
-            self._tell(
-                project,
-                f"no connected model answers {version}, so no title in Label Studio was changed; connected: "
-                f"{others or 'none'}. `spica connect --project {project}` connects this server",
-            )
-        for row in ours[:1]:  # Label Studio asks the first only
-            connection = client.connect_backend(
-                project.number,
-                url=row.url,
-                is_interactive=row.is_interactive,
-                basic_auth=user_and_password(self._settings.basic_auth),
-            )
-            for warning in connection.warnings:
+            for warning in done.warnings:
                 self._tell(project, warning)
-        return ours
+            return
+        others = ", ".join(f"{row.url} ({row.model_version or row.error_message or row.state})" for row in connected)
+        self._tell(
+            project,
+            f"no connected model answers {version}, so no title in Label Studio was changed; connected: "
+            f"{others or 'none'}. `spica connect --project {project}` connects this server",
+        )
 
-    def _refresh(self, client: LabelStudioClient, project: ProjectKey, version: str) -> bool:
+    def _refresh(self, project: ProjectKey, version: str) -> bool:
         """Predict what is unlabelled; whether that is done.
 
         Raises:
             SpicaError: it failed.
         """
-        if client.task_count(project.number) == 0:
-            return True
         job = self._predict(project, version)
         if job is None:
             return False
@@ -284,8 +246,7 @@ class Rollouts:
             raise job.reason
         if job.state != "done":
             self._tell(project, "the new version's predictions are not complete: their job was stopped")
-            return False
-        return True
+        return job.state == "done"
 
     def _predict(self, project: ProjectKey, version: str) -> RunningJob | None:
         """A job over all unlabelled tasks, which has ended; None if the server stops before."""
@@ -300,7 +261,10 @@ class Rollouts:
                     return job if self._has_ended(job) else None
         finally:
             if watched and not self._stop.is_set():
-                self._watch_again(project)
+                try:
+                    self._jobs.start(PrelabelRequest(project=project.number, watch=True))
+                except SpicaError as error:
+                    self._tell(project, f"new tasks are no longer predicted as they are added: {error.summary}")
 
     def _make_way(self, project: ProjectKey, version: str) -> bool:
         """Wait until no job works on a project; whether one of those that are over now waited for new tasks.
@@ -321,40 +285,13 @@ class Rollouts:
                 return False
         return True
 
-    def _watch_again(self, project: ProjectKey) -> None:
-        try:
-            self._jobs.start(PrelabelRequest(project=project.number, watch=True))
-        except SpicaError as error:
-            self._tell(project, f"new tasks are no longer predicted as they are added: {error.summary}")
-
-    def prune(self, keep: Collection[str] = ()) -> None:
-        """Delete versions where they take too much space; what stands in the way is logged.
-
-        Args:
-            keep: ids of versions that must stay, besides those that the store and this server need.
-        """
-        from spica.models import space
-
-        shown = [served.version for served in self._service.served]
-        try:
-            space.prune(self._settings.data_dir, self._settings.models_bytes, keep=[*shown, *keep])
-        except (SpicaError, OSError) as error:
-            told = error.summary if isinstance(error, SpicaError) else str(error)
-            logger.warning("versions that are no longer needed are left for now: %s", told)
-
-    def _settle(self, project: ProjectKey) -> None:
-        runs = Runs(self._settings.data_dir)
-        for run in runs.of(project):
-            if run.state == "passed" and not run.settled:
-                runs.write(replace(run, settled=True))
-
 
 def _left(since: Sequence[tuple[str, datetime]]) -> Left:
     """From the active versions, the latest first, each with when it became so."""
 
-    def left(told: str) -> datetime:
+    def left(name: str) -> datetime:
         for place, (version, _) in enumerate(since):
-            if answers_with(told, version):
+            if answers_with(name, version):
                 return since[place - 1][1] if place else datetime.min.replace(tzinfo=UTC)
         return since[0][1]  # of one that was rolled back from no more is known
 
