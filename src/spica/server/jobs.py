@@ -34,7 +34,7 @@ from spica.prelabel.claim import Claim, claims_folder
 from spica.prelabel.job import BulkJob
 from spica.prelabel.progress import FailureFile, Progress
 from spica.prelabel.selection import JobSpec, Selection, prepare
-from spica.server.service import Service, Workers
+from spica.server.service import Service
 from spica.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -66,46 +66,47 @@ class PrelabelRequest(BaseModel):
 class RunningJob:
     """A job of this server's, under way or over."""
 
-    def __init__(self, spec: JobSpec, *, watch: bool, settings: Settings) -> None:
+    def __init__(self, job: BulkJob, settings: Settings, service: Service) -> None:
         self.id = secrets.token_hex(4)  # for its address
-        self.project = spec.project.key
-        self.title = spec.project.title
-        self.watch = watch
+        self.project = job.spec.project.key
+        self.title = job.spec.project.title
+        self.watch = job.watch
         self.started = datetime.now(UTC)
         self.finished: datetime | None = None
         self.reason: SpicaError | None = None  # why it failed
-        self.stop_signal = threading.Event()  # set to let it store what is computed already and end
+        self.stop_signal = job.stop  # set to let it store what is computed already and end
         self.failures: FailureFile | None = None  # once a task has failed
+        self.notes: deque[str] = deque(maxlen=_NOTES)  # what people should know, the latest last
+        self._job = job
+        self._service = service
         self._folder = settings.data_dir / "jobs"
         self._label_studio_url = settings.label_studio_url.rstrip("/")
-        self.notes: deque[str] = deque(maxlen=_NOTES)  # what people should know, the latest last
-        self._job: BulkJob | None = None
         self._thread: threading.Thread | None = None
+        job.say, job.on_failure = self.say, self._note_failure
 
     @property
     def state(self) -> str:
         """``running``, ``stopping``, ``done``, ``stopped`` or ``failed``."""
         if self.finished is None:
             return "stopping" if self.stop_signal.is_set() else "running"
-        return self._job.state if self._job is not None else "failed"
+        return self._job.state
 
     @property
     def version(self) -> str:
         """Of its predictions; another one once the labelling configuration changes while it watches."""
-        return self._job.version if self._job is not None else ""
+        return self._job.version
 
     @property
     def progress(self) -> Progress:
         """How far it is."""
-        return self._job.progress if self._job is not None else Progress(total=0)
+        return self._job.progress
 
-    def begin(self, job: BulkJob, after: Callable[[], None], workers: Workers) -> None:
-        """Run ``job`` on a thread of its own, then ``after``."""
-        self._job = job
+    def begin(self, after: Callable[[], None]) -> None:
+        """Run it on a thread of its own, then ``after``."""
 
         def run() -> None:
             try:
-                job.run()
+                self._job.run()
             except SpicaError as error:
                 self.reason = error
                 logger.error("job %s of project %s ended: %s", self.id, self.project, error.summary)
@@ -118,7 +119,7 @@ class RunningJob:
                 finally:
                     self.finished = datetime.now(UTC)
 
-        self._thread = workers.spawn(f"job-{self.id}", run, wake=self.stop_signal.set)
+        self._thread = self._service.workers.spawn(f"job-{self.id}", run, wake=self.stop_signal.set)
 
     def say(self, text: str) -> None:
         """Note what people should know."""
@@ -144,8 +145,9 @@ class RunningJob:
             raise self.reason
         return self.progress
 
-    def write_failure(self, task: int, error: SpicaError) -> None:
-        """Add a failed task to the job's file."""
+    def _note_failure(self, task: int, error: SpicaError) -> None:
+        """Add a failed task to the page and to the job's file."""
+        self._service.note_failures(self.project, [(task, error)])
         if self.failures is None:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
@@ -263,28 +265,14 @@ class Jobs:
                     version=spec.prediction.version,
                 )
                 stack.callback(claim.release)
-                job = RunningJob(spec, watch=request.watch, settings=self._settings)
-
-                def note_failure(task: int, error: SpicaError) -> None:
-                    self._service.note_failures(job.project, [(task, error)])
-                    job.write_failure(task, error)
-
-                bulk = BulkJob(
-                    client,
-                    model,
-                    spec,
-                    claim,
-                    stop=job.stop_signal,
-                    watch=request.watch,
-                    on_failure=note_failure,
-                    say=job.say,
-                )
+                bulk = BulkJob(client, model, spec, claim, watch=request.watch)
+                job = RunningJob(bulk, self._settings, self._service)
                 with self._lock:
                     self._refuse_if_ending()
                     self._jobs[job.id] = job
                     for old in [job for job in self._jobs.values() if job.finished is not None][:-_KEPT]:
                         del self._jobs[old.id]
-                    job.begin(bulk, stack.pop_all().close, self._service.workers)
+                    job.begin(stack.pop_all().close)
             logger.info("job %s: %d tasks of project %d as %s", job.id, spec.total, request.project, job.version)
             return job, True
 
