@@ -76,7 +76,7 @@ def open_lab(
     """
 
     def short(job: TrainingJob, report: Callable[[dict[str, Any]], None], stop: threading.Event) -> dict[str, Any]:
-        return train_in_child(replace(job, settings={**job.settings, "recipe": dict(recipe)}), report, stop)
+        return train_in_child(replace(job, recipe=dict(recipe)), report, stop)
 
     monkeypatch.setattr("spica.server.trainer.train_in_child", short)
     chosen = Settings(

@@ -27,7 +27,7 @@ def main() -> None:
     train = trainer.train_in_child
 
     def short(job: TrainingJob, report: Callable[[dict[str, Any]], None], stop: threading.Event) -> dict[str, Any]:
-        return train(replace(job, settings={**job.settings, "recipe": recipe}), report, stop)
+        return train(replace(job, recipe=recipe), report, stop)
 
     class NotedPopen(subprocess.Popen[Any]):
         """Writes its number down as soon as it has one."""

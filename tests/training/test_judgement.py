@@ -22,6 +22,7 @@ from spica.models.card import read_card
 from spica.models.locks import is_held, writing
 from spica.models.serving import Serving, suffix
 from spica.models.version import ModelVersion, open_version
+from spica.settings import Settings
 from spica.training import judgement, session
 from spica.training.dataset import DataSet
 from spica.training.gate import Drift
@@ -80,9 +81,9 @@ class Lab:
         return self.f32 if who == "ours" else self.theirs
 
     def judge(self, names: tuple[str, ...] = ("spike",), drift: Drift | None = None, **settings: Any) -> Judgement:
-        values = {"max_pixels": 10**6, "precision": "auto", "tile": "off", "overlap": 0.2, **settings}
+        values: dict[str, Any] = {"data_dir": self.data_dir, "train_threads": 1, **settings}
         folder = self.data_dir / "models" / self.active
-        job = TrainingJob(ONE, "r", "", str(self.data_dir), "", "", str(folder), self.active, values, 1, 2**34)
+        job = TrainingJob(ONE, "r", Path(), folder, self.active, Settings(**values))
         active = Parent(folder, self.active, names, folder, None, drift or Drift())
         return judge(job, self.version, active, self.held, threshold=0.4, report=lambda **_: None)
 
@@ -203,8 +204,8 @@ def test_tiles_are_no_independent_witnesses(tmp_path: Path, monkeypatch: pytest.
     """What a session holds out of a tiled project is judged as the few photographs that it is."""
     lab = Lab(tmp_path, monkeypatch, images=24)
     tiles = [replace(each, name=f"photo{n // 4}_{n % 4 * 8}_0.png") for n, each in enumerate(lab.held.examples)]
-    settings = {"holdout_share": 0.5, "holdout_min": 10}
-    job = TrainingJob(ONE, "r", "", str(tmp_path), "", "", None, None, settings, 1, 2**34)
+    settings = Settings(data_dir=tmp_path, holdout_share=0.5, holdout_min=10)
+    job = TrainingJob(ONE, "r", Path(), None, None, settings)
     _, lab.held = session._held_out(job, DataSet(("spike",), tuple(tiles)))
     verdict = lab.judge().verdict
     assert (verdict.images, verdict.decided) == (12, False)
@@ -259,8 +260,8 @@ CONFIG = """
 
 def job(data_dir: Path, version: str | None) -> TrainingJob:
     """For a project that this version answers."""
-    folder = str(data_dir / "models" / version) if version is not None else None
-    return TrainingJob(ONE, "r", "", str(data_dir), "", "", folder, version, {}, 1, 2**34)
+    folder = data_dir / "models" / version if version is not None else None
+    return TrainingJob(ONE, "r", Path(), folder, version, Settings(data_dir=data_dir))
 
 
 def described(patch: pytest.MonkeyPatch, folder: Path, classes: tuple[str, ...], kind: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from dataclasses import replace
@@ -15,7 +16,8 @@ from pydantic import SecretStr
 from learning_lane import RECIPE, render
 from scripted_label_studio import KEY, ScriptedLabelStudio
 from spica.demo import model_folder
-from spica.errors import DataSetError, SpicaError
+from spica.detectors.child import Child
+from spica.errors import DataSetError, SpicaError, TrainingError
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.config import RectangleControl, parse_label_config
 from spica.models.card import read_card
@@ -30,12 +32,17 @@ from training_data import wheat
 WAIT_S = 60
 
 
-def job(folder: Path, *, memory_bytes: int = 2**34, url: str = "http://127.0.0.1:9", **settings: Any) -> TrainingJob:
-    """For a project that no version answers yet."""
-    values = Settings(data_dir=folder, label_studio_data_dir=folder, holdout_min=2, **settings).model_dump(mode="json")
-    return TrainingJob(
-        KEY, "r", str(folder / "run"), str(folder), url, "a-secret-token", None, None, values, 1, memory_bytes
-    )
+def job(folder: Path, **settings: Any) -> TrainingJob:
+    """For a project that no version answers yet, and a Label Studio that is not there."""
+    values: dict[str, Any] = {
+        "data_dir": folder,
+        "label_studio_data_dir": folder,
+        "label_studio_url": "http://127.0.0.1:9",
+        "label_studio_api_key": SecretStr("a-secret-token"),
+        "holdout_min": 2,
+        **settings,
+    }
+    return TrainingJob(KEY, "r", folder / "run", None, None, Settings(**values))
 
 
 @pytest.mark.torch
@@ -64,9 +71,7 @@ def test_from_submissions_to_a_verdict(tmp_path: Path) -> None:
             threading.Event(),
             parent_of=lambda _: (read_card(model_folder()).id, model_folder()),
             on_end=lambda run: run,
-            train=lambda job, report, stop: train_in_child(
-                replace(job, settings={**job.settings, "recipe": {**RECIPE, "epochs": 2}}), report, stop
-            ),
+            train=lambda job, report, stop: train_in_child(replace(job, recipe={**RECIPE, "epochs": 2}), report, stop),
         )
         begun = trainer.begin(KEY, title="field", cause="a test", new=11)
         assert trainer.run() is not None
@@ -83,24 +88,39 @@ def test_from_submissions_to_a_verdict(tmp_path: Path) -> None:
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize(
-    ("memory_bytes", "expected"),
-    [
-        pytest.param(2**34, "127.0.0.1:9", id="no Label Studio"),
-        pytest.param(2**20, "more memory", id="too much memory"),
-    ],
-)
-def test_the_process_says_what_is_wrong(tmp_path: Path, memory_bytes: int, expected: str) -> None:
+def test_the_process_says_what_is_wrong(tmp_path: Path) -> None:
     """Its errors come back as sentences without the token."""
-    with pytest.raises(SpicaError) as raised:
-        train_in_child(job(tmp_path, memory_bytes=memory_bytes), lambda _: None, threading.Event())
-    assert expected in raised.value.summary
+    with pytest.raises(SpicaError, match="Label Studio") as raised:
+        train_in_child(job(tmp_path), lambda _: None, threading.Event())
+    assert "127.0.0.1:9" in raised.value.summary
     assert "a-secret-token" not in raised.value.summary
 
 
-def test_a_job_hides_its_token(tmp_path: Path) -> None:
-    """It is not in what the job says of itself, which logs may show."""
-    assert "a-secret-token" not in repr(job(tmp_path))
+def test_too_much_memory_ends_the_process(tmp_path: Path) -> None:
+    """At once, with what to do."""
+    code = (
+        "import sys; from spica.training import session;"
+        "session.watch_memory = lambda limit, exceeded: exceeded(2 * limit); sys.exit(session.main())"
+    )
+    with (
+        Child("-c", code, what="training", where="project 1", hint="", failure=TrainingError) as child,
+        pytest.raises(TrainingError, match="more memory") as raised,
+    ):
+        child.ask(job(tmp_path).as_json())
+    assert "SPICA_TRAIN_MEMORY_BYTES" in (raised.value.hint or "")
+
+
+def test_a_job_is_told_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the environment of the process says, it works by the server's settings; its token is shown nowhere, and
+    the page's password stays in the server.
+    """
+    told = job(tmp_path, tile="512", overlap=0.35, precision="bf16", threshold=0.4, basic_auth=SecretStr("me:hidden"))
+    written = json.dumps(told.as_json())
+    monkeypatch.setenv("SPICA_THRESHOLD", "0.9")
+    read = TrainingJob.from_json(json.loads(written))
+    assert read == replace(told, settings=told.settings.model_copy(update={"basic_auth": None}))
+    assert "hidden" not in written
+    assert "a-secret-token" not in repr(read)
 
 
 def controls(*thresholds: float | None) -> tuple[RectangleControl, ...]:

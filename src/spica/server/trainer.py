@@ -22,7 +22,7 @@ from spica.locks import Lock
 from spica.models import active
 from spica.project import ProjectKey
 from spica.settings import Settings
-from spica.training.footprint import environment, threads_of
+from spica.training.footprint import environment
 from spica.training.runs import Run, Runs, State, TrainingJob
 
 logger = logging.getLogger(__name__)
@@ -53,10 +53,10 @@ def train_in_child(job: TrainingJob, report: Callable[[dict[str, Any]], None], s
     """Have :mod:`spica.training.session` do a job in a process of its own, which ends with this one."""
     return child.run(
         "spica.training.session",
-        asdict(job),
+        job.as_json(),
         what="training",
         where=f"project {job.project}",
-        needs=f"{job.memory_bytes // 2**20} MB",
+        needs=f"{job.settings.train_memory_bytes // 2**20} MB",
         progress=report,
         stop=stop,
         failure=TrainingError,
@@ -260,7 +260,9 @@ class Trainer:
         step = step_of(self._settings.data_dir, run.project)  # before the parent: a change between the two is noticed
         parent, folder = self._parent_of(run.project)
         run = replace(run, attempts=run.attempts + 1, parent=parent, active=step)
-        job = self._job(run, folder)
+        if self._settings.label_studio_api_key is None:
+            raise no_token()
+        job = TrainingJob(run.project, run.id, self.runs.folder(run), folder, parent, self._settings)
         self.runs.write(run)
         with self._lock:
             if self._current is not None or self._stopping.is_set():
@@ -270,24 +272,6 @@ class Trainer:
             self._current = _Current(run, job, lock)
         logger.info("project %s: training %s begins: %s", run.project, run.id, run.cause)
         return run
-
-    def _job(self, run: Run, parent: Path | None) -> TrainingJob:
-        settings = self._settings
-        if settings.label_studio_api_key is None:
-            raise no_token()
-        return TrainingJob(
-            project=run.project,
-            run=run.id,
-            folder=str(self.runs.folder(run).resolve()),
-            data_dir=str(settings.data_dir.resolve()),
-            label_studio_url=settings.label_studio_url,
-            token=settings.label_studio_api_key.get_secret_value(),
-            parent=str(parent.resolve()) if parent is not None else None,
-            parent_id=run.parent,
-            settings=settings.model_dump(mode="json"),  # without the secrets
-            threads=threads_of(settings.train_threads),
-            memory_bytes=settings.train_memory_bytes,
-        )
 
     def _outcome(self, current: _Current) -> Run | None:
         """The run as it ended; None if the server ends and it is to be begun again."""

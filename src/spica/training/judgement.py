@@ -61,13 +61,12 @@ class Parent:
         """
         if job.parent is None or job.parent_id is None:
             return None
-        folder = Path(job.parent)
-        card = read_card(folder)
-        info = version_info(folder, card)
+        card = read_card(job.parent)
+        info = version_info(job.parent, card)
         why_not = initialise.obstacle(info)
         names = _project_names(info.classes, controls)
-        init = folder if why_not is None else None
-        return cls(folder, job.parent_id, names, init, why_not, Drift.of(card.gate))
+        init = job.parent if why_not is None else None
+        return cls(job.parent, job.parent_id, names, init, why_not, Drift.of(card.gate))
 
     def is_stored(self, data_dir: Path) -> bool:
         """Whether it has a folder in the store; the weights of a server have none."""
@@ -112,7 +111,7 @@ def judge(
     Raises:
         WeightsError: the candidate can't be run.
     """
-    with hold(Path(job.data_dir), candidate.id):  # comparing may take longer than an unused version is left alone
+    with hold(job.settings.data_dir, candidate.id):  # comparing may take longer than an unused version is left alone
         return _judge(job, candidate, parent, holdout, threshold, report)
 
 
@@ -140,8 +139,8 @@ def _judge(
 ) -> Judgement:
     from spica.evaluation.metrics import evaluate
 
-    tile = tile_of(str(job.settings["tile"]))
-    serving = Serving("f32", "compared on the hold-out", tile=tile, overlap=job.settings["overlap"])
+    tile = tile_of(job.settings.tile)
+    serving = Serving("f32", "compared on the hold-out", tile=tile, overlap=job.settings.overlap)
     exact = load_detector(candidate, threads=job.threads, serving=serving)
     active, problem = _active(job, parent, serving)
     fast, unchecked = _in_bf16(job, candidate, serving)
@@ -150,7 +149,7 @@ def _judge(
         report(stage=f"comparing it with the active version, image {done + 1} of {len(holdout.examples)}")
 
     detectors = [detector for detector in (exact, active, fast) if detector is not None]
-    images = [image_file(example.path, max_pixels=job.settings["max_pixels"]) for example in holdout.examples]
+    images = [image_file(example.path, max_pixels=job.settings.max_pixels) for example in holdout.examples]
     results = list(predict(detectors, images, between=between))
     for position, error in results[0].errors.items():
         if not isinstance(error, ImageError | MediaError | OSError):
@@ -197,7 +196,7 @@ def _active(job: TrainingJob, parent: Parent | None, serving: Serving) -> tuple[
     """The active version's detector; None and a sentence why, if it can't be run."""
     if parent is None:
         return None, None
-    data_dir = Path(job.data_dir)
+    data_dir = job.settings.data_dir
     try:
         version = (
             open_version(data_dir, parent.id)
@@ -213,9 +212,10 @@ def _active(job: TrainingJob, parent: Parent | None, serving: Serving) -> tuple[
 def _in_bf16(job: TrainingJob, candidate: ModelVersion, serving: Serving) -> tuple[Detector | None, str | None]:
     """The candidate in bf16; None where it would not be served in it, with a note where it can't be run in it."""
     try:
-        if job.settings["precision"] not in _WANTS_BF16 or "bf16" not in computed_by(candidate).has:
+        if job.settings.precision not in _WANTS_BF16 or "bf16" not in computed_by(candidate).has:
             return None, None
-        return load_detector(candidate, threads=job.threads, serving=replace(serving, precision="bf16")), None
+        threads, serving = job.threads, replace(serving, precision="bf16")
+        return load_detector(candidate, threads=threads, serving=serving), None
     except (SpicaError, RuntimeError) as error:  # OpenVINO's own
         return None, _unchecked(reason(error))
 

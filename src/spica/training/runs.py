@@ -20,6 +20,8 @@ from typing import Any, Literal, get_args
 from spica.errors import StorageError
 from spica.files import read_text, write_text
 from spica.project import ProjectKey
+from spica.settings import Settings
+from spica.training.footprint import threads_of
 
 RUN = "run.json"
 """Name of the state file in a run's folder."""
@@ -34,33 +36,48 @@ State = Literal["running", "passed", "refused", "cancelled", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class TrainingJob:
-    """What the process that trains is given, as JSON values.
+    """What the process that trains is given.
 
     Attributes:
         run: id of the run, ``folder`` is its folder.
-        token: of Label Studio.
         parent: folder of the version to start from and to compare with, None for none; ``parent_id`` is its id.
-        settings: the server's, without secrets.
-        threads: at most.
-        memory_bytes: with more, it ends.
+        settings: the server's.
+        recipe: fields of :class:`spica.training.recipe.Recipe` that are not the defaults.
     """
 
     project: ProjectKey
     run: str
-    folder: str
-    data_dir: str
-    label_studio_url: str
-    token: str = field(repr=False)
-    parent: str | None
+    folder: Path
+    parent: Path | None
     parent_id: str | None
-    settings: dict[str, Any]
-    threads: int
-    memory_bytes: int
+    settings: Settings
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def threads(self) -> int:
+        """At most."""
+        return threads_of(self.settings.train_threads)
+
+    def as_json(self) -> dict[str, Any]:
+        """With the access token, which is the child's only secret."""
+        token = self.settings.label_studio_api_key
+        settings = self.settings.model_dump(mode="json", exclude={"basic_auth"})
+        return {
+            "project": asdict(self.project),
+            "run": self.run,
+            "folder": str(self.folder),
+            "parent": str(self.parent) if self.parent is not None else None,
+            "parent_id": self.parent_id,
+            "settings": {**settings, "label_studio_api_key": token.get_secret_value() if token is not None else None},
+            "recipe": dict(self.recipe),
+        }
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> TrainingJob:
-        """From ``asdict``."""
-        return cls(**{**fields, "project": ProjectKey(**fields["project"])})
+    def from_json(cls, values: Mapping[str, Any]) -> TrainingJob:
+        """From :meth:`as_json`."""
+        parent = Path(values["parent"]) if values["parent"] is not None else None
+        known = {"project": ProjectKey(**values["project"]), "folder": Path(values["folder"]), "parent": parent}
+        return cls(**{**values, **known, "settings": Settings(**values["settings"])})
 
 
 @dataclass(frozen=True, slots=True)

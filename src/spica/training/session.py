@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from spica.detectors import child
@@ -24,6 +23,7 @@ from spica.labelstudio.config import RectangleControl, effective_threshold, pars
 from spica.labelstudio.media import MediaReader
 from spica.models import store
 from spica.models.version import ModelVersion, weights_info
+from spica.settings import Settings
 from spica.training import holdout, submissions
 from spica.training.dataset import DataSet
 from spica.training.footprint import lacks_memory, lower_priority, watch_memory
@@ -50,7 +50,7 @@ def _work(request: dict[str, Any], answers: child.Answers) -> dict[str, Any]:
         answers.fail(_too_much(job, f"{peak // 2**20} MB"))
         os._exit(3)
 
-    watch_memory(job.memory_bytes, exceeded)
+    watch_memory(job.settings.train_memory_bytes, exceeded)
     try:
         return run(job, lambda **fields: answers(fields))
     except MemoryError:
@@ -62,14 +62,14 @@ def _work(request: dict[str, Any], answers: child.Answers) -> dict[str, Any]:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        raise storage_error(error, Path(job.folder)) from error
+        raise storage_error(error, job.folder) from error
 
 
 def _too_much(job: TrainingJob, got: str) -> TrainingError:
     return TrainingError(
         "the training needs more memory than it may have",
         where=f"project {job.project}",
-        expected=f"at most {job.memory_bytes // 2**20} MB",
+        expected=f"at most {job.settings.train_memory_bytes // 2**20} MB",
         got=got,
         hint="raise SPICA_TRAIN_MEMORY_BYTES, or train on a machine with more memory with `spica train`",
     )
@@ -89,8 +89,8 @@ def run(job: TrainingJob, report: Report) -> dict[str, Any]:
         SpicaError: why nothing came of it; the store is as it was.
     """
     report(stage="reading annotations")
-    data_dir = Path(job.data_dir)
-    with _label_studio(job) as (client, media):
+    data_dir = job.settings.data_dir
+    with _label_studio(job.settings) as (client, media):
         controls = parse_label_config(client.known_project(job.project).label_config).controls
         threshold = _threshold(job, client, controls)
         data = submissions.fetch(
@@ -125,17 +125,19 @@ def run(job: TrainingJob, report: Report) -> dict[str, Any]:
 
 
 @contextmanager
-def _label_studio(job: TrainingJob) -> Iterator[tuple[LabelStudioClient, MediaReader]]:
-    root = job.settings["local_files_document_root"]
+def _label_studio(settings: Settings) -> Iterator[tuple[LabelStudioClient, MediaReader]]:
+    token = settings.label_studio_api_key
+    assert token is not None  # noqa: S101 - no training begins without one
+    secret = token.get_secret_value()
     with (
-        LabelStudioClient(job.label_studio_url, job.token) as client,
+        LabelStudioClient(settings.label_studio_url, secret) as client,
         MediaReader(
-            label_studio_url=job.label_studio_url,
-            auth=LabelStudioAuth(job.label_studio_url, job.token),
-            document_root=Path(root) if root else None,
-            media_dir=Path(job.settings["label_studio_data_dir"]) / "media",
-            max_bytes=int(job.settings["max_image_bytes"]),
-            timeout_s=float(job.settings["media_timeout_s"]),
+            label_studio_url=settings.label_studio_url,
+            auth=LabelStudioAuth(settings.label_studio_url, secret),
+            document_root=settings.local_files_document_root,
+            media_dir=settings.label_studio_data_dir / "media",
+            max_bytes=settings.max_image_bytes,
+            timeout_s=settings.media_timeout_s,
         ) as media,
     ):
         yield client, media
@@ -146,17 +148,17 @@ def _threshold(job: TrainingJob, client: LabelStudioClient, controls: Sequence[R
     models = client.call("GET", "/api/ml/", params={"project": job.project.number})
     # Label Studio asks the first connected model only, with its extra params
     extra_params, _ = parse_extra_params(models[0].get("extra_params") if models else None)
-    default = float(job.settings["threshold"])
+    default = job.settings.threshold
     return min((effective_threshold(default, extra_params, control) for control in controls), default=default)
 
 
 def _held_out(job: TrainingJob, data: DataSet) -> tuple[DataSet, DataSet]:
     """What to learn from and what to judge by, decided for good before anything is trained."""
     train, held = holdout.divide(
-        holdout.path_of(Path(job.data_dir), job.project),
+        holdout.path_of(job.settings.data_dir, job.project),
         data,
-        share=float(job.settings["holdout_share"]),
-        minimum=int(job.settings["holdout_min"]),
+        share=job.settings.holdout_share,
+        minimum=job.settings.holdout_min,
     )
     if not train.examples or not held.examples:
         raise DataSetError(
@@ -178,15 +180,19 @@ def _train(job: TrainingJob, train: DataSet, parent: Parent | None, report: Repo
     if parent is not None and init is None:
         notes = (f"It begins with a new network, not with {parent.id}: {parent.why_not}.",)
     seed = mixed(train.fingerprint, job.run) % 2**31  # a run after a refusal is another attempt, not the same again
-    options: dict[str, Any] = {"norm_eps": float(job.settings["norm_eps"]), "threads": job.threads, "seed": seed}
-    options |= job.settings.get("recipe") or {}
+    options: dict[str, Any] = {
+        "norm_eps": job.settings.norm_eps,
+        "threads": job.threads,
+        "seed": seed,
+    }
+    options |= job.recipe
     architecture = options.pop("architecture", None) or (weights_info(init).architecture if init is not None else None)
     recipe = Recipe.for_data(len(train.examples), architecture, continued=init is not None, **options)
     report(stage="training", epochs=recipe.epochs)
     trained = loop.train(
         train,
         None,  # no image is spared to choose an epoch by: a few would choose by chance, and the held-out ones may not
-        Path(job.folder) / "loop",
+        job.folder / "loop",
         recipe,
         init=init,
         init_classes=parent.names if parent is not None and init is not None else None,
@@ -223,10 +229,10 @@ def _store(
     learned: dict[str, str],
 ) -> ModelVersion:
     return store.add(
-        Path(job.data_dir),
+        job.settings.data_dir,
         trained.weights,
         name=f"project{job.project}",
-        parent=parent.id if parent is not None and parent.is_stored(Path(job.data_dir)) else None,
+        parent=parent.id if parent is not None and parent.is_stored(job.settings.data_dir) else None,
         training={
             "project": job.project.number,
             "project_created": job.project.date,
@@ -242,9 +248,9 @@ def _store(
             "learned": learned,
         },
         metrics={},
-        score_floor=float(job.settings["score_floor"]),
-        max_detections=int(job.settings["max_detections"]),
-        norm_eps=float(job.settings["norm_eps"]),
+        score_floor=job.settings.score_floor,
+        max_detections=job.settings.max_detections,
+        norm_eps=job.settings.norm_eps,
     )
 
 
