@@ -15,7 +15,7 @@ from spica.detectors import convert as child
 from spica.detectors.architecture import Norm
 from spica.detectors.convert import Request, convert
 from spica.detectors.weights import inspect
-from spica.errors import ModelUnavailableError, StorageError, WeightsError
+from spica.errors import ModelUnavailableError, WeightsError
 from spica.files import sha256_file
 from weights_builder import Prepared, hollow_state_dict, tutorial_state_dict
 
@@ -213,31 +213,6 @@ def test_the_input_size_of_the_file_reaches_the_graph(tmp_path: Path) -> None:
     kept = inspect(out / "model.safetensors")
     assert (kept.architecture, kept.input_size, kept.classes) == (architecture, (160, 256), ("ear",))
     assert 'max_aspect value="192"' in (out / "model.xml").read_text("utf-8")
-
-
-def small_onnx() -> bytes:
-    """A graph of one node."""
-    onnx = pytest.importorskip("onnx", reason="needs the extra spica[train]")
-    ends = [onnx.helper.make_tensor_value_info(name, 1, [1]) for name in ("x", "y")]
-    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", ends[:1], ends[1:])
-    opset = onnx.helper.make_opsetid("", 17)
-    content: bytes = onnx.helper.make_model(graph, opset_imports=[opset]).SerializeToString()
-    return content
-
-
-@pytest.mark.parametrize(
-    ("free", "told"),
-    [pytest.param(2**40, "create directory", id="no folder"), pytest.param(5, "No space left", id="a full disk")],
-)
-def test_a_graph_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, told: str) -> None:
-    """A graph that OpenVINO can't save is a storage error with the reason."""
-    usage = shutil.disk_usage(tmp_path)._replace(free=free)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    monkeypatch.setattr(Path, "is_dir", lambda _: True)
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(StorageError, match="could not be written") as refused:
-        child._save(small_onnx(), tmp_path / "file" / "folder", {"architecture": "a"})
-    assert told in str(refused.value)
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("frozen", 0.25), ("batch", 1e-5)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -21,8 +22,8 @@ from spica.detectors import networks
 from spica.detectors.architecture import FULL_TAIL, names, recognise
 from spica.detectors.comparison import Comparison, compare, rendered_images
 from spica.detectors.contract import RGBImage
-from spica.detectors.convert import ScaledSize, _save, _set_floor, _torch_answer
-from spica.detectors.openvino import OpenVINODetector
+from spica.detectors.convert import ScaledSize, _set_floor, _torch_answer
+from spica.detectors.openvino import OpenVINODetector, openvino_core, save_graph
 from spica.detectors.torch_gpu import TorchDetector
 from spica.errors import WeightsError
 from weights_builder import MAX_DETECTIONS
@@ -87,7 +88,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Any:
             few_proposals(model)
         folder = tmp_path_factory.mktemp(architecture)
         with torch.no_grad():
-            _save(export_onnx(model), folder, {"max_aspect": str(networks.max_aspect(model))})
+            graph = openvino_core().read_model(io.BytesIO(export_onnx(model)))
+        save_graph(graph, folder / "model.xml", {"max_aspect": str(networks.max_aspect(model))})
         return Exported(model, folder / "model.xml", state_dict, size)
 
     return export

@@ -29,6 +29,7 @@ from spica.detectors.openvino import (
     load_openvino,
     machine,
     openvino_core,
+    save_graph,
 )
 from spica.detectors.quantise import _Photographs, faster, float_nodes, quantisable_nodes, quantise, quantised_consumers
 from spica.errors import ImageError, StorageError, WeightsError
@@ -356,6 +357,24 @@ def test_another_number_of_threads_does_not_spoil_the_compiled_model(
         for threads in (1, 2, 1, 2):
             OpenVINODetector(GRAPH, ("spike",), cache_dir=tmp_path, threads=threads)
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("free", "expected"),
+    [pytest.param(2**40, "create directory", id="no folder"), pytest.param(5, "No space left", id="a full disk")],
+)
+def test_a_graph_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, expected: str
+) -> None:
+    """A graph that OpenVINO can't save is a storage error with the reason."""
+    usage = shutil.disk_usage(tmp_path)._replace(free=free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(Path, "is_dir", lambda _: True)
+    (tmp_path / "file").write_bytes(b"")
+    graph = openvino_core().read_model(GRAPH)
+    with pytest.raises(StorageError, match="could not be written") as refused:
+        save_graph(graph, tmp_path / "file" / "folder" / "model.xml", {"architecture": "a"})
+    assert expected in str(refused.value)
 
 
 # --- the card

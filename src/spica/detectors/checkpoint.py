@@ -444,8 +444,8 @@ def _counted(step: Callable[[_Unpickler], None]) -> Callable[[_Unpickler], None]
 _Unpickler.dispatch = {code: _counted(getattr(_Unpickler, step.__name__)) for code, step in _Unpickler.dispatch.items()}
 
 
-_DAMAGE = (pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError, ArithmeticError, struct.error)
-"""What following a pickle may end with that no pickler wrote."""
+_DAMAGE = (pickle.UnpicklingError, EOFError, LookupError, AttributeError, TypeError, ValueError, ArithmeticError)
+"""What following a pickle may end with that no pickler wrote; struct.error too."""
 
 
 def _follow(file: BinaryIO, path: Path) -> object:
@@ -460,7 +460,7 @@ def _follow(file: BinaryIO, path: Path) -> object:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # about odd escapes in old text instructions
             value: object = unpickler.load()
-    except _DAMAGE as error:
+    except (*_DAMAGE, struct.error) as error:
         raise damaged(path, f"its pickle: {str(error) or type(error).__name__}") from error
     _refuse_code(unpickler.imports, value, path)
     return value

@@ -7,6 +7,7 @@ number of ``{"progress": …}``, then ``{"done": …}`` or ``{"error": …}``. A
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import logging
 import os
@@ -160,21 +161,17 @@ def run(
     stop: threading.Event | None = None,
     **options: Any,
 ) -> Json:
-    """Have a module answer one request in a child.
+    """Have a module answer one request in a child: see :class:`Child` and :meth:`Child.ask`.
 
     Args:
         module: that calls :func:`answer` when it is run.
         request: JSON values.
-        what: it does, for messages: ``conversion``.
-        where: the file that it does it to, for messages.
+        what: as for the child.
+        where: as for the child.
         needs: how much memory it takes, for messages.
-        progress: called with what is being done, in a few words.
-        stop: when set, the child is ended.
-        options: others of :class:`Child`.
-
-    Raises:
-        SpicaError: the child's own; of the kind ``failure`` if it ended without an answer.
-        ModelUnavailableError: ``stop`` was set.
+        progress: called with what the child says meanwhile.
+        stop: when set, the child is ended, and ModelUnavailableError raised.
+        options: further ones of the child.
     """
     hint = f"close other programs and try again; it needs about {needs}"
     with Child("-m", module, what=what, where=where, hint=hint, **options) as child:
@@ -243,6 +240,27 @@ def answer(work: Callable[[Json, Answers], Mapping[str, Any]], *, repeatedly: bo
             if not repeatedly:
                 return 0
     return 0 if repeatedly else 1
+
+
+def require(package: str, purpose: str, hint: str) -> Any:
+    """A package that not every installation has.
+
+    Args:
+        package: its name, as it is imported.
+        purpose: what it is needed for: ``to convert a weights file``.
+        hint: how to install it, and what for.
+
+    Raises:
+        WeightsError: it is not installed, or can't be loaded.
+    """
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        what = f"{package} is needed {purpose}, and it is not installed"
+        raise WeightsError(what, got=str(error), hint=hint) from error
+    except (ImportError, OSError) as error:
+        what = f"{package} is installed, but it can't be loaded"
+        raise WeightsError(what, got=str(error), hint=f"install it again: {hint}") from error
 
 
 def end_with_parent() -> None:

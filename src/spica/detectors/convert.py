@@ -7,11 +7,9 @@ the child.
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import json
 import logging
-import shutil
 import sys
 import threading
 import time
@@ -27,10 +25,10 @@ from numpy.typing import NDArray
 
 from spica.boxes import Detections
 from spica.detectors.architecture import Norm
-from spica.detectors.child import answer, run
+from spica.detectors.child import answer, require, run
 from spica.detectors.comparison import Comparison, compare, rendered_images
 from spica.detectors.contract import RGBImage
-from spica.detectors.openvino import GRAPH_FORMAT, OpenVINODetector, load_openvino, openvino_core
+from spica.detectors.openvino import GRAPH_FORMAT, OpenVINODetector, openvino_core, save_graph
 from spica.detectors.postprocess import postprocess
 from spica.errors import WeightsError
 from spica.files import sha256_file, storage_error
@@ -41,6 +39,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[str], None]
+
+_INSTALL = 'pip install "spica[train]"; it is needed only once for each weights file'
 
 OPSET = 17
 """The newest opset of torch's tracing exporter with which the whole network came out right (the other exporter can't
@@ -54,9 +54,6 @@ _ENOUGH_BOXES = 20
 
 _LOWER = (1.0, 0.1, 0.01, 0.0)
 """Parts of the floor score that are tried: not 0 at once, where a network of many classes answers with all anchors."""
-
-_FULL_BYTES = 16 * 2**20
-"""With less space left, a failure to write is put down to that."""
 
 _TABLE_SIDES = 2**14
 """Sides for which rounding is followed (:class:`ScaledSize`)."""
@@ -126,9 +123,13 @@ def convert_here(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """
     weights, folder = Path(request["weights"]), Path(request["folder"])
     progress("loading torch")
-    _require_torch()
+    for package in ("torch", "torchvision"):
+        require(package, "to convert a weights file", _INSTALL)
+    import torch
+
     from spica.detectors.networks import build_from, load_state_dict, max_aspect
 
+    torch.set_grad_enabled(False)
     progress("reading the weights")
     if sha256_file(weights) != request["sha256"]:
         raise WeightsError("the weights file has changed meanwhile", where=str(weights), hint="start again")
@@ -145,28 +146,14 @@ def convert_here(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     )
     progress("writing the network as a graph")
     metadata = {"classes": json.dumps(request["classes"]), "architecture": request["architecture"]}
-    _save(export_onnx(model), folder, metadata | {"format": GRAPH_FORMAT, "max_aspect": str(max_aspect(model))})
+    graph = openvino_core().read_model(io.BytesIO(export_onnx(model)))
+    info = {**metadata, "format": GRAPH_FORMAT, "max_aspect": str(max_aspect(model))}
+    save_graph(graph, folder / "model.xml", info)
     _keep_weights(model, folder, metadata, request["input_size"])
     progress("comparing the graph's answers with torch's")
     started = time.monotonic()
     metrics = _verify(model, folder / "model.xml", len(request["classes"]), floor=floor, limit=limit)
     return {**metrics, "seconds": round(time.monotonic() - started, 1)}
-
-
-def _require_torch() -> None:
-    hint = 'pip install "spica[train]"; it is needed only once for each weights file'
-    try:
-        import torch
-        import torchvision  # noqa: F401 - both must be there
-    except ModuleNotFoundError as error:
-        raise WeightsError(
-            "torch is needed to convert a weights file, and it is not installed", got=str(error), hint=hint
-        ) from error
-    except (ImportError, OSError) as error:
-        raise WeightsError(
-            "torch is installed, but it can't be loaded", got=str(error), hint=f"install it again: {hint}"
-        ) from error
-    torch.set_grad_enabled(False)
 
 
 def _refuse_nan(state_dict: dict[str, torch.Tensor], weights: Path) -> None:
@@ -196,23 +183,6 @@ def _keep_weights(
         (folder / "model.safetensors").write_bytes(content)
     except OSError as error:
         raise storage_error(error, folder) from error
-
-
-def _save(onnx: bytes, folder: Path, metadata: dict[str, str]) -> None:
-    openvino = load_openvino()
-
-    model = openvino_core().read_model(io.BytesIO(onnx))
-    for key, value in metadata.items():
-        model.set_rt_info(value, ["spica", key])
-    try:
-        # float16, the default, would move boxes
-        openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
-    except OSError as error:
-        raise storage_error(error, folder) from error
-    except RuntimeError as error:  # what OpenVINO makes of a disk that is full, and of any other failure
-        full = folder.is_dir() and shutil.disk_usage(folder).free < _FULL_BYTES
-        reason = "No space left on device" if full else str(error).strip().splitlines()[-1]
-        raise storage_error(OSError(errno.ENOSPC if full else 0, reason), folder) from error
 
 
 def export_onnx(model: torch.nn.Module) -> bytes:

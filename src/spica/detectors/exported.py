@@ -6,7 +6,6 @@ and in ours (``spica``), from which alone it is opened again.
 
 from __future__ import annotations
 
-import errno
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -22,11 +21,10 @@ from spica.boxes import Detections
 from spica.detectors import detr, yolo
 from spica.detectors.contract import Precision, RGBImage, checked
 from spica.detectors.graph import ExportedNetwork, GraphSummary, Port, read_graph, summarise
-from spica.detectors.openvino import GRAPH_FORMAT, compile_graph, last_line, load_openvino
+from spica.detectors.openvino import GRAPH_FORMAT, compile_graph, last_line, load_openvino, save_graph
 from spica.detectors.postprocess import BORDER, postprocess
 from spica.detectors.refusals import damaged, shown
 from spica.errors import WeightsError
-from spica.files import storage_error
 
 ARCHITECTURES: Final = yolo.ARCHITECTURES | detr.ARCHITECTURES
 """The families that are served, as cards call them."""
@@ -110,15 +108,7 @@ def save_exported(path: Path, folder: Path) -> None:
         model.set_rt_info(value, ["model_info", key])
     ours = {"format": GRAPH_FORMAT, "architecture": network.architecture}
     ours |= {"classes": json.dumps(network.classes), "network": json.dumps(asdict(network))}
-    for key, value in ours.items():
-        model.set_rt_info(value, ["spica", key])
-    try:
-        # float16, the default, would move boxes
-        load_openvino().save_model(model, folder / "model.xml", compress_to_fp16=False)
-    except OSError as error:
-        raise storage_error(error, folder) from error
-    except RuntimeError as error:
-        raise storage_error(OSError(errno.EIO, last_line(error)), folder) from error
+    save_graph(model, folder / "model.xml", ours)
     open_exported(folder / "model.xml")
 
 

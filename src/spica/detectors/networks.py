@@ -43,8 +43,8 @@ _MOST_PROPOSALS = 1000
 """torchvision's own number of proposals an image, of which each may become a box."""
 
 _CANDIDATES_PER_BOX = 10
-"""So many candidates of a one-stage network are kept for each box that may be answered: in a dense scene several
-neighbouring anchors find the same object, and torchvision's 300 to 1000 candidates would end at some hundred boxes."""
+"""Of a one-stage network: in a dense scene several neighbouring anchors find the same object, and torchvision's 300 to
+1000 candidates would end at some hundred boxes."""
 
 
 def builders() -> dict[str, Callable[..., torch.nn.Module]]:
@@ -117,9 +117,9 @@ def build_from(
     Args:
         state_dict: tensors by key, from :func:`load_state_dict`.
         architecture: decides where the shapes fit more than one; None takes the first that they fit.
-        norm_eps: as for :func:`build`.
-        score_floor: as for :func:`build`.
-        max_detections: as for :func:`build`.
+        norm_eps: as for :func:`build`, like the next two.
+        score_floor: as there.
+        max_detections: as there.
         input_size: ``min_size`` and ``max_size`` of :func:`build`; None for the network's own.
 
     Raises:
@@ -231,10 +231,8 @@ def _beside_tensors() -> list[Any]:
 def limit(model: torch.nn.Module, *, score_floor: float, max_detections: int) -> None:
     """Set what is answered: boxes with a score above the floor, at most so many an image.
 
-    Limits that lie before are raised where they would cut a dense scene: proposals to ``max_detections``, at most 1000,
-    and candidates of a one-stage network (per level, or per class for SSD) to ten times ``max_detections``. Boxes of
-    one-stage networks that torchvision's own limits let through stay the same: further candidates have lower scores,
-    and a box never suppresses one with a higher score.
+    Limits that lie before are raised where they would cut a dense scene. Boxes that torchvision's own limits let
+    through stay the same: further candidates have lower scores, and a box never suppresses one with a higher score.
     """
     detector: Any = model
     if hasattr(detector, "roi_heads"):
@@ -272,10 +270,9 @@ def _torchvision(name: str, num_outputs: int, **options: Any) -> torch.nn.Module
 
 
 def _ssdlite_full_tail(num_outputs: int) -> torch.nn.Module:
-    """What ``ssdlite320_mobilenet_v3_large(weights=None)`` builds around a backbone trained on ImageNet.
+    """SSDlite around a backbone trained on ImageNet, whose last layers are twice as wide.
 
-    Its last layers are twice as wide as with COCO weights or with no weights at all (``reduced_tail`` in
-    torchvision/models/detection/ssdlite.py). Called by its parts because the function would download the backbone.
+    See ``reduced_tail`` in torchvision/models/detection/ssdlite.py; by its parts, for the function would download.
     """
     import torch
     from torchvision.models import mobilenet_v3_large

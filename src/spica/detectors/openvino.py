@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import logging
+import shutil
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
@@ -18,7 +20,7 @@ from spica.boxes import Detections
 from spica.detectors.contract import Precision, RGBImage, checked, input_size_of
 from spica.detectors.postprocess import MAX_ASPECT, pad_extreme_aspect, postprocess
 from spica.errors import StorageError, WeightsError
-from spica.files import discard, put_in_place, remove, scratch, sha256_file
+from spica.files import discard, put_in_place, remove, scratch, sha256_file, storage_error
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,9 @@ _CONFIG: Final[dict[Precision, dict[str, str]]] = {
     "bf16": {"INFERENCE_PRECISION_HINT": "bf16", "EXECUTION_MODE_HINT": "PERFORMANCE"},
     "int8": {"EXECUTION_MODE_HINT": "PERFORMANCE"},  # its rest: see hints
 }
+
+_FULL_BYTES: Final = 16 * 2**20
+"""With less space left, a failure to write is put down to that."""
 
 _DIGESTS: Final = "digests.json"
 _CORE_LOCK = threading.Lock()
@@ -159,6 +164,24 @@ def _rt_info(model: Any, *path: str) -> str | None:
 def last_line(error: Exception) -> str:
     """What OpenVINO's message ends with: before it are only places in its source."""
     return str(error).strip().splitlines()[-1]
+
+
+def save_graph(model: Any, path: Path, info: Mapping[str, str]) -> None:
+    """Write a graph as ``.xml`` and ``.bin``, with texts under ``spica`` in its runtime information.
+
+    Raises:
+        StorageError: the folder can't be written.
+    """
+    for key, value in info.items():
+        model.set_rt_info(value, ["spica", key])
+    try:
+        load_openvino().save_model(model, path, compress_to_fp16=False)  # float16, the default, would move boxes
+    except OSError as error:
+        raise storage_error(error, path) from error
+    except RuntimeError as error:  # what OpenVINO makes of a disk that is full, and of any other failure
+        full = path.parent.is_dir() and shutil.disk_usage(path.parent).free < _FULL_BYTES
+        reason = OSError(errno.ENOSPC, "No space left on device") if full else OSError(errno.EIO, last_line(error))
+        raise storage_error(reason, path) from error
 
 
 # --- the cache of compiled models

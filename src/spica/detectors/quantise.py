@@ -22,17 +22,18 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from spica.detectors.child import answer, run
+from spica.detectors.child import answer, require, run
 from spica.detectors.contract import USUAL_INPUT_SIZE, Precision
-from spica.detectors.openvino import REST, hints, load_openvino, machine, openvino_core
+from spica.detectors.openvino import REST, hints, load_openvino, machine, openvino_core, save_graph
 from spica.detectors.postprocess import pad_extreme_aspect, shrink
 from spica.errors import ImageError, WeightsError
-from spica.files import storage_error
 from spica.images import decode
 
 MAX_CALIBRATION_IMAGES: Final = 16
 """More tell NNCF hardly anything new about the range of a layer's values, and each costs seconds with a large
 network."""
+
+_INSTALL: Final = 'pip install "spica[optimise]"; it is needed only to make an int8 variant, never to serve one'
 
 _ROUNDS: Final = 4
 _LEAST_GAIN: Final = 1.1
@@ -113,8 +114,9 @@ def quantise(
 def quantise_here(request: dict[str, Any], progress: Callable[[str], None]) -> dict[str, Any]:
     """The child's work: write the variant; what was done."""
     progress("loading NNCF")
-    nncf = _require_nncf()
-    openvino = load_openvino()
+    load_openvino()  # which switches usage reports off, NNCF's too
+    nncf = require("nncf", "to make an int8 variant", _INSTALL)
+    logging.getLogger("nncf").setLevel(logging.ERROR)
     graph, target = Path(request["graph"]), Path(request["target"])
     model = openvino_core().read_model(graph)
     photographs = _Photographs(request, progress)
@@ -141,12 +143,8 @@ def quantise_here(request: dict[str, Any], progress: Callable[[str], None]) -> d
         ) from error
     progress("measuring in which arithmetic the rest of it is faster")
     rest = _faster_rest(quantised, photographs)
-    quantised.set_rt_info(rest, list(REST))
-    progress("writing the int8 form")
-    try:
-        openvino.save_model(quantised, target, compress_to_fp16=False)
-    except (OSError, RuntimeError) as error:  # the latter is what OpenVINO makes of a full disk
-        raise storage_error(OSError(0, str(error).strip().splitlines()[-1]), target) from error
+    progress("writing the int8 variant")
+    save_graph(quantised, target, {REST[1]: rest})
     left_out = sorted(photographs.left_out)
     return {
         "images": len(request["images"]) - len(left_out),
@@ -157,18 +155,17 @@ def quantise_here(request: dict[str, Any], progress: Callable[[str], None]) -> d
 
 
 def _faster_rest(model: Any, photographs: _Photographs) -> Precision:
-    """The arithmetic for what is not quantised: bf16 where this machine has it and is clearly faster with it."""
+    """The precision of what is not quantised: bf16 where this machine has it and is clearly faster with it."""
     if "bf16" not in machine().has:
         return "f32"
-    core = openvino_core()
-    given = next(iter(photographs))
+    core, image = openvino_core(), next(iter(photographs))
     rests: tuple[Precision, ...] = ("f32", "bf16")
     requests = {rest: core.compile_model(model, "CPU", hints("int8", rest)).create_infer_request() for rest in rests}
     times: dict[Precision, float] = dict.fromkeys(rests, float("inf"))
     for _ in range(_ROUNDS):  # in turn, so that a busy moment slows both; the first prepares
         for rest, request in requests.items():
             started = time.perf_counter()
-            request.infer(given)
+            request.infer(image)
             times[rest] = min(times[rest], time.perf_counter() - started)
     return faster(times)
 
@@ -179,60 +176,31 @@ def faster(times: Mapping[Precision, float]) -> Precision:
 
 
 class _Photographs:
-    """What the graph is given, one after the other; NNCF goes through them several times.
+    """The graph's inputs, one after the other; NNCF goes through them several times.
 
     A photograph that can't be read any more is left out: somebody may tidy the folder up in the minutes that it takes.
     """
 
     def __init__(self, request: dict[str, Any], progress: Callable[[str], None]) -> None:
         self._paths: list[str] = request["images"]
-        self._max_pixels: int = request["max_pixels"]
-        self._most_px: int = request["most_px"]
+        self._request = request
         self._progress = progress
         self.left_out: set[str] = set()
 
     def __iter__(self) -> Iterator[dict[str, NDArray[np.float32]]]:
-        last: ImageError | None = None
         for position, path in enumerate(self._paths):
             self._progress(f"looking at photograph {position + 1} of {len(self._paths)}")
             try:
-                pixels = decode(_content(Path(path)), where=path, max_pixels=self._max_pixels).pixels
-            except ImageError as error:
+                pixels = decode(Path(path).read_bytes(), where=path, max_pixels=self._request["max_pixels"]).pixels
+            except (OSError, ImageError) as error:
                 self.left_out.add(path)
-                last = error
-                continue
-            yield {"image": _as_input(shrink(pixels, self._most_px))}
-        if last is not None and len(self.left_out) == len(self._paths):
-            raise last
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ImageError("an image file can't be read", where=str(path), got=error.strerror) from error
-
-
-def _as_input(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """What the graph takes: float32 (3, H, W) in [0, 1]."""
-    return pad_extreme_aspect(pixels).transpose(2, 0, 1).astype(np.float32) / np.float32(255)
-
-
-def _require_nncf() -> Any:
-    hint = 'pip install "spica[optimise]"; it is needed only to make an int8 form, never to serve one'
-    load_openvino()  # which switches usage reports off, NNCF's too
-    try:
-        import nncf
-    except ModuleNotFoundError as error:
-        raise WeightsError(
-            "NNCF is needed to make an int8 form, and it is not installed", got=str(error), hint=hint
-        ) from error
-    except (ImportError, OSError) as error:
-        raise WeightsError(
-            "NNCF is installed, but it can't be loaded", got=str(error), hint=f"install it again: {hint}"
-        ) from error
-    logging.getLogger("nncf").setLevel(logging.ERROR)
-    return nncf
+                if len(self.left_out) < len(self._paths):
+                    continue
+                if isinstance(error, ImageError):
+                    raise
+                raise ImageError("an image file can't be read", where=path, got=error.strerror) from error
+            image = pad_extreme_aspect(shrink(pixels, self._request["most_px"])).transpose(2, 0, 1)  # (3, H, W)
+            yield {"image": image.astype(np.float32) / np.float32(255)}
 
 
 def float_nodes(model: Any) -> list[str]:

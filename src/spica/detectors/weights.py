@@ -28,10 +28,10 @@ _OUTPUTS = {"boxes", "labels", "scores"}
 
 @dataclass(frozen=True, slots=True)
 class WeightsInfo:
-    """What a weights file is.
+    """What a weights file is: found out once, and carried by whoever serves, trains or evaluates it.
 
     Attributes:
-        path: the file, or the folder of a model version (:func:`spica.models.card.weights_info`).
+        path: the file, or the folder of a model version (:func:`spica.models.version.weights_info`).
         sha256: of the file's bytes, in hex; of an IR over both files, of a version over its files' digests.
         format: how the numbers are kept.
         architecture: torchvision's name, Spica's own, or what an exported graph says of itself.
@@ -144,27 +144,22 @@ def _file(path: Path, architecture: str | None) -> WeightsInfo:
 def _by_name(path: Path, found: Recognised) -> Recognised:
     """The one of several networks with the same shapes that the file's name names, else the first."""
     stem = path.stem.lower().replace("-", "_")
-    every = (found.architecture, *found.others)
-    taken = next((name for name in every if name in stem), found.architecture)
-    others = tuple(name for name in every if name != taken)
+    alike = (found.architecture, *found.others)
+    taken = next((name for name in alike if name in stem), found.architecture)
+    others = tuple(name for name in alike if name != taken)
     logger.info(
-        "%s fits %s and %s alike; it is taken as %s. If that is wrong, say so with SPICA_ARCHITECTURE",
+        "%s fits %s alike; it is taken as %s. If that is wrong, say so with SPICA_ARCHITECTURE",
         path.name,
-        taken,
-        ", ".join(others),
+        " and ".join(alike),
         taken,
     )
     return replace(found, architecture=taken, others=others)
 
 
 def _input_size(metadata: Mapping[str, str], path: Path) -> tuple[int, int] | None:
-    told = metadata.get("spica.input_size")
-    if told is None:
+    sides = _json(metadata, "spica.input_size", path)
+    if sides is None:
         return None
-    try:
-        sides = json.loads(told)
-    except (ValueError, RecursionError) as error:
-        raise damaged(path, "an input size that is no JSON") from error
     if not isinstance(sides, list) or len(sides) != 2 or not all(type(side) is int for side in sides):
         raise damaged(path, "an input size that is not two numbers")
     least, most = sides
@@ -190,11 +185,7 @@ def _onnx(path: Path) -> WeightsInfo:
 def _exported(path: Path, model: Any) -> WeightsInfo:
     """A network that another exporter wrote."""
     _, network = open_exported(path, model)
-    files = (path, *data_files(path))
-    digests = [sha256_file(file) for file in files]
-    digest = joined(digests)
-    nbytes = sum(file.stat().st_size for file in files)
-    return WeightsInfo(path, digest, "onnx", network.architecture, network.classes, None, nbytes)
+    return _info(path, "onnx", network.architecture, network.classes, (path, *data_files(path)))
 
 
 def _openvino(path: Path) -> WeightsInfo:
@@ -204,25 +195,23 @@ def _openvino(path: Path) -> WeightsInfo:
 
 
 def _check_format(path: Path, metadata: Mapping[str, str]) -> None:
-    told = metadata.get("spica.format")
-    if told != GRAPH_FORMAT:
-        raise other_graph(path, "no spica.format in its metadata" if told is None else f"spica.format {told}")
+    version = metadata.get("spica.format")
+    if version != GRAPH_FORMAT:
+        raise other_graph(path, "no spica.format in its metadata" if version is None else f"spica.format {version}")
 
 
 def _graph(path: Path, kind: Format, metadata: Mapping[str, str], files: tuple[Path, ...]) -> WeightsInfo:
     classes = _class_names(metadata, path)
     if not classes:
         raise other_graph(path, "no class names in its metadata")
-    digests = [sha256_file(file) for file in files]
-    return WeightsInfo(
-        path,
-        joined(digests),
-        kind,
-        shown(metadata.get("spica.architecture", "unknown")),
-        classes,
-        None,
-        sum(file.stat().st_size for file in files),
-    )
+    return _info(path, kind, shown(metadata.get("spica.architecture", "unknown")), classes, files)
+
+
+def _info(
+    path: Path, kind: Format, architecture: str, classes: tuple[str, ...], files: tuple[Path, ...]
+) -> WeightsInfo:
+    digest = joined([sha256_file(file) for file in files])
+    return WeightsInfo(path, digest, kind, architecture, classes, None, sum(file.stat().st_size for file in files))
 
 
 def _inside(folder: Path) -> str:
@@ -233,16 +222,20 @@ def _inside(folder: Path) -> str:
 
 
 def _class_names(metadata: Mapping[str, str], path: Path) -> tuple[str, ...]:
-    told = metadata.get("spica.classes")
-    if told is None:
+    names = _json(metadata, "spica.classes", path)
+    if names is None:
         return ()
-    try:
-        names = json.loads(told)
-    except (ValueError, RecursionError) as error:
-        raise damaged(path, "class names that are no JSON") from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise damaged(path, "class names that are no list of texts")
     return tuple(names)
+
+
+def _json(metadata: Mapping[str, str], key: str, path: Path) -> object:
+    """A value that is written as JSON; None if it is missing."""
+    try:
+        return json.loads(metadata.get(key, "null"))
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, f"{key} that is no JSON") from error
 
 
 def joined(digests: list[str]) -> str:
