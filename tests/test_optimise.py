@@ -376,7 +376,7 @@ def test_a_truth_file_is_met_by_name_and_by_order(photos: Path, fields: Sequence
     told = change(told, "annotations", iscrowd=1)
     told["images"].append({"id": 50, "file_name": "elsewhere.png", "width": 1, "height": 1})
     path = written(tmp_path, told)
-    found = read_truth(path, photos, ("weed", "spike"))
+    found = read_truth(path, photos, ("weed", "Spike"))
     assert [known.path.name for known in found] == [f"畑 {number}.png" for number in range(1, IMAGES)]
     np.testing.assert_allclose(found[0].truth.boxes_xyxy, fields[1].boxes_xyxy, atol=1e-3)
     assert set(found[0].truth.class_ids) == {1}
