@@ -21,9 +21,7 @@ from rich.console import Console
 from fake_spica import FakeSpica
 from scripted_backend import ScriptedBackend
 from spica.doctor import Finding, examine, print_findings
-from spica.doctor.finding import Section
-from spica.doctor.photographs import _covered
-from spica.doctor.reach import ask
+from spica.doctor.checks import Check, Examination, ask, covered, run_checks
 from spica.doctor.remedies import environment
 from spica.errors import LabelStudioError
 from spica.labelstudio.records import LocalStorage
@@ -158,6 +156,15 @@ def test_missing_token() -> None:
     assert finding.status == "problem"
     assert f"{label_studio.url}/user/account" in str(finding.hint)
     assert "LABEL_STUDIO_API_KEY" in str(finding.hint)
+    assert "--data-dir" in str(finding.hint)
+
+
+def test_a_data_folder_without_a_label_studio_is_named(tmp_path: Path) -> None:
+    """Nobody who gave --data-dir is told to give it."""
+    with FakeLabelStudio("1.23.2") as label_studio:
+        finding = look(url=label_studio.url, data_dir=tmp_path)["token"]
+    assert str(tmp_path) in str(finding.got)
+    assert "--data-dir" not in str(finding.hint)
 
 
 @pytest.mark.parametrize(
@@ -227,20 +234,27 @@ def test_reach_tells_kinds_apart() -> None:
         assert ask(f"{server.url}/setup", json={}).fields == {"model_version": "scripted-1"}
 
 
-def test_attempt_notes_every_failure() -> None:
-    """Whatever a check raises becomes a finding, and the next check goes on."""
-    section = Section("Project 1", project=1)
+def test_a_check_that_fails_ends_no_other() -> None:
+    """Whatever a check raises becomes a finding; one that needs it is skipped with the reason, the next goes on."""
 
-    def known() -> None:
+    def known(_: Examination) -> Finding:
         raise LabelStudioError("it refused", where="here", expected="200", got="500", hint="look there")
 
-    def unforeseen() -> None:
+    def unforeseen(_: Examination) -> Finding:
         raise KeyError("total")
 
-    section.attempt("first", known)
-    section.attempt("second", unforeseen)
-    assert section.attempt("third", lambda: 3) == 3
-    first, second = section.findings
+    def fine(_: Examination) -> Finding:
+        return Finding("", "", "ok", "fine")
+
+    table = [
+        Check("first", known),
+        Check("second", unforeseen),
+        Check("third", fine, "first", "it waits"),
+        Check("fourth", fine, "first"),
+        Check("fifth", fine),
+        Check("sixth", fine, "fifth"),
+    ]
+    first, second, third, *others = run_checks(table, Examination(Settings(), ""), "Project 1", 1)
     assert (first.what, first.where, first.got, first.hint) == (
         "it refused",
         "here",
@@ -248,6 +262,14 @@ def test_attempt_notes_every_failure() -> None:
         "look there",
     )
     assert (second.ok, second.got) == (False, "KeyError: 'total'")
+    assert (third.check, third.group, third.project, third.status, third.what) == (
+        "third",
+        "Project 1",
+        1,
+        "skipped",
+        "it waits",
+    )
+    assert [(finding.check, finding.status) for finding in others] == [("fifth", "ok"), ("sixth", "ok")]
 
 
 FINDINGS = [
@@ -340,5 +362,5 @@ def test_a_storage_that_links_to_the_photographs_covers_them(tmp_path: Path) -> 
     (tmp_path / "served").symlink_to(tmp_path / "photos", target_is_directory=True)
     body = {"id": 1, "path": str(tmp_path / "served"), "recursive_scan": True, "use_blob_urls": True}
     storages = [LocalStorage.read(body)]
-    assert _covered(tmp_path / "photos" / "a" / "b.jpg", storages)
-    assert not _covered(tmp_path / "photos-2" / "b.jpg", storages)
+    assert covered(tmp_path / "photos" / "a" / "b.jpg", storages)
+    assert not covered(tmp_path / "photos-2" / "b.jpg", storages)

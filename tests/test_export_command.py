@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from annotated_images import small_set
 from label_studio_helpers import create_annotation, upload_images
-from spica.cli.export import export
+from spica.cli.data import export
+from spica.cli.options import add_commands
 from spica.errors import DataSetError, UsageError
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.launch import LabelStudioProcess
@@ -20,7 +21,7 @@ from spica.training import export as exports
 from spica.training.sources import load
 
 app = typer.Typer()
-app.command()(export)
+add_commands(app, export)
 
 
 def run(*arguments: object) -> str:
@@ -54,7 +55,7 @@ def test_a_doubt_is_asked_about(tmp_path: Path) -> None:
         assert notes.read_text("utf-8") == "image\treason\na.jpg\ta box less than a pixel wide or high\n"
     told = run(tmp_path / "a", "--out", out, "--allow-partial")
     assert "1 image left out: a box less than a pixel wide or high (a.jpg)" in told
-    assert "2 images with 1 boxes" in told
+    assert "2 images with 1 box " in told
     for wrong in (tmp_path, path):
         with pytest.raises(UsageError, match="notes"):
             run(tmp_path / "a", "--out", tmp_path / "c", "--notes", wrong)
@@ -64,7 +65,7 @@ def test_a_doubt_is_asked_about(tmp_path: Path) -> None:
 @pytest.mark.parametrize("arguments", [[], ["data", "--project", "1"]], ids=["neither", "both"])
 def test_what_to_export(arguments: list[str]) -> None:
     """Data or a project is named, not both."""
-    with pytest.raises(UsageError, match="tell what to export"):
+    with pytest.raises(UsageError, match="say what to export"):
         run(*arguments)
 
 
@@ -94,7 +95,7 @@ def test_a_project(
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", label_studio.credentials.token)
     monkeypatch.setenv("SPICA_DATA_DIR", str(tmp_path / "spica"))
     told = run("--project", project.id, "--url", label_studio.url, "--out", tmp_path / "out")
-    assert "2 images with 1 boxes" in told
+    assert "2 images with 1 box " in told
     body = json.loads((tmp_path / "out" / "annotations.json").read_text("utf-8"))
     assert body["annotations"][0]["bbox"] == [16, 24, 32, 12]
     assert body["annotations"][0]["category_id"] == 2

@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 from annotated_images import small_set
 from project_keys import known
 from spica.cli.evaluate import evaluate
+from spica.cli.options import add_commands
 from spica.demo import model_folder
 from spica.demo.field import render_field
 from spica.errors import DataSetError, UsageError
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.torch  # faster-coco-eval and matplotlib come with the 
 NASTY = "<script>alert('ear')</script> 小麦"
 
 app = typer.Typer()
-app.command()(evaluate)
+add_commands(app, evaluate)
 
 
 def run(*arguments: object) -> Result:
@@ -153,8 +154,8 @@ def test_images_that_fail(field: Path, tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("arguments", "error", "told"),
     [
-        ([], UsageError, "tell what to judge by"),
-        (["truth.json", "--project", "1"], UsageError, "tell what to judge by"),
+        ([], UsageError, "say what to judge by"),
+        (["truth.json", "--project", "1"], UsageError, "say what to judge by"),
         (["truth.json", "--labels", "a,b"], UsageError, "not as many labels"),
         (["truth.json", "--labels", "stone"], DataSetError, "no class in common"),
         (["nothing.json"], DataSetError, "no such file or folder"),
@@ -171,7 +172,7 @@ def test_wrong_use(field: Path, tmp_path: Path, arguments: list[str], error: typ
 def test_a_project_is_judged_by_its_hold_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a project that Spica trains on only the held-out images count; with --all the rest too, which is told."""
     dataset = small_set(tmp_path / "images")
-    monkeypatch.setattr(sys.modules["spica.cli.evaluate"], "fetch_project", lambda *_, **__: (dataset, known(7)))
+    monkeypatch.setattr(sys.modules["spica.cli.data"], "fetch_project", lambda *_, **__: (dataset, known(7)))
     monkeypatch.setenv("SPICA_DATA_DIR", str(tmp_path))
     arguments = (model_folder(), "--project", 7, "--json", "-")
     assert json.loads(run(*arguments).stdout)["metrics"]["images"] == 3
@@ -183,3 +184,23 @@ def test_a_project_is_judged_by_its_hold_out(tmp_path: Path, monkeypatch: pytest
     told = json.loads(run(*arguments, "--all").stdout)
     assert told["metrics"]["images"] == 3
     assert any("the metrics flatter" in note for note in told["notes"])
+
+
+def test_nothing_is_written_over_what_is_read(tmp_path: Path) -> None:
+    """The annotations, the weights and another output are refused as outputs, before anything is read or written."""
+    data, weights = tmp_path / "annotations.json", tmp_path / "gwhd.pth"
+    for path in (data, weights):
+        path.write_text("kept", "utf-8")
+    outputs = [
+        ["--json", data],
+        ["--html", data.parent / ".." / tmp_path.name / data.name],
+        ["--notes", weights],
+        ["--json", tmp_path / "new", "--html", tmp_path / "new"],
+    ]
+    for options in outputs:
+        with pytest.raises(UsageError, match="written over"):
+            run(weights, data, *options)
+    assert {path.name: path.read_text("utf-8") for path in tmp_path.iterdir()} == {
+        "annotations.json": "kept",
+        "gwhd.pth": "kept",
+    }

@@ -277,7 +277,7 @@ def test_what_is_left_alone_and_what_narrows(
     assert done() == [1, 3, 4, 5, 7]
     dry = run("prelabel", "--project", number, "--dry-run")
     assert "2 tasks would be predicted" in told(dry)
-    assert "1 tasks that carry annotations are left alone" in told(dry)
+    assert "Left alone, since annotated: 1 task;" in told(dry)
     assert exit_code(run("prelabel", "--project", number)) == 0
     assert done() == [1, 2, 3, 4, 5, 6, 7]
     assert exit_code(run("prelabel", "--project", number, "--include-annotated")) == 0

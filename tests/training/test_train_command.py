@@ -17,8 +17,8 @@ pytest.importorskip("torch", reason="needs the extra spica[train]")
 
 import torch
 
-import spica.cli.export  # noqa: F401 - the package gives the command of that name
 from project_keys import known
+from spica.cli.options import add_commands
 from spica.cli.train import train
 from spica.errors import UsageError, WeightsError
 from spica.training import holdout, loop, report
@@ -56,7 +56,7 @@ def _coco(folder: Path, seeds: range) -> Path:
 
 def _run(*arguments: object) -> Any:
     app = typer.Typer()
-    app.command()(train)
+    add_commands(app, train)
     return CliRunner().invoke(app, [str(each) for each in arguments])
 
 
@@ -146,7 +146,7 @@ def test_a_projects_hold_out_is_never_learned_from(
 ) -> None:
     """Of a project the images that its server holds out are judged by at most, and new ones are divided by its rule."""
     data = wheat(tmp_path / "photographs", range(1000, 1012), width=96, height=64)
-    monkeypatch.setattr(sys.modules["spica.cli.train"], "fetch_project", lambda *_, **__: (data, known(7)))
+    monkeypatch.setattr(sys.modules["spica.cli.data"], "fetch_project", lambda *_, **__: (data, known(7)))
     monkeypatch.setenv("SPICA_DATA_DIR", str(tmp_path))
     monkeypatch.setenv("SPICA_HOLDOUT_MIN", "2")
     path = holdout.path_of(tmp_path, known(7))
@@ -179,7 +179,7 @@ def test_only_images_given_for_it_choose_an_epoch(
     scores = iter([0.9, 0.4])
     monkeypatch.setattr(loop, "evaluate", lambda *_: Mock(as_json=lambda: {"ap50": next(scores), "ap": 0.1}))
     data = wheat(tmp_path / "photographs", range(1000, 1004), width=96, height=64)
-    monkeypatch.setattr(sys.modules["spica.cli.train"], "fetch_project", lambda *_, **__: (data, known(7)))
+    monkeypatch.setattr(sys.modules["spica.cli.data"], "fetch_project", lambda *_, **__: (data, known(7)))
     monkeypatch.setenv("SPICA_DATA_DIR", str(tmp_path))
     source = ["--project", 7] if given == "a project" else [coco]
     more = ["--valid", _coco(tmp_path / "valid", range(2000, 2001)), "--patience", 2] if given == "others" else []

@@ -13,8 +13,8 @@ from rich.markup import escape
 from spica import __version__
 from spica.cli.bench import bench
 from spica.cli.console import err, out, set_verbosity
+from spica.cli.data import export
 from spica.cli.evaluate import evaluate
-from spica.cli.export import export
 from spica.cli.models import models_app
 from spica.cli.options import HELP, add_commands, note_old_variables
 from spica.cli.predictions import predictions_app

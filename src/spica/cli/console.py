@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+from pydantic import SecretStr
 from rich.console import Console
 from rich.markup import escape
 
@@ -111,8 +112,6 @@ def label_studio(url: str | None, token: str | None, data_dir: Path | None, **ot
     Raises:
         UsageError: there is no such data folder.
     """
-    from pydantic import SecretStr
-
     from spica.labelstudio.data_folder import RunningState, folder_at, folder_in, load_or_create
 
     if data_dir is not None and not data_dir.is_dir():
@@ -126,20 +125,18 @@ def label_studio(url: str | None, token: str | None, data_dir: Path | None, **ot
     owner = data_dir
     if owner is None and variable_set("data_dir") and "label_studio_url" not in settings.model_fields_set:
         owner = settings.data_dir
-    folder = None if owner is None else folder_in(owner)
-    if folder is not None:
-        values: dict[str, Any] = {"label_studio_data_dir": folder}
-        state = RunningState.read(folder)
-        if state is not None:
-            values["label_studio_url"] = url or state.url
-            values["local_files_document_root"] = Path(state.document_root)
-        settings = settings.model_copy(update=values)
-    if settings.label_studio_api_key is not None:
-        return settings
+    folder = folder_in(owner) if owner is not None else None
+    values: dict[str, Any] = {}
+    if folder is not None and (state := RunningState.read(folder)) is not None:
+        values["label_studio_url"] = url or state.url
     folder = folder or folder_at(settings.label_studio_url)
-    if folder is None:
-        return settings
-    return settings.model_copy(update={"label_studio_api_key": SecretStr(load_or_create(folder).token)})
+    if folder is not None:
+        values["label_studio_data_dir"] = folder
+        if (state := RunningState.read(folder)) is not None:
+            values["local_files_document_root"] = Path(state.document_root)
+        if settings.label_studio_api_key is None:
+            values["label_studio_api_key"] = SecretStr(load_or_create(folder).token)
+    return settings.model_copy(update=values)
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from spica.cli.annotated import tell_problems
 from spica.cli.console import identify, note, out, settings_with
+from spica.cli.data import note_problems
 from spica.cli.options import AnyWeights, DataDir, Eps, MaxDetections, Threshold
 from spica.cli.progress import working
 from spica.errors import DataSetError, WeightsError
@@ -98,7 +98,7 @@ def read_truth(path: Path, folder: Path, classes: Sequence[str]) -> tuple[KnownI
     from spica.training.sources import load
 
     dataset = load(path, images=folder, allow_partial=True)
-    tell_problems(dataset)
+    note_problems(dataset)
     used = sorted({int(each) for example in dataset.examples for each in example.truth.class_ids})
     known = list(range(len(dataset.classes)))
     if not any(classes) and len(known) != len(classes):

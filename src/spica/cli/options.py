@@ -5,17 +5,23 @@ Default None means: from the environment, else the setting's default.
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import os
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 from typer.core import TyperCommand
 
-from spica.cli.console import note, set_verbosity
-from spica.settings import OLD_VARIABLES, Precision, help_for
+from spica.cli.console import label_studio, model_server_of, note, set_verbosity, settings_with
+from spica.settings import OLD_VARIABLES, Precision, Settings, help_for
+
+if TYPE_CHECKING:
+    from spica.connect import RemoteServer
 
 HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -94,12 +100,6 @@ def note_old_variables() -> None:
             note(f"the environment variable {old} is called {new} now; the old name goes with the next release")
 
 
-def add_commands(app: typer.Typer, *functions: Callable[..., None]) -> None:
-    """Commands, each named by the first word of its function."""
-    for function in functions:
-        app.command(function.__name__.partition("_")[0], cls=Command, context_settings=HELP)(function)
-
-
 Weights = Annotated[
     Path,
     typer.Option(
@@ -175,32 +175,84 @@ Report = Annotated[
     Path | None,
     typer.Option(help="Write each failed task with its reason to this file, a JSON object a line.", show_default=False),
 ]
-AnnotatedData = Annotated[
-    Path | None,
-    typer.Argument(
-        help="A COCO json, a YOLO or Pascal VOC folder, or a JSON export of Label Studio.", show_default=False
-    ),
-]
-AnnotatedProject = Annotated[
-    int | None,
-    typer.Option(
-        "--project", min=1, help="The submitted annotations of this project of Label Studio.", show_default=False
-    ),
-]
-ImagesOfData = Annotated[
-    Path | None,
-    typer.Option("--images", help="Where the images of DATA are, if not beside it.", show_default=False),
-]
-AllowPartial = Annotated[
-    bool,
-    typer.Option("--allow-partial", help="Go on even if the labels of more than a tenth of the images are in doubt."),
-]
-NotesFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--notes",
-        metavar="FILE",
-        help="Write each image that is left out to this file, with the reason.",
-        show_default=False,
-    ),
-]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelStudioOptions:
+    """Where Label Studio is; None for what is not said."""
+
+    url: Url = None
+    token: Token = None
+    data_dir: DataDir = None
+
+    def settings(self, url: str | None = None, **others: Any) -> Settings:
+        """With address, token and folders of Label Studio as far as they are known; ``url`` stands in for --url."""
+        return label_studio(self.url or url, self.token, self.data_dir, **others)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions(LabelStudioOptions):
+    """Where Label Studio and the model server are; None for what is not said."""
+
+    model_url: ModelUrl = None
+    basic_auth: BasicAuth = None
+
+    def settings(self, url: str | None = None, **others: Any) -> Settings:
+        """With address, token and folders of Label Studio as far as they are known; ``url`` stands in for --url."""
+        return label_studio(self.url or url, self.token, self.data_dir, basic_auth=self.basic_auth, **others)
+
+    def server(self) -> RemoteServer:
+        """The model server, to be used in a ``with`` block."""
+        from spica.connect import RemoteServer
+
+        return RemoteServer(*model_server_of(settings_with(basic_auth=self.basic_auth), self.model_url))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Computing:
+    """How the network computes, and what is shown of it; None for the settings' own."""
+
+    threshold: Threshold = None
+    norm_eps: Eps = None
+    max_detections: MaxDetections = None
+    precision: ChosenPrecision = None
+    tile: Tile = None
+    overlap: Overlap = None
+
+    def given(self) -> dict[str, Any]:
+        """The settings that were given, by name."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+
+def add_commands(app: typer.Typer, *functions: Callable[..., None]) -> None:
+    """Commands, each named by the first word of its function."""
+    for function in functions:
+        app.command(function.__name__.partition("_")[0], cls=Command, context_settings=HELP)(expanded(function))
+
+
+def expanded(function: Callable[..., None]) -> Callable[..., None]:
+    """A command in which each parameter that is a dataclass of options is these options."""
+    hints = get_type_hints(function, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, tuple[Any, list[str]]] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        kind = hints[name]
+        if not dataclasses.is_dataclass(kind):
+            parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY, annotation=kind))
+            continue
+        options = get_type_hints(kind, include_extras=True)
+        groups[name] = (kind, [each.name for each in dataclasses.fields(kind)])
+        parameters += [
+            inspect.Parameter(each.name, parameter.KEYWORD_ONLY, default=each.default, annotation=options[each.name])
+            for each in dataclasses.fields(kind)
+        ]
+
+    def command(**values: Any) -> None:
+        for name, (kind, names) in groups.items():
+            values[name] = kind(**{each: values.pop(each) for each in names})
+        function(**values)
+
+    command.__name__, command.__doc__ = function.__name__, function.__doc__
+    command.__annotations__ = {each.name: each.annotation for each in parameters}
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return command

@@ -12,21 +12,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from spica.cli.console import client_for, confirm, count, err, label_studio, note, out
+from spica.cli.console import client_for, confirm, count, err, note, out
 from spica.cli.options import (
     HELP,
     AsJson,
-    BasicAuth,
-    DataDir,
     DryRun,
     IncludeAnnotated,
     JobWeights,
-    ModelUrl,
+    LabelStudioOptions,
     ProjectNumber,
     Report,
+    ServerOptions,
     Threshold,
-    Token,
-    Url,
     Yes,
     add_commands,
 )
@@ -60,14 +57,12 @@ predictions_app = typer.Typer(
 )
 
 
-def list_predictions(
-    project: ProjectNumber, url: Url = None, token: Token = None, data_dir: DataDir = None, as_json: AsJson = False
-) -> None:
+def list_predictions(project: ProjectNumber, place: LabelStudioOptions, as_json: AsJson = False) -> None:
     """How many predictions are stored, by version.
 
     [bold]Example[/bold]: spica predictions list --project 1
     """
-    with client_for(label_studio(url, token, data_dir)) as client:
+    with client_for(place.settings()) as client:
         versions = client.prediction_versions(project)
     if as_json:
         print(json.dumps({"project": project, "versions": versions}, ensure_ascii=False))
@@ -85,14 +80,12 @@ def list_predictions(
 
 def delete_predictions(
     project: ProjectNumber,
+    place: LabelStudioOptions,
     version: Annotated[str | None, typer.Option(help="Only this version.", show_default="all versions")] = None,
     backup: Backup = None,
     now: Now = False,
     yes: Yes = False,
     dry_run: DryRun = False,
-    url: Url = None,
-    token: Token = None,
-    data_dir: DataDir = None,
 ) -> None:
     """Delete predictions, after writing them to a file. Annotations stay. It asks before; --yes answers for you.
 
@@ -104,7 +97,7 @@ def delete_predictions(
     from spica.labelstudio.tasks_query import version_filter
     from spica.prelabel.removal import remove
 
-    settings = label_studio(url, token, data_dir)
+    settings = place.settings()
     with client_for(settings) as client:
         known = client.prediction_versions(project)
         if version is not None and version not in known:
@@ -129,9 +122,7 @@ def delete_predictions(
 
 def restore_predictions(
     file: Annotated[Path, typer.Argument(help="What `delete` has written.", show_default=False)],
-    url: Url = None,
-    token: Token = None,
-    data_dir: DataDir = None,
+    place: LabelStudioOptions,
 ) -> None:
     """Put deleted predictions back; those that are there already are left alone.
 
@@ -139,7 +130,7 @@ def restore_predictions(
     """
     from spica.labelstudio.backup import restore
 
-    with client_for(label_studio(url, token, data_dir)) as client:
+    with client_for(place.settings()) as client:
         report = restore(client, file)
     out.print(f"Restored {count(report.restored, 'prediction')}; {report.present} were there already.")
     if report.gone_tasks:
@@ -152,18 +143,14 @@ def restore_predictions(
 
 def refresh_predictions(
     project: ProjectNumber,
+    servers: ServerOptions,
     include_annotated: IncludeAnnotated = False,
     backup: Backup = None,
     now: Now = False,
     yes: Yes = False,
     dry_run: DryRun = False,
     report: Report = None,
-    model_url: ModelUrl = None,
     weights: JobWeights = None,
-    url: Url = None,
-    token: Token = None,
-    data_dir: DataDir = None,
-    basic_auth: BasicAuth = None,
     threshold: Threshold = None,
 ) -> None:
     """After a change of the model: the new version's predictions, which Label Studio shows from then on.
@@ -182,18 +169,8 @@ def refresh_predictions(
     from spica.prelabel.removal import remove
     from spica.prelabel.selection import Selection
 
-    options = JobOptions(
-        project=project,
-        selection=Selection(annotated=include_annotated),
-        watch=False,
-        weights=weights,
-        model_url=model_url,
-        url=url,
-        token=token,
-        data_dir=data_dir,
-        basic_auth=basic_auth,
-        computing={"threshold": threshold},
-    )
+    computing = {} if threshold is None else {"threshold": threshold}
+    options = JobOptions(project, Selection(annotated=include_annotated), servers, weights, computing)
     with ExitStack() as stack:
         settings = options.label_studio()
         client = stack.enter_context(client_for(settings))
@@ -209,7 +186,7 @@ def refresh_predictions(
             version, exit_code = result.version, result.exit_code
             if result.state == "stopped":
                 raise typer.Exit(exit_code)
-            for warning in client.show_version(project, version, basic_auth=basic_auth):
+            for warning in client.show_version(project, version, basic_auth=servers.basic_auth):
                 note(warning)
         having = (version_filter("contains", version),)
         path = _backup_path(backup, settings, project)

@@ -16,34 +16,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from spica.cli.console import (
-    client_for,
-    count,
-    err,
-    identify,
-    label_studio,
-    model_server_of,
-    note,
-    out,
-    settings_with,
-)
+from spica.cli.console import client_for, count, err, identify, note, out
 from spica.cli.options import (
-    BasicAuth,
-    ChosenPrecision,
-    DataDir,
+    Computing,
     DryRun,
-    Eps,
     IncludeAnnotated,
     JobWeights,
-    MaxDetections,
-    ModelUrl,
-    Overlap,
     ProjectNumber,
     Report,
-    Threshold,
-    Tile,
-    Token,
-    Url,
+    ServerOptions,
 )
 from spica.cli.progress import Bar, ctrl_c, duration, working
 from spica.connect import RemoteError, RemoteServer, error_of
@@ -66,6 +47,8 @@ _POLL_S = 0.5
 
 def prelabel(
     project: ProjectNumber,
+    servers: ServerOptions,
+    computing: Computing,
     include_annotated: IncludeAnnotated = False,
     task: Annotated[
         list[int] | None, typer.Option(min=1, help="Only this task; may be given several times.", show_default=False)
@@ -81,18 +64,7 @@ def prelabel(
         bool, typer.Option("--watch", help="Stay, and predict tasks as they are added; Ctrl-C ends it.")
     ] = False,
     report: Report = None,
-    model_url: ModelUrl = None,
     weights: JobWeights = None,
-    url: Url = None,
-    token: Token = None,
-    data_dir: DataDir = None,
-    basic_auth: BasicAuth = None,
-    threshold: Threshold = None,
-    norm_eps: Eps = None,
-    max_detections: MaxDetections = None,
-    precision: ChosenPrecision = None,
-    tile: Tile = None,
-    overlap: Overlap = None,
 ) -> None:
     """Predict every task of a project that has no prediction of the model's version, and store the predictions.
 
@@ -108,25 +80,8 @@ def prelabel(
     from spica.prelabel.progress import FailureFile
     from spica.prelabel.selection import Selection
 
-    options = JobOptions(
-        project=project,
-        selection=Selection(annotated=include_annotated, tasks=tuple(task or ()), view=tab),
-        watch=watch,
-        weights=weights,
-        model_url=model_url,
-        url=url,
-        token=token,
-        data_dir=data_dir,
-        basic_auth=basic_auth,
-        computing={
-            "threshold": threshold,
-            "norm_eps": norm_eps,
-            "max_detections": max_detections,
-            "precision": precision,
-            "tile": tile,
-            "overlap": overlap,
-        },
-    )
+    selection = Selection(annotated=include_annotated, tasks=tuple(task or ()), view=tab)
+    options = JobOptions(project, selection, servers, weights, computing.given(), watch)
     if dry_run:
         found = look(options)
         out.print(
@@ -135,7 +90,7 @@ def prelabel(
         )
         if found["annotated"]:
             left = count(found["annotated"], "task")
-            out.print(f"{left} that carry annotations are left alone; --include-annotated takes them too.")
+            out.print(f"Left alone, since annotated: {left}; --include-annotated takes them too.")
         return
     file = FailureFile(report) if report is not None else None
     result = run_job(options, file)
@@ -151,14 +106,10 @@ class JobOptions:
     Attributes:
         project: its number.
         selection: which tasks.
-        watch: stay for tasks that are added.
+        servers: where Label Studio and the model server are.
         weights: run here with these weights; None asks the server.
-        model_url: of the server.
-        url: of Label Studio, if it was given.
-        token: of Label Studio, if it was given.
-        data_dir: of Spica, if it was given.
-        basic_auth: ``user:password`` of the server.
         computing: settings of how the network computes, by name; for a job that runs here.
+        watch: stay for tasks that are added.
 
     Raises:
         UsageError: a server computes by its own settings, and others were asked for.
@@ -166,42 +117,29 @@ class JobOptions:
 
     project: int
     selection: Selection
-    watch: bool
+    servers: ServerOptions
     weights: Path | None
-    model_url: str | None
-    url: str | None
-    token: str | None
-    data_dir: Path | None
-    basic_auth: str | None
     computing: dict[str, Any]
+    watch: bool = False
 
     def __post_init__(self) -> None:
-        unheeded = [f"--{name.replace('_', '-')}" for name, value in self.computing.items() if value is not None]
-        if self.weights is None and unheeded:
+        if self.weights is None and self.computing:
             raise UsageError(
                 "a running model server computes by the options that it was started with",
-                where=", ".join(unheeded),
+                where=", ".join(f"--{name.replace('_', '-')}" for name in self.computing),
                 hint="start the server with them, or predict in this process with --weights FILE",
             )
 
-    def settings(self, url: str | None = None) -> Settings:
-        """With address and token of Label Studio as far as they are known; ``url`` is what a server says."""
-        return label_studio(self.url or url, self.token, self.data_dir, basic_auth=self.basic_auth, **self.computing)
-
-    def server(self) -> RemoteServer:
-        """The model server that does it."""
-        return RemoteServer(*model_server_of(settings_with(basic_auth=self.basic_auth), self.model_url))
-
     def label_studio(self) -> Settings:
-        """The settings for the Label Studio that a job would work for.
+        """The settings for the Label Studio that a job works for.
 
         Raises:
             SpicaError: the server that knows it does not answer.
         """
         if self.weights is not None:
-            return self.settings()
-        with self.server() as server:
-            return self.settings(str(server.state()["label_studio"]))
+            return self.servers.settings(**self.computing)
+        with self.servers.server() as server:
+            return self.servers.settings(str(server.state()["label_studio"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +173,7 @@ def look(options: JobOptions) -> dict[str, Any]:
         SpicaError: why it could not be begun.
     """
     if options.weights is None:
-        with options.server() as server:
+        with options.servers.server() as server:
             request, token = _request(options, server)
             return server.post("/jobs/prelabel", {**request, "dry_run": True}, token)
     with ExitStack() as stack:
@@ -260,7 +198,7 @@ def run_job(options: JobOptions, report: FailureFile | None) -> Result:
         if options.weights is not None:
             with ExitStack() as stack:
                 return _run_here(options, options.weights, report, stop, stack)
-        with options.server() as server:
+        with options.servers.server() as server:
             return _run_there(options, report, stop, server)
 
 
@@ -291,7 +229,7 @@ def _prepare_here(
     from spica.prelabel.selection import prepare
     from spica.server.build import build_engine, build_service
 
-    settings = options.settings()
+    settings = options.label_studio()
     client = stack.enter_context(client_for(settings))
     client.project(options.project)  # before anything is loaded
     models = client.call("GET", "/api/ml/", params={"project": options.project})
@@ -421,10 +359,10 @@ def _request(options: JobOptions, server: RemoteServer) -> tuple[dict[str, Any],
         "view": options.selection.view,
         "watch": options.watch,
     }
-    settings = options.settings()
+    settings = options.servers.settings()
     if "label_studio_url" in settings.model_fields_set:  # somebody has said which
         body["label_studio_url"] = settings.label_studio_url
-    return body, options.settings(str(server.state()["label_studio"])).label_studio_api_key
+    return body, options.servers.settings(str(server.state()["label_studio"])).label_studio_api_key
 
 
 def _run_there(options: JobOptions, report: FailureFile | None, stop: threading.Event, server: RemoteServer) -> Result:
@@ -446,7 +384,7 @@ def _claim_there(options: JobOptions, server: RemoteServer) -> Path | None:
     """The claim of a process on this machine that keeps a server from working."""
     from spica.prelabel.claim import claim_folder, claims_folder, is_claimed
 
-    settings = options.settings(str(server.state()["label_studio"]))
+    settings = options.servers.settings(str(server.state()["label_studio"]))
     folder = claim_folder(claims_folder(settings.data_dir), settings.label_studio_url, options.project)
     return folder if folder.is_dir() and is_claimed(folder) else None
 

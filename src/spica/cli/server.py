@@ -13,34 +13,20 @@ import typer
 from pydantic import SecretStr
 from rich.markup import escape
 
-from spica.cli.console import (
-    client_for,
-    identify,
-    label_studio,
-    log_to_console,
-    model_server_of,
-    note,
-    out,
-    settings_with,
-)
+from spica.cli.console import client_for, identify, log_to_console, model_server_of, note, out, settings_with
 from spica.cli.options import (
     AllowedHosts,
     AsJson,
     BasicAuth,
-    ChosenPrecision,
+    Computing,
     DataDir,
-    Eps,
     Expose,
     Host,
-    MaxDetections,
+    LabelStudioOptions,
     ModelUrl,
-    Overlap,
     Port,
     ProjectNumber,
-    Threshold,
-    Tile,
-    Token,
-    Url,
+    ServerOptions,
     Weights,
 )
 from spica.cli.progress import ctrl_c
@@ -54,17 +40,12 @@ logger = logging.getLogger(__name__)
 
 def serve(
     weights: Weights,
+    computing: Computing,
     host: Host = None,
     port: Port = None,
     data_dir: DataDir = None,
     expose: Expose = False,
     allowed_host: AllowedHosts = None,
-    threshold: Threshold = None,
-    norm_eps: Eps = None,
-    max_detections: MaxDetections = None,
-    precision: ChosenPrecision = None,
-    tile: Tile = None,
-    overlap: Overlap = None,
     basic_auth: BasicAuth = None,
 ) -> None:
     """The model server alone, for a Label Studio that runs already.
@@ -78,13 +59,8 @@ def serve(
         model_port=port,
         data_dir=data_dir,
         allowed_hosts=allowed_host,
-        threshold=threshold,
-        norm_eps=norm_eps,
-        max_detections=max_detections,
-        precision=precision,
-        tile=tile,
-        overlap=overlap,
         basic_auth=basic_auth,
+        **computing.given(),
     )
     log_to_console()
     with ThreadPoolExecutor(1) as pool:  # reading the weights takes as long as importing the server
@@ -115,11 +91,7 @@ def _identified(weights: Path, settings: Settings) -> ModelIdentity:
 
 def connect(
     project: ProjectNumber,
-    url: Url = None,
-    token: Token = None,
-    data_dir: DataDir = None,
-    model_url: ModelUrl = None,
-    basic_auth: BasicAuth = None,
+    servers: ServerOptions,
     no_interactive: Annotated[
         bool, typer.Option("--no-interactive", help="Without interactive pre-annotations.")
     ] = False,
@@ -130,8 +102,8 @@ def connect(
     """
     from spica.connect import connect as connect_project
 
-    settings = label_studio(url, token, data_dir, basic_auth=basic_auth)
-    address, secret = model_server_of(settings, model_url)
+    settings = servers.settings()
+    address, secret = model_server_of(settings, servers.model_url)
     with client_for(settings) as client:
         connection = connect_project(
             client, project, model_url=address, basic_auth=secret, interactive=not no_interactive
@@ -142,14 +114,10 @@ def connect(
 
 
 def doctor(
-    url: Url = None,
-    token: Token = None,
+    servers: ServerOptions,
     project: Annotated[
         int | None, typer.Option("--project", min=1, help="Look at this project.", show_default="all")
     ] = None,
-    model_url: ModelUrl = None,
-    data_dir: DataDir = None,
-    basic_auth: BasicAuth = None,
     as_json: AsJson = False,
 ) -> None:
     """Name what is wrong, and the line that puts it right.
@@ -158,8 +126,8 @@ def doctor(
     """
     from spica.doctor import examine, print_findings
 
-    settings = label_studio(url, token, data_dir, basic_auth=basic_auth)
-    findings = examine(settings, project=project, model_url=model_server_of(settings, model_url)[0])
+    settings = servers.settings()
+    findings = examine(settings, project=project, model_url=model_server_of(settings, servers.model_url)[0])
     if as_json:
         print(json.dumps([finding.as_json() for finding in findings], ensure_ascii=False, indent=2))
     else:
@@ -168,20 +136,15 @@ def doctor(
         raise typer.Exit(1)
 
 
-def settings_command(
-    url: Url = None,
-    token: Token = None,
-    data_dir: DataDir = None,
-    as_json: AsJson = False,
-) -> None:
+def settings_command(place: LabelStudioOptions, as_json: AsJson = False) -> None:
     """Every setting: its value, where that comes from, its environment variable. Secrets are not shown.
 
     With the options of another command that name Label Studio and the data folder, what that command would use.
 
     [bold]Example[/bold]: spica settings
     """
-    options = {"label_studio_url": url, "label_studio_api_key": token, "data_dir": data_dir}
-    settings = label_studio(url, token, data_dir)
+    options = {"label_studio_url": place.url, "label_studio_api_key": place.token, "data_dir": place.data_dir}
+    settings = place.settings()
     plain = settings_with(**options)
     rows = []
     for name in Settings.model_fields:
@@ -218,9 +181,7 @@ def status(model_url: ModelUrl = None, basic_auth: BasicAuth = None, as_json: As
 
     [bold]Exit status[/bold]: 0 when it answers and its model has not failed, 1 otherwise.
     """
-    from spica.connect import RemoteServer
-
-    with RemoteServer(*model_server_of(settings_with(basic_auth=basic_auth), model_url)) as server:
+    with ServerOptions(model_url=model_url, basic_auth=basic_auth).server() as server:
         state = server.state()
     if as_json:
         print(json.dumps({"url": server.url, **state}, ensure_ascii=False, indent=2))

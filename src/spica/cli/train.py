@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 from rich.markup import escape
 
-from spica.cli.annotated import fetch_project, read_data, require_one, tell_problems
-from spica.cli.console import err, label_studio, note, out, settings_with
-from spica.cli.options import (
-    AllowPartial,
-    AnnotatedData,
-    AnnotatedProject,
-    DataDir,
-    ImagesOfData,
-    NotesFile,
-    Token,
-    Url,
-)
-from spica.cli.progress import ctrl_c, working
+from spica.cli.console import count, err, note, out, settings_with
+from spica.cli.data import DataOptions, note_problems
+from spica.cli.progress import Bar, ctrl_c, working
 from spica.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,12 +27,51 @@ _WORK = ".training"
 """Suffix of the folder with the checkpoints, beside the weights."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecipeOptions:
+    """How is trained; None for what follows from the data and the network. Named as :class:`Recipe` has it."""
+
+    epochs: Annotated[int | None, typer.Option(min=1, help="Most passes.", show_default="by the data")] = None
+    batch: Annotated[int | None, typer.Option(min=1, help="Images a step.", show_default="by the network")] = None
+    lr: Annotated[float | None, typer.Option(help="Highest learning rate.", show_default="by the network")] = None
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="With --valid: stop after this many epochs without a better one; 0 never.", show_default="6"
+        ),
+    ] = None
+    max_minutes: Annotated[
+        float | None, typer.Option("--max-minutes", help="Stop after the epoch in which they are over.")
+    ] = None
+    frozen: Annotated[
+        int | None,
+        typer.Option(min=0, max=5, help="Stages of the backbone that do not learn.", show_default="by the data"),
+    ] = None
+    min_size: Annotated[
+        int | None,
+        typer.Option(
+            "--size", min=64, max=4096, help="Pixels of an image's shorter side.", show_default="the network's"
+        ),
+    ] = None
+    flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Mirror images from left to right.")] = True
+    flip_vertical: Annotated[
+        bool, typer.Option("--flip-vertical/--no-flip-vertical", help="And upside down: photographs from above.")
+    ] = False
+    zoom: Annotated[bool, typer.Option("--zoom/--no-zoom", help="Nearer and farther.")] = True
+    colour: Annotated[bool, typer.Option("--colour/--no-colour", help="In another light.")] = True
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained/--from-scratch", help="Without --init: published weights, or random numbers.")
+    ] = True
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same weights.")] = 0
+    threads: Annotated[int, typer.Option(min=0, help="Most threads; 0 for all.")] = 0
+
+
 def train(
     target: Annotated[
         Path, typer.Option("--out", help="The weights to write: .pth, or .safetensors, which knows its classes.")
     ],
-    data: AnnotatedData = None,
-    project: AnnotatedProject = None,
+    data: DataOptions,
+    chosen: RecipeOptions,
     valid: Annotated[
         Path | None,
         typer.Option(
@@ -48,7 +79,6 @@ def train(
             show_default="a fifth of DATA judges, and the last epoch is taken",
         ),
     ] = None,
-    images: ImagesOfData = None,
     arch: Annotated[
         str | None,
         typer.Option(
@@ -66,46 +96,10 @@ def train(
             "--init-labels", help="The classes of --init in order, for a file without names.", show_default=False
         ),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="At most so many.", show_default="by the data")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Images a step.", show_default="by the network")] = None,
-    lr: Annotated[float | None, typer.Option(help="Highest learning rate.", show_default="by the network")] = None,
-    patience: Annotated[
-        int | None,
-        typer.Option(
-            min=0, help="With --valid: stop after so many epochs without a better one; 0 never.", show_default="6"
-        ),
-    ] = None,
-    max_minutes: Annotated[
-        float | None, typer.Option("--max-minutes", help="Stop after the epoch in which they are over.")
-    ] = None,
-    frozen: Annotated[
-        int | None,
-        typer.Option(min=0, max=5, help="Stages of the backbone that do not learn.", show_default="by the data"),
-    ] = None,
-    size: Annotated[
-        int | None,
-        typer.Option(min=64, max=4096, help="Pixels of an image's shorter side.", show_default="the network's"),
-    ] = None,
-    flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Mirror images from left to right.")] = True,
-    flip_vertical: Annotated[
-        bool, typer.Option("--flip-vertical/--no-flip-vertical", help="And upside down: photographs from above.")
-    ] = False,
-    zoom: Annotated[bool, typer.Option("--zoom/--no-zoom", help="Nearer and farther.")] = True,
-    colour: Annotated[bool, typer.Option("--colour/--no-colour", help="In another light.")] = True,
-    pretrained: Annotated[
-        bool, typer.Option("--pretrained/--from-scratch", help="Without --init: published weights, or random numbers.")
-    ] = True,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same weights.")] = 0,
-    threads: Annotated[int, typer.Option(min=0, help="At most so many; 0 for all.")] = 0,
-    allow_partial: AllowPartial = False,
-    notes: NotesFile = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.")] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Replace --out if it exists, and drop a training of it that was stopped.")
     ] = False,
-    url: Url = None,
-    token: Token = None,
-    data_dir: DataDir = None,
 ) -> None:
     """Train a detector on annotated images.
 
@@ -115,55 +109,31 @@ def train(
 
     [bold]Example[/bold]: spica train annotations.json --out gwhd.pth
     """
-    if patience is not None and valid is None:
+    if chosen.patience is not None and valid is None:
         raise UsageError(
             "nothing tells which epoch is better",
-            where=f"--patience {patience}",
+            where=f"--patience {chosen.patience}",
             hint="give other annotated images with --valid; without them the last epoch is taken",
         )
-    require_one(data, project, "learn from", notes)
+    data.check("learn from")
     _check_target(target, force=force, resume=resume)
-    from spica.training.recipe import require_packages
+    from spica.models.version import weights_info
+    from spica.training.holdout import path_of
+    from spica.training.recipe import Recipe, require_packages
 
     require_packages()
-    record: Path | None = None
-    if data is not None:
-        dataset = read_data(data, images, allow_partial=allow_partial, notes=notes)
-    else:
-        from spica.cli.projects import with_old_state
-        from spica.training.holdout import path_of
-
-        settings = label_studio(url, token, data_dir)
-        settings = settings if data_dir is None else settings.model_copy(update={"data_dir": data_dir})
-        # what is exported is what is learned from
-        dataset, key = fetch_project(project or 0, settings, allow_partial=allow_partial, notes=notes)
-        with_old_state(settings.data_dir, key)
-        record = path_of(settings.data_dir, key)  # of those that are never trained on
-    tell_problems(dataset)
+    settings = data.settings()
+    dataset, project = data.read(settings)
+    note_problems(dataset)
     others: DataSet | None = None
     if valid is not None:
-        others = read_data(valid, None, classes=dataset.classes, allow_partial=allow_partial, notes=notes)
-        tell_problems(others)
-    learned, judged = _parts(dataset, others, record)
-    recipe = _recipe(
-        len(learned.examples),
-        _architecture(arch, init),
-        init,
-        epochs=epochs,
-        batch=batch,
-        lr=lr,
-        patience=patience,
-        max_minutes=max_minutes,
-        frozen=frozen,
-        min_size=size,
-        flip=flip,
-        flip_vertical=flip_vertical,
-        zoom=zoom,
-        colour=colour,
-        pretrained=pretrained,
-        seed=seed,
-        threads=threads,
-    )
+        others = data.read_file(valid, classes=dataset.classes)
+        note_problems(others)
+    learned, judged = _parts(dataset, others, None if project is None else path_of(settings.data_dir, project))
+    if arch is None and init is not None:
+        arch = weights_info(init).architecture
+    images = max(1, len(learned.examples))
+    recipe = Recipe.for_data(images, arch, continued=init is not None, **dataclasses.asdict(chosen))
     names = [name.strip() for name in init_labels.split(",")] if init_labels is not None else None
     trained = _train(learned, judged, target, recipe, init, names, chooses=others is not None, resume=resume)
     _finish(trained, target, learned, judged)
@@ -221,27 +191,13 @@ def _parts(dataset: DataSet, others: DataSet | None, record: Path | None) -> tup
             learned, held = divide(record, dataset, share=share, minimum=minimum)
     if others is None:
         if held is not None:
-            tell_problems(held)
+            note_problems(held)
         return learned, held if held is not None and held.examples else None
     seen = {example.digest for example in learned.examples}
     double = sum(example.digest in seen for example in others.examples)
     if double:
         note(f"{double} validation images are learned from too: the metrics flatter.")
     return learned, others
-
-
-def _architecture(arch: str | None, init: Path | None) -> str | None:
-    if arch is not None or init is None:
-        return arch
-    from spica.models.version import weights_info
-
-    return weights_info(init).architecture
-
-
-def _recipe(n_images: int, arch: str | None, init: Path | None, **chosen: Any) -> Recipe:
-    from spica.training.recipe import Recipe
-
-    return Recipe.for_data(max(1, n_images), arch, continued=init is not None, **chosen)
 
 
 def _train(
@@ -261,7 +217,7 @@ def _train(
     work = _work_of(target)
     if not resume:
         shutil.rmtree(work, ignore_errors=True)
-    boxes = f"{len(learned.examples)} images with {learned.boxes} boxes"
+    boxes = f"{count(len(learned.examples), 'image')} with {count(learned.boxes, 'box')}"
     judging = f", judged by {len(judged.examples)} others" if judged is not None else ""
     out.print(f"Training {recipe.architecture} on {boxes}{judging}: {', '.join(map(escape, learned.classes))}")
     try:
@@ -286,37 +242,27 @@ class _Bars:
     """A bar of all steps, and a line for each epoch that is over."""
 
     def __init__(self, recipe: Recipe) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn
-
-        self._bar = Progress(
-            TextColumn("epoch {task.fields[epoch]}/" + str(recipe.epochs)),
-            BarColumn(),
-            TextColumn("{task.fields[told]}"),
-            console=err,
-            transient=True,
-        )
-        self._row = self._bar.add_task("", total=None, epoch=1, told="loading")
+        self._bar = Bar(f"epoch 1/{recipe.epochs}", transient=True)
         self._epochs = 0
 
     def __enter__(self) -> Self:
-        self._bar.start()
+        self._bar.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        self._bar.__exit__()
 
     def show(self, progress: Progress) -> None:
         """One step further."""
         for epoch in progress.history[self._epochs :]:
             out.print(_line(epoch, progress.epochs, best=epoch.number == progress.best_epoch))
         self._epochs = len(progress.history)
-        told = "validating" if progress.validating else f"loss {progress.losses.get('loss', 0.0):.3f}"
+        rest = "validating" if progress.validating else f"loss {progress.losses.get('loss', 0.0):.3f}"
         if progress.eta_s is not None:
-            told += f", {_minutes(progress.eta_s)} to go"
+            rest += f", {_minutes(progress.eta_s)} to go"
         done = len(progress.history) * progress.steps + progress.step
-        self._bar.update(
-            self._row, total=progress.epochs * progress.steps, completed=done, epoch=progress.epoch, told=told
-        )
+        what = f"epoch {progress.epoch}/{progress.epochs}"
+        self._bar.show(done, progress.epochs * progress.steps, rest=rest, what=what)
 
 
 def _line(epoch: Epoch, epochs: int, *, best: bool) -> str:

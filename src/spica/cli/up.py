@@ -15,17 +15,12 @@ from spica.cli.console import count, err, identify, is_quiet, log_to_file, note,
 from spica.cli.options import (
     AllowedHosts,
     Check,
-    ChosenPrecision,
-    Eps,
+    Computing,
     Expose,
     Host,
     LabelStudioPort,
-    MaxDetections,
     NoBrowser,
-    Overlap,
     Port,
-    Threshold,
-    Tile,
     Weights,
 )
 from spica.cli.prelabel import print_failures
@@ -78,6 +73,7 @@ def demo(
 def up(
     images: Annotated[Path, typer.Argument(help="Folder of photographs, sub-folders included.", show_default=False)],
     weights: Weights,
+    computing: Computing,
     labels: Annotated[
         str | None,
         typer.Option(
@@ -104,12 +100,6 @@ def up(
     host: Host = None,
     expose: Expose = False,
     allowed_host: AllowedHosts = None,
-    threshold: Threshold = None,
-    norm_eps: Eps = None,
-    max_detections: MaxDetections = None,
-    precision: ChosenPrecision = None,
-    tile: Tile = None,
-    overlap: Overlap = None,
     no_browser: NoBrowser = False,
     check: Check = False,
 ) -> None:
@@ -134,12 +124,7 @@ def up(
         label_studio_port=label_studio_port,
         data_dir=data_dir or (None if variable_set("data_dir") else beside),
         allowed_hosts=allowed_host,
-        threshold=threshold,
-        norm_eps=norm_eps,
-        max_detections=max_detections,
-        precision=precision,
-        tile=tile,
-        overlap=overlap,
+        **computing.given(),
     )
     config = None
     if label_config is not None:
