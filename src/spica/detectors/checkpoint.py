@@ -352,7 +352,10 @@ _MAKERS: dict[str, Callable[..., object]] = {
 }
 
 
-class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]  # the one in Python: its steps can be replaced
+_PythonUnpickler: Any = pickle._Unpickler  # the one in Python, whose steps can be replaced
+
+
+class _Unpickler(_PythonUnpickler):  # type: ignore[misc]  # of type Any: what it has is not in its stubs
     """Follows a pickle on plain data: nothing real that could be called is ever in its hands.
 
     Replaced are the steps that would import, hash what a stranger made (a deep tuple takes for ever), set an object's
