@@ -64,7 +64,6 @@ def create_app(service: Service, settings: Settings, *, host: str) -> FastAPI:
         service.pool.start(service.workers)
         learning.start()
         yield
-        await asyncio.to_thread(learning.close)
         await asyncio.to_thread(service.close)
 
     app = FastAPIOffline(
