@@ -116,13 +116,6 @@ def test_connect_follows_a_new_version(client: LabelStudioClient, project: Proje
     assert client.project(project.id).model_version == "scripted-2"
 
 
-def test_connect_with_another_title(client: LabelStudioClient, project: Project, backend: ScriptedBackend) -> None:
-    """A title that is not the version gives way to it, and the result says so."""
-    connected = client.connect_backend(project.id, url=backend.url, title="my model")
-    assert connected.title == backend.version
-    assert any("my model" in warning for warning in connected.warnings)
-
-
 def test_connect_takes_over_the_selection(
     client: LabelStudioClient, project: Project, backend: ScriptedBackend, upload_images: Upload
 ) -> None:
@@ -246,8 +239,10 @@ def test_storage_becomes_recursive(
     """A storage that somebody made without sub-folders is changed instead of doubled."""
     folder = label_studio.document_root / f"flat-{project.id}"
     folder.mkdir()
-    flat = client.ensure_local_storage(project.id, folder, recursive=False)
-    assert not flat.recursive
+    flat = client.ensure_local_storage(project.id, folder)
+    flat_too = {"project": project.id, "path": str(folder), "recursive_scan": False}
+    client.call("PATCH", f"/api/storages/localfiles/{flat.id}", json=flat_too)
+    assert [storage.recursive for storage in client.local_storages(project.id)] == [False]
     deep = client.ensure_local_storage(project.id, folder)
     assert deep.id == flat.id
     assert deep.recursive

@@ -120,13 +120,7 @@ class LabelStudioClient:
         self._http.close()
 
     def call(
-        self,
-        method: str,
-        path: str,
-        *,
-        repeatable: bool | None = None,
-        timeout_s: float | None = None,
-        **body: Any,
+        self, method: str, path: str, *, repeatable: bool | None = None, timeout_s: float | None = None, **body: Any
     ) -> Any:
         """One request and its parsed answer; None when the answer has no body. Errors: see the class.
 
@@ -256,19 +250,10 @@ class LabelStudioClient:
         oldest = min((row.id for row in rows if row.title == title), default=None)
         return self.project(oldest) if oldest is not None else None
 
-    def create_project(
-        self, title: str, label_config: str, *, show_collab_predictions: bool = True, **fields: Any
-    ) -> Project:
-        """A new project.
-
-        Args:
-            title: of 3 to 50 characters.
-            label_config: XML of the labelling interface.
-            show_collab_predictions: whether stored predictions are shown to annotators.
-            fields: anything else that Label Studio takes, such as ``sampling`` or ``description``.
-        """
-        body = {"label_config": label_config, "show_collab_predictions": show_collab_predictions, **fields}
-        return Project.read(self.call("POST", "/api/projects/", json={"title": checked_title(title), **body}))
+    def create_project(self, title: str, label_config: str, **fields: Any) -> Project:
+        """A new project whose annotators see stored predictions; ``fields`` by Label Studio's names for them."""
+        body = {"title": checked_title(title), "label_config": label_config, "show_collab_predictions": True, **fields}
+        return Project.read(self.call("POST", "/api/projects/", json=body))
 
     def update_project(self, project: int, **fields: Any) -> Project:
         """Change fields of a project, by Label Studio's names for them."""
@@ -370,11 +355,7 @@ class LabelStudioClient:
     ) -> set[int]:
         """Those of ``tasks`` that have a prediction of exactly this version.
 
-        Args:
-            project: its number.
-            version: of the predictions.
-            tasks: their numbers.
-            confusable_versions: what :meth:`has_confusable_versions` says; asked if None.
+        ``confusable_versions`` is what :meth:`has_confusable_versions` says; it is asked if None.
         """
         if confusable_versions is None:
             confusable_versions = self.has_confusable_versions(project, version)
@@ -427,16 +408,11 @@ class LabelStudioClient:
         return sorted(map(Prediction.read, bodies), key=lambda prediction: prediction.id)
 
     def create_predictions(self, project: int, items: Sequence[Mapping[str, Any]]) -> int:
-        """Store predictions in one request; if a task does not exist, that is refused and nothing is stored.
+        """Store predictions, each ``{"task", "result", "score", "model_version"}``, in one request; returns how many.
 
-        Args:
-            project: its number.
-            items: each ``{"task", "result", "score", "model_version"}``.
-
-        Returns:
-            How many were stored. Label Studio silently leaves out those that don't fit the labelling configuration:
-            compare with ``len(items)`` and ask :meth:`missing_predictions` which. Nothing is replaced: storing the
-            same twice stores it twice.
+        If a task does not exist, that is refused and nothing is stored. Label Studio silently leaves out what does not
+        fit the labelling configuration: compare with ``len(items)`` and ask :meth:`missing_predictions` which. Storing
+        the same twice stores it twice.
         """
         if not items:
             return 0
@@ -556,7 +532,6 @@ class LabelStudioClient:
         project: int,
         *,
         url: str,
-        title: str | None = None,
         is_interactive: bool = True,
         extra_params: Json | None = None,
         basic_auth: tuple[str, str] | None = None,
@@ -571,7 +546,6 @@ class LabelStudioClient:
         Args:
             project: its number.
             url: of the model as Label Studio reaches it.
-            title: by which it is shown until its version is known; the version by default.
             is_interactive: whether it is asked while somebody draws.
             extra_params: sent along with every ``/setup``; None keeps what is stored.
             basic_auth: user and password that the model asks for.
@@ -582,8 +556,6 @@ class LabelStudioClient:
             The connected model, with ``warnings`` about what could not be done.
         """
         fields: Json = {"url": url, "project": project, "is_interactive": is_interactive, "auth_method": "NONE"}
-        if title:
-            fields["title"] = title
         if extra_params is not None:
             fields["extra_params"] = extra_params
         if basic_auth is not None:
@@ -598,8 +570,6 @@ class LabelStudioClient:
         version = backend.model_version
         if version and backend.title != version:
             backend = self._patch_backend(backend.id, {**fields, "title": version})
-        if title and version and title != version:
-            warnings.append(f"connected as {version!r}, the version that the model answers, instead of {title!r}")
         self._select(project, backend)
         warnings += self.ensure_webhook(project, url)
         if not backend.is_connected:
@@ -609,13 +579,8 @@ class LabelStudioClient:
     def show_version(self, project: int, version: str, *, basic_auth: str | None = None) -> tuple[str, ...]:
         """Have Label Studio show a version, whatever else is stored: its boxes, its scores and their order.
 
-        Args:
-            project: its number.
-            version: what a connected model answers; if none is connected, one that is stored.
-            basic_auth: ``user:password`` that the model asks for.
-
-        Returns:
-            What people should know.
+        It is what a connected model (which may ask for ``user:password``) answers; if none is connected, one that is
+        stored. Returns what could not be done.
         """
         rows = self.backends(project)
         ours = next((row for row in rows if row.model_version == version), None)
@@ -623,10 +588,8 @@ class LabelStudioClient:
         if now == version and (ours is None or ours.title == version):
             return ()
         if ours is not None:
-            auth = user_and_password(basic_auth)
-            return self.connect_backend(
-                project, url=ours.url, is_interactive=ours.is_interactive, basic_auth=auth
-            ).warnings
+            auth, interactive = user_and_password(basic_auth), ours.is_interactive
+            return self.connect_backend(project, url=ours.url, is_interactive=interactive, basic_auth=auth).warnings
         if rows:
             return (f"Label Studio goes on showing {now or 'what was stored last'}: a connected model answers that",)
         with contextlib.suppress(LabelStudioRefusedError):  # nothing of the version is stored
@@ -681,10 +644,8 @@ class LabelStudioClient:
     def ensure_webhook(self, project: int, url: str) -> list[str]:
         """Have Label Studio tell the model at ``url`` about a project's events, each with our secret.
 
-        Label Studio makes the webhook with the connected model, but without a secret, and not everywhere.
-
-        Returns:
-            What could not be done, with a remedy.
+        Label Studio makes the webhook with the connected model, but without a secret, and not everywhere. Returns what
+        could not be done, with a remedy.
         """
         address = webhook_url(url)
         secret = {WEBHOOK_HEADER: self.webhook_secret} if self.webhook_secret is not None else {}
@@ -712,16 +673,12 @@ class LabelStudioClient:
         bodies = self.call("GET", "/api/storages/localfiles/", params={"project": project})
         return [LocalStorage.read(body) for body in bodies]
 
-    def ensure_local_storage(
-        self, project: int, path: str | PurePath, *, title: str = "images", recursive: bool = True
-    ) -> LocalStorage:
-        """The project's storage of a folder: the one that covers it already, or a new one.
+    def ensure_local_storage(self, project: int, path: str | PurePath) -> LocalStorage:
+        """The project's storage of a folder and all below it: the one that covers it already, or a new one.
 
         Args:
             project: its number.
             path: absolute, on Label Studio's machine, strictly below its document root.
-            title: shown in Label Studio.
-            recursive: whether sub-folders are scanned too.
 
         Raises:
             LabelStudioError: Label Studio does not serve that folder, or a storage of one of its sub-folders exists,
@@ -730,11 +687,11 @@ class LabelStudioClient:
         folder = str(path)
         fields: Json = {
             "project": project,
-            "title": title,
+            "title": "images",
             "path": folder,
             "use_blob_urls": True,
             "regex_filter": IMAGE_REGEX,
-            "recursive_scan": recursive,
+            "recursive_scan": True,
         }
         for storage in self.local_storages(project):
             if storage.as_tasks and storage.recursive and is_within(folder, storage.path):
@@ -743,7 +700,7 @@ class LabelStudioClient:
                 return self._put_storage({**fields, "title": storage.title, "path": storage.path}, storage)
             if is_within(folder, storage.path) and is_within(storage.path, folder):
                 return self._put_storage(fields, storage)
-            if recursive and is_within(storage.path, folder):
+            if is_within(storage.path, folder):
                 raise LabelStudioError(
                     "a part of this folder is a storage of the project already, its images would be doubled",
                     where=folder,
@@ -772,10 +729,7 @@ class LabelStudioClient:
             ) from refusal
 
     def sync_storage(self, storage: int) -> LocalStorage:
-        """Make tasks of a folder's new images; those that are tasks already stay as they are.
-
-        Returns:
-            The storage; ``added`` is the number of new tasks.
+        """Make tasks of a folder's new images, ``added`` of them; those that are tasks already stay as they are.
 
         Raises:
             LabelStudioError: Label Studio could not read the folder.
@@ -815,29 +769,21 @@ def _flat(errors: Any) -> str:
     return str(errors)
 
 
-def refuse_another(found: ProjectKey, meant: ProjectKey, *, where: str) -> None:
-    """Raise unless Label Studio's project of a number is the one that is meant, as far as that is known.
-
-    Raises:
-        LabelStudioError: it was created at another time.
-    """
-    if meant.created not in (0, found.created):
+def refuse_another(actual: ProjectKey, meant: ProjectKey, *, where: str) -> None:
+    """Raise LabelStudioRefusedError (404) if Label Studio's project of a number was created at another time."""
+    if meant.created not in (0, actual.created):
         raise LabelStudioRefusedError(
             f"project {meant} is another one here",
             404,
             where=where,
             expected=f"the project created {meant.date}",
-            got=f"one created {found.date}: Label Studio was set up anew, or is another one",
+            got=f"one created {actual.date}: Label Studio was set up anew, or is another one",
             hint="start the model server with the address and token of the Label Studio that is meant",
         )
 
 
 def checked_title(title: str) -> str:
-    """The title itself, if Label Studio takes it.
-
-    Raises:
-        LabelStudioError: it is shorter than 3 or longer than 50 characters.
-    """
+    """The title itself; LabelStudioError if it is shorter than 3 or longer than 50 characters."""
     if not MIN_TITLE <= len(title.strip()) <= MAX_TITLE:
         raise LabelStudioError(
             "a project's title has the wrong length",

@@ -268,14 +268,14 @@ def quoted(names: Iterable[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class LabelMatch:
-    """How a model's classes meet the labels of one control tag.
+    """How a model's classes match the labels of one control tag.
 
     Attributes:
         control: name of the tag that holds the labels.
         classes: the model's class names by class id; empty strings where the weights carry no names.
         label_names: the project's labels, as Label Studio stores them.
         labels: by class id, the label or None.
-        rules: by class id, the rule by which they met or None.
+        rules: by class id, the rule by which they match or None.
     """
 
     control: str
@@ -301,9 +301,9 @@ class LabelMatch:
         return tuple(name for name in self.label_names if name not in self.labels)
 
     def explain(self) -> str:
-        """One line that tells what met and what did not, with both lists of names."""
-        met = len(self.classes) - len(self.unmatched_classes)
-        text = f'control tag "{self.control}": {met} of {len(self.classes)} model classes have a label'
+        """One line about which classes have labels and which do not, with both lists of names."""
+        matched = len(self.classes) - len(self.unmatched_classes)
+        text = f'control tag "{self.control}": {matched} of {len(self.classes)} model classes have a label'
         lists = f"the model's classes: {quoted(class_names(self.classes))}; labels: {quoted(self.label_names)}"
         if not self.unmatched_classes and not self.unmatched_labels:
             return f"{text} ({lists})"
@@ -311,7 +311,7 @@ class LabelMatch:
         if self.unmatched_classes:
             parts.append(f"Without a label, and so never shown: {quoted(self.unmatched_classes)}")
             parts.append(
-                'To tell which class a label means, write <Label value="…" predicted_values="class name"/> '
+                'To say which class a label means, write <Label value="…" predicted_values="class name"/> '
                 "(or the class's number, from 1, where the weights carry no names)"
             )
         if self.unmatched_labels:

@@ -136,8 +136,8 @@ def _first_corners(region: Sequence[Mapping[str, Any]]) -> Corners | None:
 
 def _corners(item: Mapping[str, Any]) -> Corners | None:
     """The upright box around a rectangle item, in percent; None if its numbers can't be used."""
-    given = (_number(item["value"].get(name)) for name in ("x", "y", "width", "height"))
-    numbers = [number for number in given if number is not None]
+    values = (_number(item["value"].get(name)) for name in ("x", "y", "width", "height"))
+    numbers = [number for number in values if number is not None]
     if len(numbers) < 4:
         return None
     x, y, width, height = numbers

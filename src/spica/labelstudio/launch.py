@@ -615,7 +615,7 @@ def unblocking_switches(backend_host: str) -> dict[str, str]:
 
     ``ML_BLOCK_LOCAL_IP=false`` needs ``SSRF_PROTECTION_ENABLED=false`` beside it (otherwise connecting answers 403
     with the model half connected), and the two open every address for models, webhooks, imports and storages.
-    Instead the protection stays on with its list of banned networks given by us: the default one without those that
+    Instead the protection stays on with its list of banned networks from us: the default one without those that
     the model server is in. So this machine's loopback is open, and private networks and the cloud's metadata
     address (169.254.169.254) stay closed.
     """

@@ -202,14 +202,14 @@ class MediaReader:
     def _read_disk(self, folder: ConfinedFolder, names: Iterable[str], tried: list[str]) -> bytes | None:
         first, *others = dict.fromkeys(names)
         for name in [first, *(other for other in others if escape_reason(other) is None)]:
-            found = folder.find(name)
-            if found is None:
+            path = folder.find(name)
+            if path is None:
                 tried.append(f"{printable(folder.shown(name))}: no such file")
                 continue
             try:
-                return read_file(found, max_bytes=self._max_bytes)
+                return read_file(path, max_bytes=self._max_bytes)
             except OSError as error:  # Label Studio may be allowed to
-                tried.append(f"{printable(str(found))}: {error.strerror or type(error).__name__}")
+                tried.append(f"{printable(str(path))}: {error.strerror or type(error).__name__}")
         return None
 
     def _resolve(self, uri: str, task_id: int | None) -> bytes:
@@ -270,8 +270,8 @@ def readings(address: str, parts: SplitResult, key: str) -> tuple[str, ...]:
     the value. Only addresses written by hand contain those; for them the second reading takes all literally.
     """
     values = [value for name, value in parse_qsl(parts.query, keep_blank_values=True) if name == key]
-    _before, found, rest = address.partition(f"?{key}=")
-    literal = [unquote(rest)] if found else []
+    _before, key_there, rest = address.partition(f"?{key}=")
+    literal = [unquote(rest)] if key_there else []
     return tuple(dict.fromkeys(value for value in [*values[-1:], *literal] if value))
 
 

@@ -86,7 +86,7 @@ class WebhookRequest(_Body):
 
     Attributes:
         action: for instance ``START_TRAINING``, ``ANNOTATION_CREATED`` or ``PROJECT_UPDATED``.
-        project: all columns of the project, where the hook was told to send them.
+        project: all columns of the project, where the hook sends them.
         annotation: the one that was submitted, or a list of them.
         annotations: those that were deleted.
     """
@@ -98,7 +98,7 @@ class WebhookRequest(_Body):
 
     @property
     def project_key(self) -> ProjectKey | None:
-        """Which project it is about, None if the event does not tell it."""
+        """Which project it is about, None if the event does not say."""
         return ProjectKey.read(self.project)
 
 
@@ -112,7 +112,7 @@ def bad_request(details: Sequence[Any]) -> RequestError:
         where=".".join(str(part) for part in first["loc"]) or "the whole body",
         expected="to be there" if missing else first["msg"],
         got="nothing" if missing else _kind(first["input"]),
-        hint="Label Studio sends such bodies by itself; for other clients, /docs tells each field.",
+        hint="Label Studio sends such bodies by itself; for other clients, /docs describes each field.",
     )
 
 
@@ -194,15 +194,15 @@ def _look_up(data: Mapping[str, Any], key: str) -> Any:
     """``data[key]``, or like Label Studio's editor the nested value that ``pages[0].url`` leads to; None if absent."""
     if key in data:
         return data[key]
-    found: Any = data
+    value: Any = data
     for part in _PATH.findall(key):
-        if isinstance(found, Mapping):
-            found = found.get(part)
-        elif isinstance(found, list) and part.isascii() and part.isdecimal() and len(part) < 10:
-            found = found[int(part)] if int(part) < len(found) else None
+        if isinstance(value, Mapping):
+            value = value.get(part)
+        elif isinstance(value, list) and part.isascii() and part.isdecimal() and len(part) < 10:
+            value = value[int(part)] if int(part) < len(value) else None
         else:
             return None
-    return found
+    return value
 
 
 def _where(task: Task) -> str:

@@ -84,7 +84,7 @@ class Backend(_Record):
         model_version: what its ``/setup`` answered last; "" when it never did.
         error_message: of the last failure, "" without one.
         description: a text that Label Studio keeps with it.
-        extra_params: as given in the model's form.
+        extra_params: what stands in the model's form.
         basic_auth_user: with whose password Label Studio asks it; "" without.
         warnings: what connecting it could not do, each with a remedy.
     """

@@ -112,8 +112,8 @@ def suggestions(
 
 
 def _has_label(detections: Detections, match: LabelMatch) -> np.typing.NDArray[np.bool_]:
-    met = np.array([label is not None for label in match.labels], np.bool_)
-    return met[detections.class_ids] if len(detections) else np.zeros((0,), np.bool_)
+    labelled = np.array([label is not None for label in match.labels], np.bool_)
+    return labelled[detections.class_ids] if len(detections) else np.zeros((0,), np.bool_)
 
 
 def _value(x: float, y: float, width: float, height: float) -> dict[str, float] | None:

@@ -107,7 +107,7 @@ class ServedFolder:
         rows = connection.execute("SELECT id, path FROM io_storages_localfilesmixin WHERE path IS NOT NULL").fetchall()
         for storage, path in rows:
             # The links' folder may itself lie below the root, so it comes first.
-            place = next((each for each in (self.path, before, self._root) if each in Path(path).parents), None)
+            place = next((root for root in (self.path, before, self._root) if root in Path(path).parents), None)
             if place is None:
                 continue
             relative = Path(path).relative_to(place)
