@@ -1,239 +1,134 @@
-"""What was measured, as Markdown: conclusions are ratios, seconds are context."""
+"""The one report writer: what was measured, as Markdown with the machine that it was measured on."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from .courtesy import summary
+from spica.bench import machine
+from spica.errors import SpicaError
+from spica.files import write_text
 
-_MIB = 2**20
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT.parent / "shared" / "data"
+"""Where photographs with boxes are looked for: ``bccd`` and ``pear``, each with a COCO file for training and one to
+validate."""
 
+sys.path.insert(0, str(ROOT / "tests"))
+from untrained import write_untrained as write_untrained  # noqa: E402 - the tests' own; needs the line above
 
-def markdown(measured: dict[str, Any]) -> str:
-    """The whole file."""
-    parts = [
-        "# The bulk job, measured",
-        "",
-        f"Written by `{'; then by `'.join(measured['commands'])}. Seconds hold for this machine in that hour only, and "
-        "other programs were at work on it where *load before* says so; the conclusions are ratios of what was "
-        "measured side by side. Columns *at*: UTC, when a part had ended.",
-        "",
-        *_table(["condition", "value"], measured["conditions"]),
-        "",
-        "## Conclusions",
-        "",
-        *_table(["what", "measured", "goal"], conclusions(measured)),
-    ]
-    if measured["scale"]:
-        parts += ["", *_scale(measured["scale"])]
-    if measured["network"]:
-        parts += ["", *_network(measured["network"])]
-    if measured["courtesy"]:
-        parts += ["", *_courtesy(measured["courtesy"])]
-    return "\n".join(parts) + "\n"
+_PACKAGES = ("label-studio", "openvino", "torch", "torchvision", "nncf", "numpy", "pillow", "faster-coco-eval")
+
+Parts = dict[str, Any]
+"""By name of a part: ``figures`` or ``failed``, ``when``, ``load`` and ``conditions``."""
 
 
-def conclusions(measured: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """What, how much, and the goal."""
-    rows: list[tuple[str, str, str]] = []
-    for switched in (False, True):
-        runs = [run for run in measured["scale"] if run["switched"] == switched]
-        if not runs:
+def say(line: str) -> None:
+    """Tell on standard error what is being done."""
+    print(f"{datetime.now(UTC):%H:%M:%S} {line}", file=sys.stderr, flush=True)
+
+
+def add_options(parser: argparse.ArgumentParser, parts: Sequence[str]) -> None:
+    """The options that every benchmark has."""
+    add = parser.add_argument
+    add("--only", nargs="+", choices=parts, default=list(parts), help="parts to run; all by default")
+    add("--results", type=Path, help="write the report here; without it, on the screen")
+    add("--figures", type=Path, help="keep the figures here, as JSON, and take parts that are not run from there")
+
+
+def conditions() -> dict[str, str]:
+    """What a figure depends on."""
+    return {
+        "processor": f"{machine.processor()}, {machine.cores()} logical cores",
+        "instruction sets": machine.instruction_sets(),
+        "memory": machine.memory(),
+        "packages": machine.versions(_PACKAGES),
+    }
+
+
+def measure(options: argparse.Namespace, parts: Mapping[str, Callable[[], Any]]) -> Parts:
+    """Run the parts that were asked for; a failure is a line of the report, and the others are run.
+
+    Figures are written after each part, so that a long run that breaks off leaves what it had.
+    """
+    path: Path | None = options.figures
+    measured: Parts = json.loads(path.read_text("utf-8")) if path is not None and path.is_file() else {}
+    for name, run in parts.items():
+        say(f"== {name}")
+        part: dict[str, Any] = {"when": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", "conditions": conditions()}
+        try:
+            part["figures"] = run()
+        except Exception as error:  # noqa: BLE001 - an hour of other figures must not be lost
+            part["failed"] = error.summary if isinstance(error, SpicaError) else f"{type(error).__name__}: {error}"
+            say(f"{name} failed: {part['failed']}")
+        measured[name] = {**part, "load": machine.load()}
+        if path is not None:
+            write_text(path, json.dumps(measured, indent=1))
+    return measured
+
+
+def text(
+    title: str, introduction: str, measured: Parts, sections: Mapping[str, tuple[str, Callable[[Any], str]]]
+) -> str:
+    """The report.
+
+    Args:
+        title: of the whole.
+        introduction: a paragraph.
+        measured: from :func:`measure`.
+        sections: by part, its heading and what writes its figures in Markdown, in the order of the report.
+    """
+    command = " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+    known: dict[str, str] = next((part["conditions"] for part in measured.values()), conditions())
+    blocks = [f"# {title}", f"Written by `{command}`. {introduction} Seconds hold for this machine in that hour only."]
+    blocks.append(table(("condition", "value"), list(known.items())))
+    for name, (heading, write) in sections.items():
+        if name not in measured:
             continue
-        least, most = runs[0], runs[-1]
-        span = f"{most['tasks']:,} : {least['tasks']:,} tasks, {_named(switched)}"
-        if most is not least and least["memory"]["peak"] and most["memory"]["peak"]:
-            ratio = most["memory"]["peak"] / least["memory"]["peak"]
-            rows.append((f"peak memory of the job, {span}", f"{ratio:.2f}", "flat (1)"))
-        if most is not least:
-            rows.append((f"tasks a second, {span}", f"{rate(most) / rate(least):.2f}", "–"))
-        rows.append(
-            (
-                f"share of the time outside Label Studio, {most['tasks']:,} tasks, {_named(switched)}",
-                _percent(share_outside(most)),
-                "–",
-            )
+        part = measured[name]
+        changed = [f"{key} {value}" for key, value in part["conditions"].items() if known.get(key) != value]
+        blocks.append(f"## {heading}")
+        blocks.append(
+            f"Begun {part['when']}, busy processes at the end {part['load']}."
+            + (f" Other conditions than above: {'; '.join(changed)}." if changed else "")
+            + (f" **Not measured:** {part['failed'].rstrip('.')}." if "failed" in part else "")
         )
-    rows += [
-        (
-            f"share of the time in which the network waits, {name}",
-            ", ".join(_percent(waiting(run)) for run in measured["network"] if run["name"] == name),
-            "< 5 %",
-        )
-        for name in dict.fromkeys(run["name"] for run in measured["network"])
-    ]
-    for run in measured["courtesy"]:
-        values = summary(run)
-        for name, key in (("median", "extra_median_images"), ("95th percentile", "extra_p95_images")):
-            what = f"opening an image beside the job takes longer by so many images' inference, {name}, {run['name']}"
-            rows.append((what, f"{values[key]:.2f}", "≤ 1"))
-    return rows
+        if "figures" in part:
+            blocks.append(write(part["figures"]))
+    return "\n\n".join(block.strip() for block in blocks) + "\n"
 
 
-def rate(run: dict[str, Any]) -> float:
-    """Tasks a second, from the first question about the project to the last count."""
-    return float(run["stored"] / run["seconds"])
+def publish(report: str, path: Path | None) -> None:
+    """Write the report to the file, or to the screen."""
+    if path is None:
+        print(report)
+        return
+    write_text(path, report)
+    say(f"written: {path}")
 
 
-def share_outside(run: dict[str, Any]) -> float:
-    """Of the whole time, that in which no request to Label Studio was open."""
-    return float(1 - run["label_studio_seconds"] / run["seconds"])
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table in Markdown.
+
+    Raises:
+        ValueError: a row has more or fewer cells than the head.
+    """
+    lines = [[str(cell).replace("|", "\\|") for cell in row] for row in (head, ["---"] * len(head), *rows)]
+    if any(len(line) != len(head) for line in lines):
+        raise ValueError(f"a row does not fit the head {head}")
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def waiting(run: dict[str, Any]) -> float:
-    """Of the time between the begin of the first image and the end of the last, that in which nothing was computed."""
-    return float(1 - run["network"]["busy_s"] / run["network"]["span_s"])
+def number(value: float | None, form: str = ".2f") -> str:
+    """A number, or a dash for None."""
+    return "–" if value is None else format(value, form)
 
 
-def _scale(runs: Sequence[dict[str, Any]]) -> list[str]:
-    rows = [
-        (
-            _named(run["switched"]),
-            f"{run['tasks']:,}",
-            f"{run['stored']:,}",
-            f"{rate(run):.1f}",
-            f"{run['seconds']:.0f}",
-            _percent(share_outside(run)),
-            _percent(run["processor_seconds"] / run["seconds"]),
-            _mib(run["memory"]["before"]),
-            _mib(run["memory"]["peak"]),
-            f"{run['import_s']:.0f}",
-            run["load"],
-            run["at"],
-        )
-        for run in runs
-    ]
-    head = ["Label Studio", "tasks", "stored", "tasks/s", "s", "outside Label Studio", "job's processor time / time"]
-    head += ["memory before, MiB", "peak memory, MiB", "import of the tasks, s", "load before", "at"]
-    kinds = sorted({kind for run in runs for kind in run["requests"]})
-    costs = []
-    for run in runs:
-        cells = []
-        for kind in kinds:
-            found = run["requests"].get(kind)
-            cells.append("–" if found is None else f"{found['count']} × {found['seconds'] / found['count']:.2f}")
-        costs.append((_named(run["switched"]), f"{run['tasks']:,}", *cells))
-    return [
-        "## At scale",
-        "",
-        "A detector that costs nothing (three boxes on every image), a handful of photographs shown by all tasks, so "
-        "that their answers are remembered; a real Label Studio, tasks imported through its API in chunks. The job is "
-        "a process of its own; its memory is the whole process's. Time is outside Label Studio when no request to it "
-        "is open, from sending to the last byte of the answer.",
-        "",
-        *_table(head, rows),
-        "",
-        '"As started" is Label Studio 1.23.2 as Spica starts it. "Switched" is the same with a switch of Label '
-        "Studio's, as Spica starts it for folders of 2,000 photographs and more: "
-        "`fflag_fix_back_4620_memory_efficient_predictions_import_08012025_short=true` in its environment. Without "
-        "it, each import of predictions counts anew all tasks of the project that have predictions: the time for a "
-        f"project grows with the square of its tasks. {_left_out(runs)}Each request's number and mean seconds:",
-        "",
-        *_table(["Label Studio", "tasks", *kinds], costs),
-    ]
-
-
-def _left_out(runs: Sequence[dict[str, Any]]) -> str:
-    """Says so when the largest project was run with the switch only."""
-    started = [run for run in runs if not run["switched"]]
-    largest = max(run["tasks"] for run in runs)
-    if len(started) < 2 or started[-1]["tasks"] == largest:
-        return ""
-    first, last = started[0], started[-1]
-    return (
-        f"**{largest:,} tasks as started were not run**: {last['tasks']:,} tasks took "
-        f"{last['seconds'] / first['seconds']:.0f} times as long as {first['tasks']:,}, and these would take hours. "
-    )
-
-
-def _network(runs: Sequence[dict[str, Any]]) -> list[str]:
-    rows = [
-        (
-            run["name"],
-            f"{run['stored']:,}",
-            _percent(waiting(run)),
-            f"{run['network']['image_s'] / run['network']['alone_s']:.2f}",
-            f"{run['network']['span_s'] / run['network']['images'] / run['network']['alone_s']:.2f}",
-            f"{run['network']['alone_s'] * 1000:.0f}",
-            _percent(share_outside(run)),
-            run["load"],
-            run["at"],
-        )
-        for run in runs
-    ]
-    head = [
-        "network",
-        "tasks",
-        "the network waits",
-        "its time an image : alone",
-        "the job's time an image : alone",
-    ]
-    head += ["alone, ms", "outside Label Studio", "load before", "at"]
-    return [
-        "## With a real network",
-        "",
-        "Every task shows a file of its own. The network waits when it computes nothing between the begin of the first "
-        "image and the end of the last. *Alone* is the mean time of the network for an image in the same process "
-        "before and after the job; beside the job it shares the processor with reading, with decoding and with Label "
-        "Studio itself, which the ratios to it show.",
-        "",
-        *_table(head, rows),
-    ]
-
-
-def _courtesy(runs: Sequence[dict[str, Any]]) -> list[str]:
-    rows = []
-    for run in runs:
-        values = summary(run)
-        rows.append(
-            (
-                run["name"],
-                f"{len(run['idle_s'])} / {len(run['busy_s'])} in {run['rounds']} rounds each",
-                f"{values['idle_median_s']:.2f} / {values['busy_median_s']:.2f}",
-                f"{values['idle_p95_s']:.2f} / {values['busy_p95_s']:.2f}",
-                f"{run['image_s']:.2f}",
-                f"{values['extra_median_images']:.2f}",
-                f"{values['extra_p95_images']:.2f}",
-                str(run["job_images"]),
-                str(run["missed"]),
-                run["load"],
-                run["at"],
-            )
-        )
-    head = [
-        "network",
-        "images opened idle / beside the job",
-        "median s idle / beside",
-        "95th percentile s idle / beside",
-    ]
-    head += ["one image's inference, s", "extra, median, in images", "extra, 95th percentile, in images"]
-    head += ["images of the job meanwhile", "left out: job had ended", "load before", "at"]
-    return [
-        "## Courtesy",
-        "",
-        "`POST /predict` with one image that the server has not seen, sent to `spica serve` at a random moment, beside "
-        "a job over the same network and without one, in rounds that take turns and show the same photographs. *Extra* "
-        "is what an answer beside the job takes longer, divided by the network's mean time for an image when idle.",
-        "",
-        *_table(head, rows),
-    ]
-
-
-def _named(switched: bool) -> str:
-    return "switched" if switched else "as started"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _mib(count: int | None) -> str:
-    return "–" if count is None else f"{count / _MIB:.0f}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    if any(len(row) != len(head) for row in rows):
-        raise ValueError(f"the rows do not fit the head of the table, {head}")
-    lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
+def percent(share: float | None) -> str:
+    """A share in per cent, or a dash for None."""
+    return "–" if share is None else f"{100 * share:.1f} %"

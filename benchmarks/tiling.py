@@ -9,12 +9,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
-import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -31,9 +28,8 @@ from spica.detectors.tiling import tiled, windows
 from spica.evaluation.matching import match
 from spica.evaluation.truth import Truth
 from spica.models.card import read_card
-from spica.training.footprint import peak_memory_bytes
 
-from .markdown import table
+from .report import table
 
 TILE, OVERLAP = 640, 0.2
 THRESHOLD = 0.6
@@ -42,7 +38,7 @@ _FIRST_SEED = 520_000
 _CELLS = (5, 5)
 _ENLARGED = 3
 
-Way = Callable[[NDArray[np.uint8]], Detections]
+Tiling = Callable[[NDArray[np.uint8]], Detections]
 
 
 Cell = tuple[int, int, int, int]
@@ -74,21 +70,19 @@ def scene(*, large: bool) -> tuple[NDArray[np.uint8], Truth, list[Cell]]:
         pixels[: side[1], : side[0]] = cv2.resize(field.pixels, side, interpolation=cv2.INTER_CUBIC)
         cells.append((0, 0, *side))
         boxes.append(field.boxes_xyxy * np.float32(_ENLARGED))
-    told = np.concatenate(boxes)
-    return pixels, Truth(told, np.zeros(len(told), np.int64), pixels.shape[1], pixels.shape[0]), cells
+    objects = np.concatenate(boxes)
+    return pixels, Truth(objects, np.zeros(len(objects), np.int64), pixels.shape[1], pixels.shape[0]), cells
 
 
 def without_seams(detector: Detector, image: NDArray[np.uint8], cells: Sequence[Cell]) -> Detections:
     """What the detector finds in each field by itself: as good as tiles can be."""
-    found = []
+    boxes, scores = [], []
     for left, top, right, bottom in cells:
-        (each,) = detector.detect([np.ascontiguousarray(image[top:bottom, left:right])])
-        boxes = each.boxes_xyxy + np.array([left, top, left, top], np.float32)
-        found.append(Detections(boxes, each.scores, each.class_ids))
-    scores = np.concatenate([each.scores for each in found])
-    order = np.argsort(-scores, kind="stable")
-    boxes = np.concatenate([each.boxes_xyxy for each in found])
-    return Detections(boxes[order], scores[order], np.zeros(len(order), np.int64))
+        (detections,) = detector.detect([np.ascontiguousarray(image[top:bottom, left:right])])
+        boxes.append(detections.boxes_xyxy + np.array([left, top, left, top], np.float32))
+        scores.append(detections.scores)
+    order = np.argsort(-np.concatenate(scores), kind="stable")
+    return Detections(np.concatenate(boxes)[order], np.concatenate(scores)[order], np.zeros(len(order), np.int64))
 
 
 def demonstration() -> OpenVINODetector:
@@ -97,10 +91,10 @@ def demonstration() -> OpenVINODetector:
     return OpenVINODetector(model_folder() / card.graph, card.classes)
 
 
-def ways(detector: Detector) -> dict[str, Way]:
+def tilings(detector: Detector) -> dict[str, Tiling]:
     """By name; those of supervision only where it is installed."""
     ours = tiled(detector, tile=TILE, overlap=OVERLAP)
-    found: dict[str, Way] = {"Spica": lambda image: ours.detect([image])[0]}
+    found: dict[str, Tiling] = {"Spica": lambda image: ours.detect([image])[0]}
     if importlib.util.find_spec("supervision") is not None:
         found["supervision, as it comes"] = _sliced(detector)
         found["supervision, suppressing by IOS"] = _sliced(detector, overlap_metric="IOS")
@@ -108,7 +102,7 @@ def ways(detector: Detector) -> dict[str, Way]:
     return found
 
 
-def _sliced(detector: Detector, **options: Any) -> Way:
+def _sliced(detector: Detector, **options: Any) -> Tiling:
     supervision: Any = importlib.import_module("supervision")
 
     def look(tile: NDArray[np.uint8]) -> Any:
@@ -173,76 +167,31 @@ def main() -> None:
     """Measure, and print a table for each photograph."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tiling", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    rounds = parser.parse_args().rounds
     detector = demonstration()
-    known = ways(detector)
-    if given.memory_of:
-        image, _, _ = scene(large=True)
-        detector.detect([image[:TILE, :TILE]])  # what the network itself takes is not the tiles'
-        before = peak_memory_bytes()
-        known[given.memory_of](image)
-        print(json.dumps([before, peak_memory_bytes()]))
-        return
-    if len(known) == 1:
+    methods = tilings(detector)
+    if len(methods) == 1:
         print("supervision is not installed: only Spica's tiles are measured (--help tells how).", file=sys.stderr)
-    print(
-        f"{processor()}, {cores()} logical cores; {versions(('openvino', 'supervision', 'numpy'))}; photographs of "
-        f"3200 x 2400, tiles of {TILE}, overlap {OVERLAP:g}, score {THRESHOLD:g} and more, {given.rounds} rounds in "
-        "turn\n"
-    )
-    memory = {name: _memory(name) for name in known}
+    print(f"{processor()}, {cores()} logical cores; {versions(('openvino', 'supervision', 'numpy'))}; photographs of ")
+    print(f"3200 x 2400, tiles of {TILE}, overlap {OVERLAP:g}, score {THRESHOLD:g} and more, {rounds} rounds in turn\n")
+    head = ("method", "time ÷ Spica's (median / min)", "found", "lost", "of these cut by a tile's edge", "doubled")
     for title, large in (("small objects", False), ("small objects, and some larger than the overlap", True)):
         image, truth, cells = scene(large=large)
-        alone = without_seams(detector, image, cells)
-        print(f"{title}, {len(truth)} in all\n\n{_table(known, image, truth, alone, memory, given.rounds)}")
-
-
-def _table(
-    known: dict[str, Way],
-    image: NDArray[np.uint8],
-    truth: Truth,
-    alone: Detections,
-    memory: dict[str, int],
-    rounds: int,
-) -> str:
-    answers = {name: way(image) for name, way in known.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in known}
-    for _ in range(rounds):
-        for name, way in known.items():
-            started = time.perf_counter()
-            way(image)
-            seconds[name].append(time.perf_counter() - started)
-    first = next(iter(seconds.values()))
-    lines = [("each field by itself, no tiles", "–", *_counts(alone, truth), "–")]
-    for name, answer in answers.items():
-        ratios = f"{median(seconds[name]) / median(first):.2f} / {min(seconds[name]) / min(first):.2f}"
-        lines.append((name, ratios, *_counts(answer, truth), f"{memory[name] / 2**20:.0f}"))
-    head = (
-        "way",
-        "time ÷ Spica's (median / min)",
-        "found",
-        "lost",
-        "of these cut by a tile's edge",
-        "doubled",
-        "made up",
-    )
-    return table((*head, "memory on top, MiB"), lines)
-
-
-def _counts(answer: Detections, truth: Truth) -> tuple[str, ...]:
-    told = judged(answer, truth)
-    return tuple(str(told[key]) for key in ("found", "lost", "lost_at_seams", "doubled", "made_up"))
-
-
-def _memory(name: str) -> int:
-    """Bytes that a look takes beyond the loaded network and the photograph, in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.tiling", "--memory-of", name]
-    done = subprocess.run(  # noqa: S603 - our own interpreter and module
-        command, capture_output=True, check=True, cwd=Path(__file__).parent.parent
-    )
-    before, after = json.loads(done.stdout)
-    return int(after - before)
+        seconds: dict[str, list[float]] = {name: [] for name in methods}
+        answers = {name: method(image) for name, method in methods.items()}
+        for _ in range(rounds):
+            for name, method in methods.items():
+                started = time.perf_counter()
+                method(image)
+                seconds[name].append(time.perf_counter() - started)
+        ours = seconds["Spica"]
+        rows: list[tuple[object, ...]] = [
+            ("each field by itself, no tiles", "–", *judged(without_seams(detector, image, cells), truth).values())
+        ]
+        for name, answer in answers.items():
+            ratio = f"{median(seconds[name]) / median(ours):.2f} / {min(seconds[name]) / min(ours):.2f}"
+            rows.append((name, ratio, *judged(answer, truth).values()))
+        print(f"{title}, {len(truth)} in all\n\n{table((*head, 'made up'), rows)}")
 
 
 if __name__ == "__main__":

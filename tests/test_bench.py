@@ -118,7 +118,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("torch", reason="needs the extra spica[train]")
     import torch
 
-    from benchmarks.untrained import spread_state_dict
+    from untrained import spread_state_dict
 
     path = tmp_path_factory.mktemp("weights") / "tiny.pth"
     torch.save(spread_state_dict("ssdlite320_mobilenet_v3_large"), path)

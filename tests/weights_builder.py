@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from benchmarks.untrained import spread_state_dict
+from untrained import spread_state_dict
 from spica.bench.photographs import spread_faster_rcnn
 from spica.detectors.architecture import FASTER_RCNN, Norm
 from spica.models import store

@@ -27,7 +27,7 @@ INSIDE: Box = (100, 100, 150, 150)
 def test_what_is_found_lost_and_doubled(boxes: list[Box], expected: tuple[int, ...]) -> None:
     """An object has one box; a further one on it is a double, and an object without is lost, at a seam or not."""
     truth = Truth(np.array([OBJECT, INSIDE], np.float32), np.zeros(2, np.int64), 3200, 2400)
-    told = np.array(boxes, np.float32).reshape(-1, 4)
-    scores = np.linspace(0.9, 0.8, len(told), dtype=np.float32)
-    counted = judged(Detections(told, scores, np.zeros(len(told), np.int64)), truth)
+    found = np.array(boxes, np.float32).reshape(-1, 4)
+    scores = np.linspace(0.9, 0.8, len(found), dtype=np.float32)
+    counted = judged(Detections(found, scores, np.zeros(len(found), np.int64)), truth)
     assert tuple(counted[key] for key in ("found", "lost", "lost_at_seams", "doubled", "made_up")) == expected

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.untrained import spread_state_dict
+from untrained import spread_state_dict
 from spica.detectors import convert as child
 from spica.detectors.architecture import Norm
 from spica.detectors.convert import Request, convert

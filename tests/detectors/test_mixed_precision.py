@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.untrained import spread_state_dict
+from untrained import spread_state_dict
 from spica.detectors.comparison import rendered_images
 from spica.detectors.torch_gpu import TorchDetector
 

@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from benchmarks.untrained import few_proposals, spread_state_dict
+from untrained import few_proposals, spread_state_dict
 from spica.boxes import Detections
 from spica.detectors import networks
 from spica.detectors.architecture import FULL_TAIL, names, recognise
