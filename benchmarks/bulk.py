@@ -21,14 +21,13 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx
-from spica.bench.photographs import ARCHITECTURE
-from spica.bench.server import server
 
 from spica.bench.machine import load, status_bytes
+from spica.bench.photographs import ARCHITECTURE
+from spica.bench.server import server
 from spica.demo import model_folder
 from spica.demo.field import write_images
-from spica.labelstudio.launch import LabelStudioProcess
-from spica.labelstudio.launch_env import LARGE_PROJECT_TASKS, large_project_switches
+from spica.labelstudio.launch import LARGE_PROJECT_TASKS, LabelStudioProcess, large_project_switches
 
 from . import report
 from .report import DATA, number, percent, say, table, write_untrained

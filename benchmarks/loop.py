@@ -24,17 +24,18 @@ from statistics import median, quantiles
 from typing import Any
 
 import httpx
-from spica.bench.photographs import ARCHITECTURE
 
 from spica.assistance.edits import Edits, cost_s, edits
 from spica.bench import server
+from spica.bench.photographs import ARCHITECTURE
 from spica.boxes import Detections
 from spica.detectors.contract import Detector
 from spica.evaluation.metrics import evaluate
 from spica.evaluation.predict import image_file, predict
-from spica.models import versions
+from spica.models import store
 from spica.models.load import load_detector
 from spica.models.serving import Serving
+from spica.models.version import ModelVersion
 from spica.settings import Settings
 from spica.training import gate, holdout, loop
 from spica.training.dataset import DataSet, Example
@@ -84,7 +85,7 @@ class Loop:
         self.settings = Settings(data_dir=folder)
         self.order = random.Random(0).sample(pool.examples, len(pool.examples))  # noqa: S311 - not secret
         self.record: holdout.Record = {}
-        self.active: versions.ModelVersion | None = None
+        self.active: ModelVersion | None = None
         self.detector: Detector | None = None
         self.first: Detector | None = None
 
@@ -122,7 +123,7 @@ class Loop:
         began = time.monotonic()
         trained = loop.train(train, None, self.folder / "run" / str(index), recipe, init=init)
         trained_at = time.monotonic()
-        candidate = versions.add(
+        candidate = store.add(
             self.folder,
             trained.weights,
             name="loop",

@@ -16,9 +16,9 @@ from statistics import median
 from typing import Any
 
 import httpx
-from spica.bench.photographs import ARCHITECTURE, photographs
 
 from spica.bench import server
+from spica.bench.photographs import ARCHITECTURE, choose_photographs
 from spica.bench.run import run
 from spica.boxes import Detections
 from spica.detectors.comparison import agreement
@@ -293,7 +293,7 @@ def main() -> None:
     chosen = options()
     with tempfile.TemporaryDirectory(prefix="spica-speed-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        images = photographs(None, folder / "photographs", most=4, max_pixels=10**9).paths
+        images = choose_photographs(None, folder / "photographs", most=4, max_pixels=10**9).paths
         tutorial = partial(architecture, ARCHITECTURE, images, folder, rounds=chosen.rounds, startups=chosen.startups)
         parts: dict[str, Callable[[], Any]] = {
             "tutorial": tutorial,

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from untrained import spread_state_dict
 from spica.bench.photographs import spread_faster_rcnn
 from spica.detectors.architecture import FASTER_RCNN, Norm
 from spica.models import store
 from spica.models.version import ModelVersion
+from untrained import spread_state_dict
 
 if TYPE_CHECKING:
     import torch

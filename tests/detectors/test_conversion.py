@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from untrained import spread_state_dict
 from spica.detectors import convert as child
 from spica.detectors.architecture import Norm
 from spica.detectors.convert import Request, convert
 from spica.detectors.weights import inspect
 from spica.errors import ModelUnavailableError, WeightsError
 from spica.files import sha256_file
+from untrained import spread_state_dict
 from weights_builder import Prepared, hollow_state_dict, tutorial_state_dict
 
 pytestmark = pytest.mark.torch

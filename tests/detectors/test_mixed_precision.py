@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from untrained import spread_state_dict
 from spica.detectors.comparison import rendered_images
 from spica.detectors.torch_gpu import TorchDetector
+from untrained import spread_state_dict
 
 torch = pytest.importorskip("torch", reason="needs the extra spica[train]")
 torchvision = pytest.importorskip("torchvision", reason="needs the extra spica[train]")

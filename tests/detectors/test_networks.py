@@ -16,7 +16,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from untrained import few_proposals, spread_state_dict
 from spica.boxes import Detections
 from spica.detectors import networks
 from spica.detectors.architecture import FULL_TAIL, names, recognise
@@ -26,6 +25,7 @@ from spica.detectors.convert import ScaledSize, _set_floor, _torch_answer
 from spica.detectors.openvino import OpenVINODetector, openvino_core, save_graph
 from spica.detectors.torch_gpu import TorchDetector
 from spica.errors import WeightsError
+from untrained import few_proposals, spread_state_dict
 from weights_builder import MAX_DETECTIONS
 
 torch = pytest.importorskip("torch", reason="needs the extra spica[train]")
