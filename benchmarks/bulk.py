@@ -13,7 +13,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -266,7 +266,7 @@ class Model:
         return str(self._http.post("/jobs/prelabel", json={"project": project}).raise_for_status().json()["id"])
 
 
-def wait_until(done: Any, patience_s: float = 24 * 3600.0) -> None:
+def wait_until(done: Callable[[], bool], patience_s: float = 24 * 3600.0) -> None:
     """Ask twenty times a second until the answer is yes."""
     deadline = time.monotonic() + patience_s
     while not done():
@@ -352,7 +352,12 @@ def _network(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def _courtesy(runs: Sequence[dict[str, Any]]) -> str:
-    head = ("network", "idle / beside the job, median s", "95th percentile s", "extra, median, images (goal ≤ 1)")
+    head: tuple[str, ...] = (
+        "network",
+        "idle / beside the job, median s",
+        "95th percentile s",
+        "extra, median, images (goal ≤ 1)",
+    )
     head += ("extra, 95th percentile, images", "opened idle / beside / job had ended", "load before")
     rows = [
         (
@@ -379,7 +384,7 @@ def main() -> None:
     chosen = options()
     with tempfile.TemporaryDirectory(prefix="spica-bench-", ignore_cleanup_errors=True) as folder:
         bench = Bench(chosen, Path(folder))
-        parts = {
+        parts: dict[str, Callable[[], Any]] = {
             "scale": partial(bench.scale, chosen.tasks, switched=False),
             "switched": partial(bench.scale, chosen.switched_tasks, switched=True),
             "network": bench.network,

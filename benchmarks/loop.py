@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -266,7 +266,7 @@ def draw(measured: Mapping[str, Any], path: Path) -> None:
 
 
 def _rounds(rounds: Sequence[Mapping[str, Any]]) -> str:
-    head = ("round", "photographs", "edits, learning (kept, moved, relabelled, deleted, drawn)")
+    head: tuple[str, ...] = ("round", "photographs", "edits, learning (kept, moved, relabelled, deleted, drawn)")
     head += (*(f"s a photograph, {title}" for title in ARMS.values()), "training, s", "conversion and gate, s")
     head += ("trained on / held out", "candidate's AP50", "gate", "AP50 after")
     rows = [
@@ -317,10 +317,10 @@ def main() -> None:
     if not (chosen.data / "bccd" / "train.json").is_file():
         sys.exit(f"There are no photographs with boxes in {chosen.data}; name their folder with --data.")
     with tempfile.TemporaryDirectory(prefix="spica-loop-", ignore_cleanup_errors=True) as name:
-        parts = {part: partial(run_rounds, chosen, part, Path(name)) for part in TITLES}
+        parts: dict[str, Callable[[], Any]] = {part: partial(run_rounds, chosen, part, Path(name)) for part in TITLES}
         parts["speed"] = partial(speed, chosen, Path(name))
         measured = report.measure(chosen, {part: parts[part] for part in chosen.only})
-    sections = {name: (title, _rounds) for name, title in TITLES.items()}
+    sections: dict[str, tuple[str, Callable[[Any], str]]] = {name: (title, _rounds) for name, title in TITLES.items()}
     sections["speed"] = ("Labelling while a training runs", _speed)
     introduction = (
         "A simulated annotator who knows the truth is shown the boxes of the active version (score 0.6 or more) on 20 "

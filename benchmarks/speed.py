@@ -53,7 +53,6 @@ LIGHTER = (
     "ssdlite320_mobilenet_v3_large",
     "fasterrcnn_efficientnet_lite0_fpn",
 )
-PRECISIONS = ("f32", "bf16", "int8")
 CLASSES = ("RBC", "WBC", "Platelets", "pear")
 """Of both data sets together: one network for all."""
 _CALIBRATION = 32
@@ -180,10 +179,10 @@ def accuracy(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
     matches = {precision: match_all(truths, boxes, len(CLASSES)) for precision, boxes in detections.items()}
     weights_of_draws = draws(len(valid), groups=[group(example.path) for example in valid])
     rows = {}
-    for precision, boxes in detections.items():
+    for name, boxes in detections.items():
         metrics = evaluate(truths, boxes, CLASSES)
-        lost = difference(matches["f32"].ap, matches[precision].ap, weights_of_draws)
-        rows[precision] = {
+        lost = difference(matches["f32"].ap, matches[name].ap, weights_of_draws)
+        rows[name] = {
             "ap": metrics.ap,
             "ap50": metrics.ap50,
             "per_class": {row.name: row.ap50 for row in metrics.per_class},
@@ -220,7 +219,15 @@ def pair(ratios: Sequence[float] | None) -> str:
 
 
 def _architecture(measured: Mapping[str, Any]) -> str:
-    head = ("way", "s/image, median", "min", "× tutorial (median / min)", "× inference mode", "boxes", "same boxes")
+    head: tuple[str, ...] = (
+        "way",
+        "s/image, median",
+        "min",
+        "× tutorial (median / min)",
+        "× inference mode",
+        "boxes",
+        "same boxes",
+    )
     head += ("score differs by, median", "largest side difference, px", "memory, MiB", "start to healthy, s")
     head += ("start to first boxes, s",)
     rows = [
@@ -268,7 +275,7 @@ def _http(measured: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
 
 def _accuracy(measured: Mapping[str, Any]) -> str:
     names = list(measured["rows"]["f32"]["per_class"])
-    head = ("arithmetic", "AP", "AP50", *(f"AP50 {name}" for name in names))
+    head: tuple[str, ...] = ("arithmetic", "AP", "AP50", *(f"AP50 {name}" for name in names))
     head += ("AP50 minus f32's, 95 % interval", "same boxes as f32")
     rows = [
         (
