@@ -87,12 +87,9 @@ def _read(kind: Format, place: Path, images: Path | None, split: str | None, log
     if kind == "Pascal VOC":
         return voc.read(place, images, split, log)
     if split is not None:
-        raise DataSetError(
-            "this data set has no parts",
-            where=str(place),
-            got=f"{kind}, and --split {split}",
-            hint="leave the split away, and give the file of that part where there is one for each",
-        )
+        hint = "leave the split away, and give the file of that part where there is one for each"
+        got = f"{kind}, and --split {split}"
+        raise DataSetError("this data set has no parts", where=str(place), got=got, hint=hint)
     return coco.read(place, images, log) if kind == "COCO" else label_studio.read(place, images, log)
 
 
@@ -144,13 +141,13 @@ def _file_format(path: Path) -> Format:
     known = _json_format(body)
     if known is not None:
         return known
-    hint = None
-    if isinstance(body, list) and body and isinstance(body[0], dict) and "annotation_id" in body[0]:
-        got, hint = "Label Studio's JSON_MIN", "export the project as JSON instead"
+    got, hint = f"a {type(body).__name__}", None
+    if isinstance(body, dict):
+        got = f"an object with {', '.join(sorted(body)[:8])}"
     elif isinstance(body, list) and not body:
         got, hint = "an empty list", "submit annotations and export again"
-    else:
-        got = f"an object with {', '.join(sorted(body)[:8])}" if isinstance(body, dict) else f"a {type(body).__name__}"
+    elif isinstance(body, list) and isinstance(body[0], dict) and "annotation_id" in body[0]:
+        got, hint = "Label Studio's JSON_MIN", "export the project as JSON instead"
     raise DataSetError("this JSON is no data set", where=str(path), expected=_EXPECTED, got=got, hint=hint)
 
 

@@ -86,19 +86,12 @@ def write(dataset: DataSet, files: tuple[str, ...], folder: Path) -> None:
     for number, (example, file) in enumerate(zip(dataset.examples, files, strict=True), start=1):
         truth = example.truth
         images.append({"id": number, "file_name": file, "width": truth.width, "height": truth.height})
-        for box, class_id in zip(truth.boxes_xyxy.astype(np.float64), truth.class_ids, strict=True):
-            left, top, right, bottom = (float(side) for side in box)
-            width, height = right - left, bottom - top
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": number,
-                    "category_id": int(class_id) + 1,
-                    "bbox": [round(side, _DIGITS) for side in (left, top, width, height)],
-                    "area": round(width * height, _DIGITS),
-                    "iscrowd": 0,
-                }
-            )
+        for box, class_id in zip(truth.boxes_xyxy.astype(np.float64).tolist(), truth.class_ids.tolist(), strict=True):
+            left, top, right, bottom = box
+            sides = [round(side, _DIGITS) for side in (left, top, right - left, bottom - top)]
+            place = {"id": len(annotations) + 1, "image_id": number, "category_id": class_id + 1}
+            area = round((right - left) * (bottom - top), _DIGITS)
+            annotations.append({**place, "bbox": sides, "area": area, "iscrowd": 0})
     categories = [{"id": number, "name": name} for number, name in enumerate(dataset.classes, start=1)]
     body = {"images": images, "annotations": annotations, "categories": categories}
     (folder / FILE_NAME).write_text(json.dumps(body, ensure_ascii=False), "utf-8")

@@ -29,7 +29,7 @@ def read_text(path: Path, log: ReadingLog) -> str:
         log: gets a note of an encoding that was guessed.
 
     Raises:
-        DataSetError: it can't be read, or is in no encoding that can be told.
+        DataSetError: it can't be read, or is in no encoding that is clear.
     """
     try:
         data = path.read_bytes()
@@ -38,7 +38,7 @@ def read_text(path: Path, log: ReadingLog) -> str:
     encoding = _encoding(data)
     if encoding is None:
         raise DataSetError(
-            "the text can't be read: its encoding can't be told",
+            "the text can't be read: its encoding is not clear",
             where=str(path),
             expected="UTF-8",
             got="bytes that are neither UTF-8 nor UTF-16, nor clearly Shift-JIS or GBK",
@@ -59,37 +59,34 @@ def read_lines(path: Path, log: ReadingLog) -> list[str]:
 
 
 def _encoding(data: bytes) -> str | None:
-    """Python's name of the encoding, or None where it can't be told."""
+    """Python's name of the encoding; None where it is not clear."""
     marked = next((name for mark, name in _MARKED if data.startswith(mark)), None)
     if marked is not None:
-        return marked if _decoded(data, marked) is not None else None
+        return _if_decodable(data, marked)
     if b"\0" in data:  # every text has ends of lines or spaces, and UTF-16 writes them with a zero
-        wide = "utf-16-le" if data[1::2].count(0) > data[::2].count(0) else "utf-16-be"
-        return wide if _decoded(data, wide) is not None else None
-    if _decoded(data, "utf-8") is not None:
+        return _if_decodable(data, "utf-16-le" if data[1::2].count(0) > data[::2].count(0) else "utf-16-be")
+    if _if_decodable(data, "utf-8"):
         return "utf-8"
     shares = {name: _common_share(data, name) for name in ("cp932", "gbk")}
     likely, other = sorted(shares, key=shares.__getitem__, reverse=True)
     return likely if shares[likely] > max(_COMMON, shares[other]) else None
 
 
-def _decoded(data: bytes, encoding: str) -> str | None:
+def _if_decodable(data: bytes, encoding: str) -> str | None:
     try:
-        return data.decode(encoding)
+        data.decode(encoding)
     except UnicodeDecodeError:
         return None
+    return encoding
 
 
 def _common_share(data: bytes, encoding: str) -> float:
     """The share of letters beyond ASCII that are common in an encoding: for GBK those of its older form, GB 2312."""
-    letters = [letter for letter in _decoded(data, encoding) or "" if not letter.isascii()]
+    text = data.decode(encoding) if _if_decodable(data, encoding) else ""
+    letters = [letter for letter in text if not letter.isascii()]
     if encoding == "gbk":
-        common = [letter for letter in letters if letter.encode("gb2312", "ignore")]
+        common = sum(bool(letter.encode("gb2312", "ignore")) for letter in letters)
     else:
-        written = [letter.encode(encoding) for letter in letters]
-        common = [letter for letter, pair in zip(letters, written, strict=True) if _is_common_pair(pair)]
-    return len(common) / max(len(letters), 1)
-
-
-def _is_common_pair(pair: bytes) -> bool:
-    return len(pair) == 2 and pair[0] < _JIS_LEVEL_2
+        pairs = (letter.encode(encoding) for letter in letters)
+        common = sum(len(pair) == 2 and pair[0] < _JIS_LEVEL_2 for pair in pairs)
+    return common / max(len(letters), 1)

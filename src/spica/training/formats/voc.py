@@ -153,13 +153,12 @@ def _of_stem(finder: ImageFinder, stem: str) -> Path | None:
 def _root(path: Path, log: ReadingLog) -> Element | None:
     try:
         root: Element = parse(path, forbid_dtd=True).getroot()
+        if root.tag == "annotation":
+            return root
+        log.leave_out(path.name, "an XML file that is no annotation")
     except _UNREADABLE:
         log.leave_out(path.name, "an XML file that can't be read")
-        return None
-    if root.tag != "annotation":
-        log.leave_out(path.name, "an XML file that is no annotation")
-        return None
-    return root
+    return None
 
 
 def _annotated(root: Element, stem: str) -> AnnotatedImage:
@@ -203,12 +202,9 @@ def _number(text: str | None) -> float | None:
 
 def _new_root(width: int, height: int, file: str) -> Element:
     root = NewElement("annotation")
-    SubElement(root, "folder").text = IMAGE_FOLDER
-    SubElement(root, "filename").text = file
-    size = SubElement(root, "size")
-    for side, pixels in (("width", width), ("height", height), ("depth", 3)):
-        SubElement(size, side).text = str(pixels)
-    SubElement(root, "segmented").text = "0"
+    _add(root, folder=IMAGE_FOLDER, filename=file)
+    _add(SubElement(root, "size"), width=width, height=height, depth=3)
+    _add(root, segmented=0)
     return root
 
 
@@ -216,8 +212,10 @@ def _append(root: Element, name: str, box: list[float], width: int, height: int)
     left, top = min(round(box[0]), width - 1), min(round(box[1]), height - 1)
     right, bottom = max(left + 1, round(box[2])), max(top + 1, round(box[3]))
     element = SubElement(root, "object")
-    for tag, text in (("name", name), ("pose", "Unspecified"), ("truncated", "0"), ("difficult", "0")):
-        SubElement(element, tag).text = text
-    bounds = SubElement(element, "bndbox")
-    for tag, pixels in zip(_SIDES, (left + 1, top + 1, right, bottom), strict=True):
-        SubElement(bounds, tag).text = str(pixels)
+    _add(element, name=name, pose="Unspecified", truncated=0, difficult=0)
+    _add(SubElement(element, "bndbox"), xmin=left + 1, ymin=top + 1, xmax=right, ymax=bottom)
+
+
+def _add(parent: Element, **texts: object) -> None:
+    for tag, text in texts.items():
+        SubElement(parent, tag).text = str(text)
