@@ -300,7 +300,7 @@ def test_bad_input(client: LabelStudioClient, bulk_project: Project, folder: Fol
     code, said = refused("--project", number, "--task", "999999")
     assert (code, "no such tasks" in said, "999999" in said) == (2, True, True), said
     code, said = refused("--project", number, "--tab", "999999")
-    assert (code, "no such view" in said) == (2, True), said
+    assert (code, "no such tab" in said) == (2, True), said
     code, said = refused("--project", number, token="0" * 40)
     assert (code, "refused the legacy token" in said) == (1, True), said
     code, said = refused("--project", number, "--report", "/nowhere/at/all.jsonl")

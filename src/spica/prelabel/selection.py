@@ -76,16 +76,16 @@ def prepare(
         LabelConfigError: the project has no rectangles, or no label that the model knows.
         LabelStudioError: no such project, no permission, no answer.
     """
-    found = client.project(project)
-    prediction = spec_for(found.label_config)
+    chosen = client.project(project)
+    prediction = spec_for(chosen.label_config)
     prediction.require_match(f"project {project}")
     if not empty and client.task_count(project) == 0:
         raise UsageError(
             "the project has no tasks",
-            where=f"project {project} ({found.title})",
+            where=f"project {project} ({chosen.title})",
             hint="import images or sync its storage first; with --watch, tasks are predicted as they are added",
         )
-    return JobSpec(found, prediction, selection, spec_for).counted(client)
+    return JobSpec(chosen, prediction, selection, spec_for).counted(client)
 
 
 def _branches(client: LabelStudioClient, project: int, selection: Selection) -> tuple[Narrowing, ...]:
