@@ -28,7 +28,7 @@ from spica.errors import DataSetError, ModelUnavailableError, StorageError, Usag
 from spica.models import checks, store
 from spica.models import optimise as optimising
 from spica.models.card import CARD, check_files, read_card
-from spica.models.first_check import FirstCheck
+from spica.models.checks import FirstCheck
 from spica.models.load import load_detector
 from spica.models.locks import writing
 from spica.models.optimise import KnownImage, find_photographs, optimise
@@ -245,6 +245,18 @@ def test_a_refused_form_leaves_the_one_before(
     card = read_card(version.folder)
     assert card.precisions["int8"] == before
     check_files(version.folder, card)
+
+
+def test_the_installation_is_not_written_to(photos: Path, settings: Settings, made: list[int]) -> None:
+    """The variants of a model that came with Spica are made in the store's copy, which is served from then on."""
+    before = sorted(path.name for path in model_folder().iterdir())
+    identity = identified(model_folder(), settings)
+    version = store.ensure(identity, data_dir=settings.data_dir)
+    report = optimise(version, find_photographs(photos), settings)
+    assert report.version.folder == settings.data_dir / "models" / version.id
+    assert sorted(path.name for path in model_folder().iterdir()) == before
+    assert choose(identified(model_folder(), settings), settings).precision in ("int8", "bf16", "f32")
+    assert identified(model_folder(), settings).weights.path == report.version.folder
 
 
 @pytest.mark.parametrize("moment", ["making", "comparing", "recording"])

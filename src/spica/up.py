@@ -25,7 +25,7 @@ from spica.labelstudio.data_folder import LABEL_STUDIO_FOLDER, remember
 from spica.labelstudio.launch import LabelStudioProcess, large_project_switches
 from spica.labelstudio.records import Project
 from spica.labelstudio.served import ServedFolder
-from spica.models.first_check import FirstCheck
+from spica.models.checks import FirstCheck
 from spica.models.serving import wants_check
 from spica.models.version import ModelIdentity
 from spica.prelabel.progress import Progress

@@ -96,6 +96,21 @@ def test_a_gpu_is_asked_for_its_name_and_its_bfloat16(real: bool, monkeypatch: p
     assert torch_gpu.gpu() == Machine("a GPU", frozenset({"f32", "bf16"} if real else {"f32"}), "cuda")
 
 
+def test_a_gpu_that_cannot_compute_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A GPU that torch finds but that fails with the first operation leaves the work to the processor, with a word."""
+    torch = pytest.importorskip("torch", reason="needs the extra spica[train]")
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no kernel image is available for execution on the device")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", fail)
+    assert torch_gpu._gpu_computes.__wrapped__() is False
+    assert "no kernel image" in caplog.text
+
+
 def test_torch_is_not_looked_for_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where NVIDIA's driver is missing, there is no CUDA, and nobody asks torch."""
     monkeypatch.setattr(torch_gpu, "_nvidia_driver", lambda: False)

@@ -263,8 +263,7 @@ def _check_bf16(
         return
     from spica.labelstudio.auth import LabelStudioAuth
     from spica.labelstudio.media import media_for
-    from spica.models.checks import UP_IMAGES
-    from spica.models.first_check import FirstCheck
+    from spica.models.checks import UP_IMAGES, FirstCheck
     from spica.prelabel.selection import sample
 
     key = settings.label_studio_api_key  # which the client was made with

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import itertools
+import logging
 import os
 import shutil
 import sys
@@ -20,6 +22,8 @@ from spica.detectors.postprocess import pad_extreme_aspect, postprocess
 
 if TYPE_CHECKING:
     from torch import nn
+
+logger = logging.getLogger(__name__)
 
 _BATCH: Final = 4
 """Images that a GPU is given at once: a few keep it busy, and their memory is bounded."""
@@ -182,11 +186,22 @@ def gpu() -> Machine | None:
 
 def cuda_available() -> bool:
     """Whether torch can compute on a GPU here; torch is imported only if a driver of NVIDIA's is found."""
-    if not _nvidia_driver() or importlib.util.find_spec("torch") is None:
-        return False
+    return _nvidia_driver() and importlib.util.find_spec("torch") is not None and _gpu_computes()
+
+
+@functools.cache
+def _gpu_computes() -> bool:
+    """Whether one operation succeeds: a GPU may be too old for this torch, or its memory full."""
     import torch
 
-    return torch.cuda.is_available()
+    if not torch.cuda.is_available():
+        return False
+    try:
+        (torch.ones(1, device="cuda") + 1).item()
+    except RuntimeError as error:
+        logger.warning("the GPU can't compute, so the processor is used: %s", error)
+        return False
+    return True
 
 
 def _nvidia_driver() -> bool:

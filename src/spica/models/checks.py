@@ -1,50 +1,58 @@
-"""The check of a faster arithmetic against f32: answers to the same photographs, and a verdict."""
+"""The check of a faster precision against f32: answers to the same photographs, and a verdict."""
 
 from __future__ import annotations
 
+import concurrent.futures
+import functools
+import logging
 import statistics
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from types import TracebackType
+from typing import Any, Final, Self
 
 import numpy as np
 
 from spica.boxes import Detections
 from spica.detectors.comparison import LEAST_BOXES, Agreement, agreement
-from spica.detectors.contract import Detector, Precision
+from spica.detectors.contract import Detector, Precision, RGBImage
 from spica.detectors.openvino import Machine, machine
-from spica.errors import ImageError, ModelUnavailableError
+from spica.errors import ImageError, ModelUnavailableError, SpicaError
 from spica.evaluation.bootstrap import Interval, difference, draws
 from spica.evaluation.matching import match_all
 from spica.evaluation.metrics import Metrics, evaluate
+from spica.evaluation.predict import predict
 from spica.evaluation.truth import Truth
 from spica.images import Image, decode
+from spica.models import store
 from spica.models.card import Variant, record_variant
 from spica.models.load import computed_by, load_detector
 from spica.models.locks import writing
 from spica.models.serving import Serving
-from spica.models.version import ModelVersion
+from spica.models.version import ModelIdentity, ModelVersion
 from spica.settings import Settings
 
+logger = logging.getLogger(__name__)
+
 MAX_AP50_LOSS: Final = 0.005
-"""Half a point: a form that loses more does not pass."""
+"""Half a point: a variant that loses more does not pass."""
 
 RESAMPLES: Final = 1000
 
 UP_IMAGES: Final = 6
-"""So many photographs show whether bf16 agrees with f32; a Faster R-CNN takes some two seconds for each."""
+"""This many photographs show whether bf16 agrees with f32; a Faster R-CNN takes some two seconds for each."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Run:
-    """The answers in one arithmetic, and the seconds that each image took."""
+    """The answers in one precision, and the seconds that each image took."""
 
-    answers: list[Detections] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
+    answers: list[Detections]
+    seconds: list[float]
 
     @property
     def median_s(self) -> float:
@@ -54,14 +62,14 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """How a form stands beside f32.
+    """How a variant stands beside f32.
 
     Attributes:
-        precision: of the form.
+        precision: of the variant.
         run: its answers.
         agreement: with f32.
         metrics: by the truth; None without one.
-        loss: AP50 of f32 minus AP50 of the form, with its interval over images; None without a truth.
+        loss: AP50 of f32 minus AP50 of the variant, with its interval over images; None without a truth.
         exact: the run in f32.
     """
 
@@ -95,7 +103,7 @@ class Check:
         Args:
             accept_loss: whether it is to be used though it did not pass.
             here: what computed it; None for this machine's processor.
-            own: the graph and the files of a form that has them, and what else was measured.
+            own: the graph and the files of a variant that has them, and what else was measured.
         """
         here = here or machine()
         check = {
@@ -131,37 +139,31 @@ def run_all(
     photographs: Sequence[Path],
     *,
     max_pixels: int,
-    progress: Callable[[int], None] | None = None,
-    stop: threading.Event | None = None,
+    between: Callable[[int], None] = lambda done: None,
 ) -> dict[Precision, Run]:
     """Every detector's answers to every photograph, in turn, so that a busy moment slows all of them.
 
     Args:
-        detectors: by arithmetic.
+        detectors: by precision.
         photographs: files.
         max_pixels: larger ones are refused.
-        progress: told how many photographs are done.
-        stop: when set, it is given up after the photograph in hand.
+        between: called with how many photographs are done; what it raises ends the check.
 
     Raises:
         ImageError: a photograph can't be read.
-        ModelUnavailableError: ``stop`` was set.
     """
-    runs: dict[Precision, Run] = {name: Run() for name in detectors}
     for detector in detectors.values():  # the first image pays for preparations
         detector.detect([np.zeros((64, 64, 3), np.uint8)])
-    for position, path in enumerate(photographs):
-        if stop is not None and stop.is_set():
-            raise ModelUnavailableError("the check was stopped", where=str(path))
-        image = read(path, max_pixels=max_pixels)
-        for name, detector in detectors.items():
-            started = time.perf_counter()
-            (answer,) = detector.detect([image.pixels])
-            runs[name].seconds.append(time.perf_counter() - started)
-            runs[name].answers.append(answer)
-        if progress is not None:
-            progress(position + 1)
-    return runs
+
+    def pixels(path: Path) -> RGBImage:
+        return read(path, max_pixels=max_pixels).pixels
+
+    images = [functools.partial(pixels, path) for path in photographs]
+    results = predict(list(detectors.values()), images, between=between)
+    return {
+        name: Run(result.of_all(), list(result.seconds.values()))
+        for name, result in zip(detectors, results, strict=True)
+    }
 
 
 def judge(
@@ -171,7 +173,7 @@ def judge(
     truths: Sequence[Truth] | None = None,
     classes: Sequence[str] = (),
 ) -> dict[Precision, Check]:
-    """A check for every arithmetic but f32.
+    """A check for every precision but f32.
 
     Args:
         runs: f32 among them, on the same images.
@@ -190,18 +192,11 @@ def judge(
         metrics = loss = None
         if truths is not None:
             metrics = evaluate(truths, run.answers, classes)
-            loss = ap50_loss(truths, exact.answers, run.answers, len(classes))
+            ours, theirs = (match_all(truths, answers, len(classes)) for answers in (run.answers, exact.answers))
+            loss = difference(ours.ap, theirs.ap, draws(len(truths), resamples=RESAMPLES))
         agreed = agreement(exact.answers, run.answers, threshold=threshold, least=LEAST_BOXES)
         checks[name] = Check(name, run, agreed, metrics, loss, exact)
     return checks
-
-
-def ap50_loss(
-    truths: Sequence[Truth], exact: Sequence[Detections], other: Sequence[Detections], classes: int
-) -> Interval:
-    """AP50 of the first answers minus that of the second, with an interval over resampled images, the same for both."""
-    first, second = match_all(truths, exact, classes), match_all(truths, other, classes)
-    return difference(second.ap, first.ap, draws(len(truths), resamples=RESAMPLES))
 
 
 def check_bf16(
@@ -226,8 +221,14 @@ def check_bf16(
     chosen = readable(spread(photographs, UP_IMAGES), max_pixels=settings.max_pixels)
     if not chosen:
         return None
-    detectors = {name: detector_in(version, name, threads=settings.threads) for name in _UP_ARITHMETICS}
-    runs = run_all(detectors, chosen, max_pixels=settings.max_pixels, stop=stop)
+
+    def between(done: int) -> None:
+        if stop is not None and stop.is_set():
+            raise ModelUnavailableError("the check was stopped", where=version.id)
+
+    precisions: tuple[Precision, ...] = ("f32", "bf16")
+    detectors = {name: detector_in(version, name, threads=settings.threads) for name in precisions}
+    runs = run_all(detectors, chosen, max_pixels=settings.max_pixels, between=between)
     check = judge(runs, threshold=settings.threshold)["bf16"]
     if check.agreement.boxes + check.agreement.others == 0:
         return None
@@ -236,11 +237,8 @@ def check_bf16(
     return check
 
 
-_UP_ARITHMETICS: Final[tuple[Precision, ...]] = ("f32", "bf16")
-
-
 def detector_in(version: ModelVersion, precision: Precision, *, threads: int) -> Detector:
-    """The version's detector in an arithmetic, whole images, on what will serve it."""
+    """The version's detector in a precision, whole images, on what will serve it."""
     return load_detector(version, threads=threads, device="auto", serving=Serving(precision=precision, why="checked"))
 
 
@@ -279,3 +277,74 @@ def _is_readable(path: Path, max_pixels: int) -> bool:
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None or value != value else round(value, 5)  # NaN is not JSON
+
+
+class FirstCheck:
+    """Makes the version and compares bf16 with f32, beside other work, from the entering of the block on.
+
+    Leaving the block stops it after the photograph that is being looked at.
+
+    Args:
+        identity: of what will be served.
+        photographs: the person's own.
+        settings: threads, threshold, limits, data folder.
+    """
+
+    def __init__(self, identity: ModelIdentity, photographs: Sequence[Path], settings: Settings) -> None:
+        self._identity = identity
+        self._photographs = photographs
+        self._settings = settings
+        self._stop = threading.Event()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="spica-first-check")
+        self._done: Future[None] = Future()
+
+    def __enter__(self) -> Self:
+        self._done = self._pool.submit(self._run)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._pool.shutdown()
+
+    def wait(self, given_up: threading.Event | None = None) -> None:
+        """Until the check is made, or could not be: then the log says why, and f32 is served.
+
+        Args:
+            given_up: when set, waits no longer.
+
+        Raises:
+            SpicaError: the version itself could not be made.
+        """
+        while not self._done.done():
+            if given_up is not None and given_up.is_set():
+                return
+            concurrent.futures.wait([self._done], timeout=0.2)  # in pieces, or Ctrl-C would wait too on Windows
+        self._done.result()
+
+    def _run(self) -> None:
+        try:
+            version = store.ensure(
+                self._identity, data_dir=self._settings.data_dir, progress=logger.info, stop=self._stop
+            )
+        except SpicaError:
+            raise
+        except Exception as error:
+            raise ModelUnavailableError(
+                "the model can't be prepared",
+                where=str(self._identity.weights.path),
+                got=f"{type(error).__name__}: {error}",
+                hint="try again; if it stays so, please report it",
+            ) from error
+        try:
+            check = check_bf16(version, self._photographs, self._settings, stop=self._stop)
+        except Exception as error:  # noqa: BLE001 - of a runtime too; what was not checked is not used
+            if not self._stop.is_set():
+                why = error.summary if isinstance(error, SpicaError) else f"{type(error).__name__}: {error}"
+                logger.warning("bf16 could not be checked, so f32 is used: %s", why)
+            return
+        if check is None:
+            logger.warning("bf16 could not be checked, so f32 is used: no boxes on the photographs looked at")
+            return
+        logger.info("bf16 %s its check: %s", "has passed" if check.passed else "did not pass", check.result)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+import spica
 from spica.boxes import Detections
 from spica.detectors.contract import Detector, Precision, input_size_of
 from spica.detectors.exported import ARCHITECTURES as EXPORTED
@@ -25,6 +26,7 @@ from spica.models.card import Card, Variant, describe_files, read_card, record_v
 from spica.models.checks import Check, Run, detector_in, judge, readable, run_all, spread
 from spica.models.load import computed_by
 from spica.models.locks import writing
+from spica.models.transfer import bring_in
 from spica.models.version import ModelVersion
 from spica.settings import Settings
 
@@ -167,6 +169,7 @@ def optimise(
         StorageError: the version's folder can't be written.
     """
     say = progress or (lambda _: None)
+    version = _own_copy(version, settings.data_dir)
     here = computed_by(version)
     why_no_int8 = _why_no_int8(version, here)
     if why_no_int8 is not None and "bf16" not in here.has:
@@ -215,6 +218,12 @@ def optimise(
         refused=tuple(row.precision for row in rows if row.check is not None and row.precision not in passed),
         notes=notes,
     )
+
+
+def _own_copy(version: ModelVersion, data_dir: Path) -> ModelVersion:
+    """The version; of one that came with Spica the copy in the store, since the installation is not written to."""
+    installed = version.folder.resolve().is_relative_to(Path(spica.__file__).resolve().parent)
+    return bring_in(version.folder, data_dir)[0] if installed else version
 
 
 def _why_no_int8(version: ModelVersion, here: Machine) -> str | None:
@@ -266,7 +275,7 @@ def _run(
         detectors,
         checked,
         max_pixels=settings.max_pixels,
-        progress=lambda done: say(f"comparing on photograph {done} of {len(checked)}"),
+        between=lambda done: say(f"comparing on photograph {min(done + 1, len(checked))} of {len(checked)}"),
     )
 
 

@@ -3,7 +3,7 @@
 Never deleted by itself: an active version, its parent, the version that a rollback goes back to, the weights that an
 active version descends from, a pinned one, one that a server serves, and one that is younger than ten minutes (it may
 be on its way to be judged). Of the others, candidates that the gate refused go first, the oldest before; then the
-oldest. While it is unknown what is active (a damaged pointer), nothing is deleted.
+oldest. While it can't be read what is active, nothing is deleted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from spica.errors import SpicaError, UsageError
 from spica.files import discard, remove
@@ -27,21 +26,20 @@ from spica.models.version import find_version, folder_of, peek
 logger = logging.getLogger(__name__)
 
 YOUNG_S = 600.0
-"""Between being made and being judged and activated, a version has so many seconds in which nothing is deleted."""
-
-Kind = Literal["active", "parent", "pinned", "served", "rollback", "base", "young", "asked"]
-
-_BY_HAND: frozenset[Kind] = frozenset({"active", "parent", "pinned", "served"})
-"""What also holds against a person who wants to delete a version."""
+"""Between being made and being judged and activated, a version has this many seconds in which nothing is deleted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Why a version is not deleted, and what a person does who wants it deleted nevertheless."""
+    """Why a version is not deleted.
 
-    kind: Kind
+    Attributes:
+        why: for people.
+        how: what a person does who wants it deleted nevertheless; "" where it does not stand in a person's way.
+    """
+
     why: str
-    how: str
+    how: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +61,18 @@ class Pruned:
     @property
     def message(self) -> str:
         """One sentence for the log and for people; "" when there was nothing to do."""
-        told = []
+        sentences = []
         if self.deleted:
-            names = ", ".join(each.id for each in self.deleted)
-            freed = sum(each.bytes for each in self.deleted) / 2**20
-            told.append(f"deleted {len(self.deleted)} model versions ({freed:.0f} MB) for want of space: {names}")
+            names = ", ".join(version.id for version in self.deleted)
+            freed = sum(version.bytes for version in self.deleted) / 2**20
+            sentences.append(f"deleted {len(self.deleted)} model versions ({freed:.0f} MB) for want of space: {names}")
         if self.left_bytes > self.limit:
-            told.append(
+            sentences.append(
                 f"the model versions that must be kept take {self.left_bytes / 2**20:.0f} MB, more than the "
                 f"{self.limit / 2**20:.0f} MB of SPICA_MODELS_BYTES: raise it, unpin some, or move some away with "
                 "`spica models export` and `spica models delete`"
             )
-        return "; ".join([*told, *self.problems])
+        return "; ".join([*sentences, *self.problems])
 
 
 def prune(data_dir: Path, limit: int, *, keep: Collection[str] = (), young_s: float = YOUNG_S) -> Pruned:
@@ -84,33 +82,30 @@ def prune(data_dir: Path, limit: int, *, keep: Collection[str] = (), young_s: fl
         data_dir: the folder with the store.
         limit: in bytes, as the setting ``models_bytes`` says it.
         keep: ids of versions that the caller is working with.
-        young_s: versions younger than so many seconds are kept.
+        young_s: versions younger than this are kept.
 
     Raises:
-        StorageError: it is unknown what is active, or the folder can't be locked; nothing was deleted.
+        StorageError: it can't be read what is active, or the folder can't be locked; nothing was deleted.
     """
     if not (data_dir / "models").is_dir():
         return Pruned((), 0, limit)
     with writing(data_dir):
-        found = list_versions(data_dir)
-        left = sum(each.bytes for each in found)
+        versions = list_versions(data_dir)
+        left = sum(version.bytes for version in versions)
         if left <= limit:
             return Pruned((), left, limit)
-        kept = holds(data_dir, keep=keep, young_s=young_s)
+        kept = {*holds(data_dir, young_s=young_s), *keep}
         deleted: list[Listed] = []
         problems: list[str] = []
-        for each in sorted(found, key=_order):
-            if left <= limit:
-                break
-            if each.id in kept:
-                continue
-            try:
-                _remove(data_dir, each.id)
-            except SpicaError as error:
-                problems.append(error.summary)
-                continue
-            deleted.append(each)
-            left -= each.bytes
+        for version in sorted(versions, key=lambda row: (not row.refused, row.created, row.id)):
+            if left > limit and version.id not in kept:
+                try:
+                    _remove(data_dir, version.id)
+                except SpicaError as error:
+                    problems.append(error.summary)
+                    continue
+                deleted.append(version)
+                left -= version.bytes
     pruned = Pruned(tuple(deleted), left, limit, tuple(problems))
     logger.log(logging.WARNING if left > limit else logging.INFO, "%s", pruned.message)
     return pruned
@@ -124,11 +119,11 @@ def delete(data_dir: Path, version: str, *, dry_run: bool = False) -> Listed:
 
     Raises:
         UsageError: there is no such version, or it is active, a parent of an active one, pinned, or being served.
-        StorageError: it can't be deleted, or it is unknown what is active.
+        StorageError: it can't be deleted, or it can't be read what is active.
     """
     with writing(data_dir):
         find_version(data_dir, version)
-        kept = [hold for hold in holds(data_dir).get(version, ()) if hold.kind in _BY_HAND]
+        kept = [hold for hold in holds(data_dir).get(version, ()) if hold.how]
         if kept:
             raise UsageError(
                 "this model version is needed, so it was not deleted",
@@ -136,46 +131,43 @@ def delete(data_dir: Path, version: str, *, dry_run: bool = False) -> Listed:
                 got="; ".join(hold.why for hold in kept),
                 hint="; then ".join(hold.how for hold in kept),
             )
-        listed = next(each for each in list_versions(data_dir) if each.id == version)
+        listed = next(row for row in list_versions(data_dir) if row.id == version)
         if not dry_run:
             _remove(data_dir, version)
     return listed
 
 
-def holds(data_dir: Path, *, keep: Collection[str] = (), young_s: float = YOUNG_S) -> dict[str, list[Hold]]:
+def holds(data_dir: Path, *, young_s: float = YOUNG_S) -> dict[str, list[Hold]]:
     """Why versions must be kept, by id; versions that nothing holds are not in it. Call it while writing is locked.
 
     Raises:
-        StorageError: it is unknown what is active.
+        StorageError: it can't be read what is active.
     """
-    found: dict[str, list[Hold]] = {}
+    kept: dict[str, list[Hold]] = {}
 
-    def held(version: str | None, kind: Kind, why: str, how: str) -> None:
+    def hold(version: str | None, why: str, how: str = "") -> None:
         if version is not None:
-            found.setdefault(version, []).append(Hold(kind, why, how))
+            kept.setdefault(version, []).append(Hold(why, how))
 
     for project, pointer in active.pointers(data_dir).items():
         path = active.pointer_path(data_dir, project)
         other = f"`spica models rollback --project {project}`, or activate another version"
         other += f"; if that project is gone, delete {path}"
-        held(pointer.version, "active", f"it is active in project {project}", other)
-        held(pointer.base, "base", f"what is active in project {project} descends from it", other)
         parent = _parent(data_dir, pointer.version)
-        held(parent, "parent", f"it is the parent of {pointer.version}, which is active in project {project}", other)
-        back = pointer.previous[0].version if pointer.previous else None
-        held(back, "rollback", f"a rollback in project {project} goes back to it", other)
+        hold(pointer.version, f"it is active in project {project}", other)
+        hold(parent, f"it is the parent of {pointer.version}, which is active in project {project}", other)
+        hold(pointer.base, f"what is active in project {project} descends from it")
+        hold(pointer.previous[0].version if pointer.previous else None, f"project {project} can roll back to it")
     for version in pinned(data_dir):
-        held(version, "pinned", "it is pinned", f"`spica models unpin {version}`")
-    for version in keep:
-        held(version, "asked", "it is being worked with", "wait")
+        hold(version, "it is pinned", f"`spica models unpin {version}`")
     now = time.time()
-    for version in (each.id for each in list_versions(data_dir)):
-        if is_held(data_dir, version):
-            held(version, "served", "a server has it loaded", "stop the server, or have it serve another version")
+    for row in list_versions(data_dir):
+        if is_held(data_dir, row.id):
+            hold(row.id, "a server has it loaded", "stop the server, or have it serve another version")
         with contextlib.suppress(OSError):
-            if now - folder_of(data_dir, version).stat().st_mtime < young_s:
-                held(version, "young", "it was made just now", "wait")
-    return found
+            if now - folder_of(data_dir, row.id).stat().st_mtime < young_s:
+                hold(row.id, "it was made just now")
+    return kept
 
 
 def _parent(data_dir: Path, version: str | None) -> str | None:
@@ -186,10 +178,6 @@ def _parent(data_dir: Path, version: str | None) -> str | None:
     except SpicaError:  # missing or damaged: it can't name its parent any more
         return None
     return parent if is_id(parent) else None
-
-
-def _order(each: Listed) -> tuple[bool, str, str]:
-    return not each.refused, each.created, each.id
 
 
 def _remove(data_dir: Path, version: str) -> None:

@@ -7,6 +7,7 @@ changed, since the answers can't have.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -141,8 +142,7 @@ def identify(
     """
     folder = version_folder(weights)
     if folder is not None:
-        card = read_card(folder)
-        return ModelIdentity.of_version(card, version_info(folder, card))
+        return _identity_of_version(folder, read_card(folder), data_dir)
     info = inspect(weights, architecture)
     floor: float = score_floor
     limit: int | None = max_detections
@@ -324,6 +324,16 @@ def content_digest(path: Path) -> str:
                     raise damaged(path, f"{name} ends early")
                 digest.update(chunk)
     return digest.hexdigest()
+
+
+def _identity_of_version(folder: Path, card: Card, data_dir: Path) -> ModelIdentity:
+    """Of a version anywhere; where the store has it too, of the store's, which may have more variants."""
+    stored = data_dir / "models" / card.id
+    with contextlib.suppress(WeightsError):
+        known = read_card(stored)
+        if stored.resolve() != folder.resolve() and known.files == card.files and known.classes == card.classes:
+            return ModelIdentity.of_version(known, version_info(stored, known))
+    return ModelIdentity.of_version(card, version_info(folder, card))
 
 
 def _known_id(data_dir: Path, name: str, content: str) -> str:

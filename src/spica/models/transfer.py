@@ -7,7 +7,6 @@ out of their folder, are refused as a whole.
 
 from __future__ import annotations
 
-import os
 import shutil
 import stat
 import zipfile
@@ -20,7 +19,7 @@ from typing import IO
 from spica.detectors.networks import write_state_dict
 from spica.detectors.refusals import few, shown
 from spica.errors import StorageError, UsageError, WeightsError
-from spica.files import put_in_place, scratch, storage_error, sync, sync_folder
+from spica.files import put_in_place, replacing, scratch, storage_error, sync, sync_folder
 from spica.models.card import CARD, MAX_CARD_BYTES, WEIGHTS, Card, check_files, is_id, read_card
 from spica.models.version import ModelVersion, open_version
 
@@ -55,13 +54,15 @@ def export(version: ModelVersion, out: Path) -> Path:
     if kind not in (".pth", ".pt", ".safetensors", ".zip") or out.is_dir():
         return _export_folder(version, out / version.id if out.is_dir() else out)
     if kind in (".pth", ".pt"):
-        write_state_dict(_weights_of(version), _ready(out))
+        write_state_dict(_weights_of(version), out)
         return out
-    with _replacing(_ready(out)) as aside:
-        if kind == ".zip":
-            _write_zip(version, aside)
-        else:
+    with replacing(out) as aside:
+        if kind == ".safetensors":
             shutil.copyfile(_weights_of(version), aside)
+        else:
+            with zipfile.ZipFile(aside, "w", zipfile.ZIP_DEFLATED) as archive:
+                for name in (CARD, *version.card.all_files):
+                    archive.write(version.folder / name, f"{version.id}/{name}")
     return out
 
 
@@ -81,7 +82,17 @@ def bring_in(source: Path, data_dir: Path) -> tuple[ModelVersion, bool]:
         StorageError: the store can't be written; it is as it was.
     """
     models = data_dir / "models"
-    _require_readable(source)
+    try:
+        if not source.is_dir():
+            source.open("rb").close()
+    except OSError as error:
+        raise WeightsError(
+            "this can't be read",
+            where=str(source),
+            expected="the folder of a model version, a .zip of one, or a weights file",
+            got=error.strerror or type(error).__name__,
+            hint="check the path for typing errors",
+        ) from error
     with scratch(models) as aside:
         try:
             if source.is_dir():
@@ -131,65 +142,21 @@ def _weights_of(version: ModelVersion) -> Path:
 
 
 def _export_folder(version: ModelVersion, out: Path) -> Path:
+    exists = UsageError("there is something of this name already", where=str(out), hint="give another --out")
     if out.exists():
-        raise UsageError("there is something of this name already", where=str(out), hint="give another --out")
-    with scratch(_ready(out).parent) as aside:
+        raise exists
+    with scratch(out.parent) as aside:
         try:
-            for name in _all_names(version.card):
+            for name in (CARD, *version.card.all_files):
                 shutil.copyfile(version.folder / name, aside / name)
         except OSError as error:
             raise storage_error(error, out) from error
         if not put_in_place(aside, out):
-            raise UsageError("there is something of this name already", where=str(out), hint="give another --out")
+            raise exists
     return out
-
-
-def _write_zip(version: ModelVersion, target: Path) -> None:
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in _all_names(version.card):
-            archive.write(version.folder / name, f"{version.id}/{name}")
-
-
-def _all_names(card: Card) -> list[str]:
-    return [CARD, *card.all_files]
-
-
-def _ready(out: Path) -> Path:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise storage_error(error, out.parent) from error
-    return out
-
-
-@contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        try:
-            yield aside
-            aside.replace(target)
-        finally:
-            aside.unlink(missing_ok=True)
-    except OSError as error:
-        raise storage_error(error, target) from error
 
 
 # --- in -------------------------------------------------------------------------------------------------------------
-
-
-def _require_readable(source: Path) -> None:
-    try:
-        if not source.is_dir():
-            source.open("rb").close()
-    except OSError as error:
-        raise WeightsError(
-            "this can't be read",
-            where=str(source),
-            expected="the folder of a model version, a .zip of one, or a weights file",
-            got=error.strerror or type(error).__name__,
-            hint="check the path for typing errors",
-        ) from error
 
 
 def _copy_version(source: Path, folder: Path) -> Card:
@@ -281,10 +248,8 @@ def _take(read: Read, source: Path, folder: Path) -> Card:
 
 def _copy(file: IO[bytes], copy: IO[bytes], size: int, source: Path, name: str) -> None:
     left = size
-    while chunk := file.read(min(_CHUNK, max(left, 0) + 1)):
+    while left >= 0 and (chunk := file.read(min(_CHUNK, left + 1))):
         left -= len(chunk)
-        if left < 0:
-            break
         copy.write(chunk)
     if left:
         raise WeightsError(
