@@ -140,3 +140,13 @@ def test_every_command_and_setting_in_the_text_exists(document: str) -> None:
 def names_of(alias: Any) -> list[str]:
     """Of a setting's environment variables."""
     return [str(choice) for choice in alias.choices]
+
+
+def test_the_tour_leads_through_files_that_exist() -> None:
+    """Every file that CONTRIBUTING.md names on the way of a photograph, a box and a correction is there."""
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    tour = text[text.index("## The way of a photograph") : text.index("## How we work")]
+    named = re.findall(r"`([a-z_]+(?:/[a-z_]+)*\.py)`", tour)
+    assert len(named) > 30
+    rooms = [ROOT / "src" / "spica", ROOT / "src" / "spica" / "detectors"]
+    assert [name for name in named if not any((room / name).is_file() for room in rooms)] == []
