@@ -41,16 +41,11 @@ def is_passing(error: BaseException) -> bool:
     return isinstance(error, LabelStudioError)
 
 
-def was_never_sent(error: LabelStudioError) -> bool:
-    """Whether Label Studio can't have seen the request at all."""
-    return isinstance(error, LabelStudioUnreachableError) and isinstance(error.__cause__, _NEVER_SENT)
-
-
 def may_still_happen(error: LabelStudioError) -> bool:
     """Whether Label Studio may still be working on the request: nobody has heard how it ended."""
     if isinstance(error, LabelStudioRefusedError):
         return error.http_status in (502, 504)  # a proxy gave up waiting
-    return not was_never_sent(error)
+    return not (isinstance(error, LabelStudioUnreachableError) and isinstance(error.__cause__, _NEVER_SENT))
 
 
 def doubling(failures: int, first_s: float, longest_s: float) -> float:

@@ -170,7 +170,7 @@ fuzzed_item = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None)
 @given(context=junk | st.fixed_dictionaries({"result": st.lists(fuzzed_item, max_size=4)}))
 def test_no_context_breaks_it(context: Any) -> None:
     """Any JSON at all is understood or left aside, without an exception or a warning, down to the selection."""

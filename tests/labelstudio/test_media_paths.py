@@ -127,7 +127,7 @@ def assert_confined(reader: MediaReader, address: str) -> None:
         assert data == INSIDE
 
 
-@settings(deadline=None, max_examples=1500)
+@settings(deadline=None)
 @given(prefix=PREFIXES, path=PATHS, times=st.integers(0, 3))
 @example(prefix="/data/local-files/?d=", path="../secret.jpg", times=0)
 @example(prefix="/data/local-files/?d=", path="../root-2/secret.jpg", times=1)
@@ -142,7 +142,7 @@ def test_nothing_outside_is_ever_read(reader: MediaReader, prefix: str, path: st
     assert_confined(reader, prefix + times_quoted(path, times))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None)
 @given(path=PATHS, times=st.integers(0, 2))
 def test_absolute_paths_to_the_secret(reader: MediaReader, field: Path, path: str, times: int) -> None:
     """The secret's own absolute path, whatever stands around it, does not lead to the secret."""
@@ -162,7 +162,7 @@ def is_plain(part: str) -> bool:
 PARTS = st.text(LETTERS, min_size=1, max_size=12).filter(is_plain)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None)
 @given(parts=st.lists(PARTS, min_size=1, max_size=4))
 @example(parts=["圃場 2024", "穂+1&2=3#4;5.jpg"])
 @example(parts=["が", "か\u3099.jpg"])

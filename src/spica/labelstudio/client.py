@@ -231,9 +231,17 @@ class LabelStudioClient:
             ) from refusal
 
     def known_project(self, key: ProjectKey) -> Project:
-        """One project, if it is still the one that is meant: see :func:`refuse_another`."""
+        """One project, if it is still the one that is meant; LabelStudioRefusedError (404) if it is another one."""
         project = self.project(key.number)
-        refuse_another(project.key, key, where=self.url)
+        if key.created not in (0, project.key.created):
+            raise LabelStudioRefusedError(
+                f"project {key} is another one here",
+                404,
+                where=self.url,
+                expected=f"the project created {key.date}",
+                got=f"one created {project.key.date}: Label Studio was set up anew, or is another one",
+                hint="start the model server with the address and token of the Label Studio that is meant",
+            )
         return project
 
     def projects(self, *, page_size: int = 100, **params: str) -> Iterator[Project]:
@@ -767,19 +775,6 @@ def _flat(errors: Any) -> str:
     if isinstance(errors, list):
         return ", ".join(_flat(item) for item in errors[:5])
     return str(errors)
-
-
-def refuse_another(actual: ProjectKey, meant: ProjectKey, *, where: str) -> None:
-    """Raise LabelStudioRefusedError (404) if Label Studio's project of a number was created at another time."""
-    if meant.created not in (0, actual.created):
-        raise LabelStudioRefusedError(
-            f"project {meant} is another one here",
-            404,
-            where=where,
-            expected=f"the project created {meant.date}",
-            got=f"one created {actual.date}: Label Studio was set up anew, or is another one",
-            hint="start the model server with the address and token of the Label Studio that is meant",
-        )
 
 
 def checked_title(title: str) -> str:
