@@ -110,14 +110,7 @@ class Claim:
 
     @classmethod
     def take(cls, base: Path, label_studio_url: str, project: int, *, by: str, version: str) -> Claim:
-        """Claim a project.
-
-        Args:
-            base: of all claims, from :func:`claims_folder`.
-            label_studio_url: the Label Studio.
-            project: its number there.
-            by: what claims it, in words for others.
-            version: of the predictions to come.
+        """Claim a project, below :func:`claims_folder`, for predictions of this version; others are shown ``by``.
 
         Raises:
             JobRunningError: another process has it.

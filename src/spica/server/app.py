@@ -47,13 +47,7 @@ _FORWARDED_ACTION = "delete_tasks_predictions"
 
 
 def create_app(service: Service, settings: Settings, *, host: str) -> FastAPI:
-    """The ASGI application around a service, for a server bound to ``host``.
-
-    Args:
-        service: answers; closed with the application.
-        settings: Label Studio, limits and passwords.
-        host: decides under which names the server is asked.
-    """
+    """The ASGI application around a service, for a server bound to ``host``; closes the service when it ends."""
     metrics = Metrics(service.pool)
     jobs = Jobs(service, settings)
     learning = Learning(service, jobs, settings)

@@ -28,13 +28,7 @@ _CLOCK = re.compile(r"<p class=.{0,3}when.*", re.DOTALL)
 
 
 class Page:
-    """The page of one server. For one event loop.
-
-    Args:
-        service: the models and projects.
-        jobs: the bulk jobs.
-        learning: the trainings.
-    """
+    """The page of one server. For one event loop."""
 
     def __init__(self, service: Service, jobs: Jobs, learning: Learning) -> None:
         self._service = service
@@ -61,11 +55,7 @@ class Page:
         return "".join(self._template.blocks["status"](context))
 
     async def changes(self, is_stopping: Callable[[], bool]) -> AsyncIterator[str]:
-        """The changing part, at once and whenever it has changed.
-
-        Args:
-            is_stopping: whether the server ends; it would wait for open connections otherwise.
-        """
+        """The changing part, at once and whenever it has changed, until the server ends: that waits for connections."""
         shown: str | None = None
         while not is_stopping():
             html = await self._latest()

@@ -74,16 +74,10 @@ def ensure_port_free(host: str, port: int, *, option: str) -> None:
 
 
 class ModelServer:
-    """The model server, running in a thread of this process until closed.
-
-    Args:
-        service: closed with the server, its engine too.
-        settings: Label Studio, limits and passwords.
-        host: address to bind to.
-        port: 0 for a free one.
+    """The model server, running in a thread of this process until closed, with the service and its engine.
 
     Attributes:
-        port: that it is bound to.
+        port: that it is bound to, also where 0 was asked for.
         url: under which this machine reaches it.
         jobs: its bulk jobs.
     """

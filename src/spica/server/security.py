@@ -41,17 +41,12 @@ class Access:
     rebinding"). So a server that listens on loopback answers under loopback's names alone; one that others may reach
     answers under any address, which no site can claim, and its machine's own names; both under ``hosts``.
 
-    Attributes:
-        local: whether it listens on loopback.
-        hosts: further names under which it is asked, lower case.
-        password: ``user:password`` to ask for, or None.
-        secret: in the webhooks that Spica registers; None where the server has no token of Label Studio's.
     """
 
-    local: bool = True
-    hosts: frozenset[str] = frozenset()
-    password: str | None = None
-    secret: str | None = None
+    local: bool = True  # whether it listens on loopback
+    hosts: frozenset[str] = frozenset()  # further names under which it is asked, lower case
+    password: str | None = None  # "user:password" to ask for
+    secret: str | None = None  # in the webhooks that Spica registers; None without a token of Label Studio's
 
     @classmethod
     def of(cls, settings: Settings, host: str) -> Self:
@@ -151,13 +146,7 @@ class Access:
 
 
 class AccessMiddleware:
-    """Answers what :meth:`Access.check` refuses, and bodies that are too large: no more than the limit is read.
-
-    Args:
-        app: the application.
-        access: whom to answer.
-        max_request_bytes: of a body.
-    """
+    """Answers what :meth:`Access.check` refuses, and bodies that are too large: no more than the limit is read."""
 
     def __init__(self, app: ASGIApp, *, access: Access, max_request_bytes: int) -> None:
         self._app = app
