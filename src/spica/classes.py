@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
-from spica.boxes import Detections
 from spica.errors import DataSetError
+
+if TYPE_CHECKING:
+    from spica.boxes import Detections
 
 Rule = Literal["predicted_values", "exact name", "name ignoring case and spaces", "position"]
 
@@ -94,9 +94,11 @@ class ClassMap:
 
     def translate(self, detections: Detections) -> Detections:
         """Detections with the data set's class ids; boxes of classes that it does not have are left out."""
+        import numpy as np  # not for a command that only reads a labelling configuration
+
         table = np.array(self.class_ids, np.int64)
         kept = detections.where(table[detections.class_ids] >= 0)
-        return Detections(kept.boxes_xyxy, kept.scores, table[kept.class_ids])
+        return replace(kept, class_ids=table[kept.class_ids])
 
 
 def map_classes(model: Sequence[str], data: Sequence[str], *, where: str | None = None) -> ClassMap:
