@@ -60,13 +60,11 @@ class TrainingStatus:
     """What the last look at a project found.
 
     Attributes:
-        project: which one.
-        title: its title.
         switch: whether Label Studio's switch is on; None if nobody has looked yet.
         new: submissions that nothing was learned from yet; None if they could not be counted.
         needed: how many start a training.
         looked: when, ISO 8601, UTC.
-        note: for people; None for nothing.
+        note: for people.
     """
 
     project: ProjectKey
@@ -88,8 +86,8 @@ class Learning:
     Args:
         service: the models, and the threads.
         jobs: the bulk jobs, for the predictions of a new version.
-        settings: where Label Studio is, its token, the data folder.
-        triggers: collects events.
+        settings: the server's.
+        triggers: with other times, for tests.
         train: does a job, for tests.
         every_s: see :data:`EVERY_S`.
     """

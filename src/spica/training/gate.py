@@ -4,25 +4,23 @@ Both detect on the hold-out, images that neither was trained on. Compared are AP
 to correct the boxes they would be shown (:mod:`spica.assistance.edits`). The difference of each has a 95 % interval
 from a paired bootstrap over the images. Each measure is
 
-* **worse**, if the interval lies wholly on the bad side, however little that be: many small steps down would add up;
+* **worse**, if the interval lies wholly on the bad side, however little that be;
 * **not worse**, if the whole interval is better than a margin: one point of AP50, three percent of the active version's
   seconds or half a second an image, whichever is more;
 * **undecided** otherwise.
 
 The candidate is refused if it is worse in either, and becomes active if it is not worse in both. If a measure is
-undecided, or the hold-out has fewer than 10 images or 30 objects, there is too little data to tell (images of one
-group are drawn together, and count as one). Then the candidate becomes active only if it is better in one measure and
-not at all worse in the other: in the beginning, when versions differ much, the first corrections count at once; later
-it keeps the version that people know. A person can always activate another one.
+undecided, or the hold-out has fewer than 10 images or 30 objects (images of one group count as one), there is too
+little data to tell: then it becomes active only if it is better in one measure and not at all worse in the other.
 
-"Not worse" allows small losses, and many of them in a row would add up. So a verdict carries its drift: what the line
-of versions has lost in each measure since its best one, gains counted against losses (the cumulative sum of Page 1954,
+"Not worse" allows small losses, and many of them would add up. So a verdict carries its drift: what the line of
+versions has lost in each measure since its best one, gains counted against losses (the cumulative sum of Page 1954,
 Biometrika 41). A candidate that is lower than the active version is also refused if with it the drift would be more
 than the margin. A version that was activated by hand against the gate begins with no drift.
 
-Percentile intervals from few images are too narrow. They are taken at a higher level instead, as the expanded
-percentile interval is (Hesterberg 2015, The American Statistician 69, 371-386): with Student's t for the normal
-quantile, and n / (n - 1) for the variance.
+Percentile intervals from few images are too narrow, so they are taken at a higher level: the expanded percentile
+interval (Hesterberg 2015, The American Statistician 69, 371-386), with Student's t for the normal quantile, and
+n / (n - 1) for the variance.
 
 Of simulated candidates that miss five objects in a hundred more than the active version (``scripts/measure_gate.py``),
 20 of 100 pass on 6 images, 12 on 10, 7 on 20, one on 50; of those that miss two in a hundred more, 33, 26, 23 and 14.

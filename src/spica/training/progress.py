@@ -17,9 +17,9 @@ class Epoch:
     Attributes:
         number: from 1.
         losses: means by the network's own names, ``loss`` is their sum.
-        lr: learning rate at its end.
-        seconds: that it took, validation included.
-        metrics: on the validation images, as JSON; None if it was not validated.
+        lr: at its end.
+        seconds: validation included.
+        metrics: COCO's, as JSON; None if it was not validated.
     """
 
     number: int
@@ -44,11 +44,9 @@ class Progress:
     """After each step and each epoch.
 
     Attributes:
-        epoch: the one under way, from 1.
-        epochs: how many there will be at most.
-        step: steps done in this epoch.
-        steps: of an epoch.
-        losses: running means of this epoch, by the network's own names; ``loss`` is their sum.
+        epoch: the one under way, from 1, of ``epochs`` at most.
+        step: steps done in this epoch, of ``steps``.
+        losses: running means of this epoch, as :attr:`Epoch.losses`.
         eta_s: seconds to go if it does not stop early; None before the first step is done.
         validating: whether the validation images are being looked at.
         history: the epochs that are over.
@@ -71,17 +69,12 @@ class Trained:
     """What came out of a training.
 
     Attributes:
-        weights: a ``.safetensors`` file in the training's folder, the best epoch's if one was chosen, else the last
-            one's; architecture, classes and input size in its metadata.
-        architecture: of the network.
+        weights: a ``.safetensors`` file in the training's folder; architecture, classes and input size in its metadata.
         classes: names by class id.
-        norm: kind of its batch norm.
-        history: the epochs.
         seconds: of all epochs together, those before a break included.
-        best_epoch: whose weights these are.
+        best_epoch: whose weights these are: the best one if it was chosen, else the last.
         resumed: whether it went on from a checkpoint.
         start: where the first weights came from, for people.
-        recipe: how it was done.
         notes: for people, a sentence each.
     """
 
