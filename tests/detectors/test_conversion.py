@@ -189,7 +189,7 @@ def test_a_version_of_the_first_spica_stays_valid(reluctant: Prepared, tmp_path:
     del card["files"]["model.safetensors"]
     (folder / "model.json").write_text(json.dumps(card), "utf-8")
     options = {"score_floor": 0.05, "max_detections": 1000, "norm_eps": 0.0}
-    version = store.prepare(folder, data_dir=tmp_path, **options)  # type: ignore[arg-type]  # of different types
+    version = store.prepare(folder, data_dir=tmp_path, **options)
     assert (version.id, version.source) == (card["id"], None)
 
 

@@ -1,4 +1,4 @@
-"""In which arithmetic, and in what tiles, a model version is served: the choice, and the id it is served under."""
+"""In which precision, and in what tiles, a model version is served: the choice, and the id it is served under."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Serving:
     """How a version is computed.
 
     Attributes:
-        precision: the arithmetic.
+        precision: of the network.
         why: one sentence for people: why this one.
         tile: side of a tile in pixels, ``auto`` for tiles in large images only, None for whole images.
         overlap: share of a tile that its neighbour sees too, in [0, 0.5], whole percents.
@@ -67,7 +67,7 @@ def suffix(serving: Serving) -> str:
 def choose(identity: ModelIdentity, settings: Settings) -> Serving:
     """How a version is served on this machine, from the settings and the card in the store; no network is run.
 
-    ``auto`` takes, of the arithmetics that this machine has and that have passed their check (or whose loss somebody
+    ``auto`` takes, of the precisions that this machine has and that have passed their check (or whose loss somebody
     accepted), the one that was measured to be the fastest on this processor; without a measurement here, int8 before
     bf16 before f32.
 
@@ -75,22 +75,22 @@ def choose(identity: ModelIdentity, settings: Settings) -> Serving:
         UsageError: int8 was asked for, and the version has no int8 form.
     """
     card = known_card(identity, settings.data_dir)
-    forms = dict(card.precisions) if card is not None else {}
+    variants = dict(card.precisions) if card is not None else {}
     precision: Precision
     if settings.precision == "f32":  # here and below, what is known without OpenVINO is: each start waits for this
         precision, why = "f32", "asked for"
-    elif settings.precision == "auto" and not forms:
-        precision, why = "f32", _without_forms(forms, on_gpu=gpu() is not None)
+    elif settings.precision == "auto" and not variants:
+        precision, why = "f32", _without_variants(variants, on_gpu=gpu() is not None)
     elif settings.precision == "auto":
-        precision, why = _fastest(forms, _computed_by(identity, card))
+        precision, why = _fastest(variants, _computed_by(identity, card))
     else:
-        precision, why = _asked(settings.precision, forms, identity, _computed_by(identity, card))
+        precision, why = _asked(settings.precision, variants, identity, _computed_by(identity, card))
     return Serving(
         precision,
         why,
         tile=tile_of(settings.tile),
         overlap=round(settings.overlap, 2),
-        digits=forms["int8"].digits if precision == "int8" else "",
+        digits=variants["int8"].digits if precision == "int8" else "",
     )
 
 
@@ -99,39 +99,29 @@ def wants_check(identity: ModelIdentity, settings: Settings) -> bool:
 
     Never for a version outside the store: its folder is somebody's, who may optimise it but did not ask for that.
     """
-    if settings.precision != "auto" or (identity.card is not None and not _is_stored(identity, settings)):
+    is_stored = identity.weights.path.resolve().is_relative_to((settings.data_dir / "models").resolve())
+    if settings.precision != "auto" or (identity.card is not None and not is_stored):
         return False
     card = known_card(identity, settings.data_dir)
     here = _computed_by(identity, card)
-    forms = _of(here, card.precisions if card is not None else {})
-    if "bf16" in forms or ("int8" in forms and forms["int8"].usable):
+    variants = _of(here, card.precisions if card is not None else {})
+    if "bf16" in variants or ("int8" in variants and variants["int8"].usable):
         return False
     return "bf16" in here.has
 
 
 def _computed_by(identity: ModelIdentity, card: Card | None) -> Machine:
     """What computes a version in f32 or bf16: the GPU where torch can run it, else the processor."""
-    here = gpu()
-    if here is None or not (identity.weights.needs_conversion or _keeps_weights(identity, card)):
-        return machine()
-    return here
+    keeps_weights = card is not None and card.norm is not None and WEIGHTS in card.files
+    on_gpu = identity.weights.needs_conversion or (keeps_weights and (identity.weights.path / WEIGHTS).is_file())
+    return (gpu() if on_gpu else None) or machine()
 
 
-def _keeps_weights(identity: ModelIdentity, card: Card | None) -> bool:
-    """Whether the folder of a version has what torch can load."""
-    keeps = card is not None and card.norm is not None and WEIGHTS in card.files
-    return keeps and (identity.weights.path / WEIGHTS).is_file()
-
-
-def _of(here: Machine, forms: Mapping[str, Variant]) -> dict[str, Variant]:
-    """The forms whose checks hold here: a GPU's own on that GPU, those of any processor on a processor."""
+def _of(here: Machine, variants: Mapping[str, Variant]) -> dict[str, Variant]:
+    """The variants whose checks hold here: a GPU's own on that GPU, those of any processor on a processor."""
     if here.device == "cuda":
-        return {name: form for name, form in forms.items() if form.check.get("processor") == here.processor}
-    return {name: form for name, form in forms.items() if form.check.get("device") != "cuda"}
-
-
-def _is_stored(identity: ModelIdentity, settings: Settings) -> bool:
-    return identity.weights.path.resolve().is_relative_to((settings.data_dir / "models").resolve())
+        return {name: variant for name, variant in variants.items() if variant.check.get("processor") == here.processor}
+    return {name: variant for name, variant in variants.items() if variant.check.get("device") != "cuda"}
 
 
 def known_card(identity: ModelIdentity, data_dir: Path) -> Card | None:
@@ -139,58 +129,56 @@ def known_card(identity: ModelIdentity, data_dir: Path) -> Card | None:
     folder = identity.weights.path if identity.card is not None else data_dir / "models" / identity.id
     try:
         return read_card(folder)
-    except WeightsError:  # not made yet, or damaged: then it will be made again, without other forms
+    except WeightsError:  # not made yet, or damaged: then it will be made again, without other variants
         return None
 
 
 def _fastest(recorded: Mapping[str, Variant], here: Machine) -> tuple[Precision, str]:
-    forms = _of(here, recorded)
+    variants = _of(here, recorded)
     usable: dict[Precision, Variant] = {
-        precision: forms[precision] for precision in _OTHERS if precision in forms and forms[precision].usable
+        precision: variants[precision] for precision in _OTHERS if precision in variants and variants[precision].usable
     }
     if not usable:
-        return "f32", _without_forms(forms, on_gpu=here.device == "cuda")
+        return "f32", _without_variants(variants, on_gpu=here.device == "cuda")
     gains: dict[Precision, float] = {"f32": 1.0}
-    gains |= {precision: _gain(precision, form, here) for precision, form in usable.items() if precision in here.has}
+    gains |= {
+        precision: _gain(precision, variant, here) for precision, variant in usable.items() if precision in here.has
+    }
     best = max(gains, key=lambda precision: gains[precision])
     if best != "f32":
-        return best, f"the fastest that this machine has and that {_standing(usable[best])}"
+        return best, f"the fastest that this machine has and that {_outcome(usable[best])}"
     missing = [precision for precision in usable if precision not in here.has]
     if missing:
         return "f32", f"this machine's processor does not compute faster in {' or '.join(missing)}"
     return "f32", f"on this machine the check found {' and '.join(usable)} no faster"
 
 
-def _gain(precision: Precision, form: Variant, here: Machine) -> float:
+def _gain(precision: Precision, variant: Variant, here: Machine) -> float:
     """How many times as fast as f32."""
-    seconds, exact = form.check.get("seconds"), form.check.get("f32_seconds")
-    if form.check.get("processor") == here.processor and _positive(seconds) and _positive(exact):
-        return float(exact or 0) / float(seconds or 1)
+    seconds, exact = variant.check.get("seconds"), variant.check.get("f32_seconds")
+    if variant.check.get("processor") == here.processor and seconds and exact:
+        return float(exact) / float(seconds)
     return _USUAL_GAIN[precision]
 
 
-def _positive(value: object) -> bool:
-    return isinstance(value, int | float) and value > 0
+def _outcome(variant: Variant) -> str:
+    result = f" ({variant.check['result']})" if "result" in variant.check else ""
+    return f"has passed its check{result}" if variant.passed else f"did not pass its check, which was accepted{result}"
 
 
-def _standing(form: Variant) -> str:
-    result = f" ({form.check['result']})" if "result" in form.check else ""
-    return f"has passed its check{result}" if form.passed else f"did not pass its check, which was accepted{result}"
-
-
-def _without_forms(forms: Mapping[str, Variant], *, on_gpu: bool) -> str:
-    failed = [name for name in _OTHERS if name in forms]
+def _without_variants(variants: Mapping[str, Variant], *, on_gpu: bool) -> str:
+    failed = [name for name in _OTHERS if name in variants]
     if failed:
         return f"{' and '.join(failed)} did not pass the check against it"
     where = " on this GPU" if on_gpu else ""
-    return f"no faster arithmetic has been checked for this model{where}; `spica models optimise` does that"
+    return f"no faster precision has been checked for this model{where}; `spica models optimise` does that"
 
 
 def _asked(
-    precision: Precision, forms: Mapping[str, Variant], identity: ModelIdentity, here: Machine
+    precision: Precision, variants: Mapping[str, Variant], identity: ModelIdentity, here: Machine
 ) -> tuple[Precision, str]:
     if precision == "int8":
-        if "int8" not in forms:
+        if "int8" not in variants:
             raise UsageError(
                 f"the model {identity.id} has no int8 form",
                 where="--precision int8",
@@ -198,17 +186,17 @@ def _asked(
                 "--images FOLDER",
             )
         aside = "; computed on the processor, not on the GPU" if here.device == "cuda" else ""
-        return "int8", f"asked for; a form that {_standing(forms['int8'])}{aside}"
+        return "int8", f"asked for; a form that {_outcome(variants['int8'])}{aside}"
     if "bf16" not in here.has:
         return "f32", "bf16 was asked for, but this machine's processor does not compute faster in it"
-    form = _of(here, forms).get("bf16")
-    if form is None:
+    variant = _of(here, variants).get("bf16")
+    if variant is None:
         return "bf16", "asked for; it has not been checked with this model"
-    return "bf16", "asked for; it has passed its check" if form.passed else "asked for; it did not pass its check"
+    return "bf16", "asked for; it has passed its check" if variant.passed else "asked for; it did not pass its check"
 
 
-def tile_of(told: str) -> Tile:
+def tile_of(setting: str) -> Tile:
     """The setting ``tile`` as a number of pixels, ``auto`` or None."""
-    if told == "off":
+    if setting == "off":
         return None
-    return "auto" if told == "auto" else int(told)
+    return "auto" if setting == "auto" else int(setting)

@@ -74,14 +74,9 @@ _RESERVED = {CARD, *GRAPHS, "model.bin", WEIGHTS}
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """How a trained version came about; goes into its card.
+    """How a trained version came about; goes into its card (:class:`Card` has the same entries).
 
     Attributes:
-        parent: id of the version that the training began with, None if it began with no version.
-        base: id of the weights that the line of versions began with.
-        training: what was learned from, and how; see :func:`add`.
-        metrics: what was measured.
-        gate: the gate's verdict, None before it was judged.
         extra_files: curves and the like, copied into the version's folder under their own names.
     """
 
@@ -97,23 +92,12 @@ def prepare(
     weights: Path,
     *,
     data_dir: Path,
-    score_floor: float,
-    max_detections: int,
-    norm_eps: float,
-    architecture: str | None = None,
     progress: Progress | None = None,
     stop: threading.Event | None = None,
+    **settings: Any,
 ) -> ModelVersion:
-    """:func:`identify` and :func:`ensure` at once."""
-    identity = identify(
-        weights,
-        data_dir=data_dir,
-        score_floor=score_floor,
-        max_detections=max_detections,
-        norm_eps=norm_eps,
-        architecture=architecture,
-    )
-    return ensure(identity, data_dir=data_dir, progress=progress, stop=stop)
+    """:func:`identify`, with these settings, and :func:`ensure` at once."""
+    return ensure(identify(weights, data_dir=data_dir, **settings), data_dir=data_dir, progress=progress, stop=stop)
 
 
 def identify(
@@ -206,11 +190,9 @@ def add(
     metrics: Mapping[str, Any],
     gate: Mapping[str, Any] | None = None,
     extra_files: Sequence[Path] = (),
-    score_floor: float,
-    max_detections: int,
-    norm_eps: float,
     progress: Progress | None = None,
     stop: threading.Event | None = None,
+    **settings: Any,
 ) -> ModelVersion:
     """Put trained weights into the store: converted in a child process, compared with torch, in place in one step.
 
@@ -219,21 +201,19 @@ def add(
     therefore hold nothing that changes from one saving to the next, such as the time.
 
     Args:
-        data_dir: the folder with the store.
+        data_dir: with the store.
         weights: a ``.safetensors`` file; architecture, classes and what else the network is built from in its metadata.
         name: for people, the beginning of the id.
-        parent: id of the version that the training began with, None if with no version of the store.
+        parent: id of the stored version that the training began with, if any.
         training: what it learned from and how, as JSON values. ``images`` and ``boxes`` are shown in lists,
             ``fingerprint`` (of the data set) tells whether two versions learned from the same.
         metrics: as JSON values; those of the hold-out under ``holdout``.
         gate: the verdict, if there is one already; else :func:`record` it. ``accepted`` in it is true or false, and
             ``sentence`` says why; refused versions are the first to go when space is short.
         extra_files: curves and the like, kept in the version's folder under their own names.
-        score_floor: boxes with a lower score are never kept.
-        max_detections: at most this many boxes an image.
-        norm_eps: eps of frozen batch norm; other weights don't depend on it.
-        progress: called with what is being done, in a few words.
-        stop: when set, a conversion under way is given up.
+        progress: as in :func:`ensure`.
+        stop: as in :func:`ensure`.
+        **settings: ``score_floor``, ``max_detections`` and ``norm_eps``, as in :func:`identify`.
 
     Raises:
         UsageError: an extra file's name can't be used, or the records are too long for a card.
@@ -252,20 +232,9 @@ def add(
             expected=f"at most {MAX_CARD_BYTES // 2} bytes of JSON",
             got=f"{length} bytes",
         )
-    plain = identify(
-        weights, data_dir=data_dir, score_floor=score_floor, max_detections=max_detections, norm_eps=norm_eps
-    )
-    content = fingerprint(
-        [
-            content_digest(weights),
-            plain.architecture,
-            list(plain.classes),
-            plain.norm_eps,
-            plain.score_floor,
-            plain.max_detections,
-            EXPORT_FORMAT,
-        ]
-    )
+    plain = identify(weights, data_dir=data_dir, **settings)
+    kept = [plain.norm_eps, plain.score_floor, plain.max_detections, EXPORT_FORMAT]
+    content = fingerprint([content_digest(weights), plain.architecture, list(plain.classes), *kept])
     identity = replace(plain, id=_known_id(data_dir, name, content), name=name, fingerprint=content)
     base = (base_of(data_dir, parent) or parent) if parent is not None else None
     origin = Origin(parent, base, dict(training), dict(metrics), dict(gate) if gate else None, tuple(extra_files))

@@ -201,7 +201,8 @@ class ModelPool:
         slot = self._slots.get(project)
         if slot is None:
             slot = self._slots[project] = self._first(project, self._resolve)
-            self._forget_strangers()
+            if len(self._slots) > PROJECTS:
+                self._forget()
         self._slots.move_to_end(project)
         return self._default if slot.current.state == "failed" else slot.current
 
@@ -328,7 +329,7 @@ class ModelPool:
     def tidy(self) -> None:
         """Close models that nobody uses: failed ones at once, others beyond the limit, the oldest first."""
         with self._lock:
-            self._forget_quiet_projects()
+            self._forget()
             shown = {id(slot.current) for slot in self._slots.values()}
             idle = [model for model in self._models.values() if model.users == 0 and id(model) not in shown]
             broken = [model for model in idle if model.state in ("failed", "closed")]
@@ -338,26 +339,16 @@ class ModelPool:
                 del self._models[model.version]
         for model in closing:
             logger.info("version %s is no longer loaded", model.version)
-            engine = model.predictor.engine
-            engine.close()
-            status = engine.status
+            model.predictor.engine.close()
+            status = model.predictor.engine.status
             images, remembered, failures, seconds = self.past
-            self.past = (
-                images + status.images,
-                remembered + status.remembered,
-                failures + status.failures,
-                seconds + status.seconds,
-            )
+            images, remembered = images + status.images, remembered + status.remembered
+            self.past = (images, remembered, failures + status.failures, seconds + status.seconds)
 
-    def _forget_strangers(self) -> None:
-        """Anybody may ask with any number: of projects that the default model answers, the last ones are remembered."""
-        if len(self._slots) > PROJECTS:
-            plain = [key for key, slot in self._slots.items() if slot.current is self._default and slot.wanted is None]
-            for project in plain[: max(0, len(plain) - PROJECTS)]:
-                del self._slots[project]
-
-    def _forget_quiet_projects(self) -> None:
-        own = [project for project, slot in self._slots.items() if slot.current is not self._default]
-        for project in own[: max(0, len(own) - self._most_shown)]:
-            if self._slots[project].current.users == 0:
+    def _forget(self) -> None:
+        """Anybody may ask with any number: only the projects that asked last are remembered."""
+        own = [key for key, slot in self._slots.items() if slot.current is not self._default]
+        plain = [key for key, slot in self._slots.items() if slot.current is self._default and slot.wanted is None]
+        for project in (*own[: max(0, len(own) - self._most_shown)], *plain[: max(0, len(plain) - PROJECTS)]):
+            if self._slots[project].current is self._default or self._slots[project].current.users == 0:
                 del self._slots[project]
