@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from spica.detectors import checkpoint
 from spica.detectors.architecture import names
-from spica.detectors.weights import inspect
+from spica.detectors.weights import inspect, trained_size
 from spica.errors import WeightsError
 from weights_builder import hollow_state_dict
 
@@ -466,7 +466,9 @@ def test_the_input_size_is_read(tmp_path: Path) -> None:
     """A file that says the size of its images is taken at its word."""
     save_file = pytest.importorskip("safetensors.torch").save_file
     save_file(hollow_state_dict(2), tmp_path / "a.safetensors", {"spica.input_size": "[640, 1024]"})
-    assert inspect(tmp_path / "a.safetensors").input_size == (640, 1024)
+    info = inspect(tmp_path / "a.safetensors")
+    assert info.input_size == trained_size(info.source) == (640, 1024)
+    assert trained_size(tmp_path / "gwhd.pth") is trained_size(None) is None
 
 
 @given(noise=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6))
@@ -486,7 +488,7 @@ def test_noise_in_a_file_raises_nothing_but_weights_errors(tmp_path: Path, noise
 def test_torch_is_not_imported(hollow: Path) -> None:
     """Inspecting a weights file imports neither torch nor a runtime."""
     script = (
-        "import sys; from pathlib import Path; from spica.detectors.weights import inspect;"
+        "import sys; from pathlib import Path; from spica.detectors.weights import inspect, trained_size;"
         "print(inspect(Path(sys.argv[1])).num_classes);"
         "print([name for name in ('torch', 'torchvision', 'openvino', 'onnx') if name in sys.modules])"
     )

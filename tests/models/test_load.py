@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,7 +30,7 @@ def kinds(monkeypatch: pytest.MonkeyPatch) -> dict[str, type[Recorded]]:
     made = {"cpu": type("OnCPU", (Recorded,), {}), "cuda": type("OnCUDA", (Recorded,), {})}
     monkeypatch.setattr(load, "OpenVINODetector", made["cpu"])
     monkeypatch.setattr(torch_gpu, "TorchDetector", made["cuda"])
-    monkeypatch.setattr(load, "inspect", lambda *_: SimpleNamespace(architecture="a", input_size=None))
+    monkeypatch.setattr(load, "trained_size", lambda _: None)
     return made
 
 

@@ -130,7 +130,7 @@ def test_classes_without_names(tmp_path: Path) -> None:
 def test_an_exported_graph_can_not_be_trained(tmp_path: Path) -> None:
     """A graph has no weights to go on with: that is said in a sentence."""
     path = _written(tmp_path, ("spike",))
-    info = replace(inspect(path), format="onnx")
+    info = replace(inspect(path), format="onnx", source=None)
     assert "exported graph" in (initialise.obstacle(info) or "")
 
 

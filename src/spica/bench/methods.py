@@ -89,7 +89,7 @@ def tutorial_model(version: ModelVersion, weights: str) -> Any:
         from spica.detectors.networks import build_from, load_state_dict
     except ModuleNotFoundError as error:
         raise WeightsError("torch is not installed", got=str(error), hint='pip install "spica[train]"') from error
-    from spica.detectors.weights import inspect
+    from spica.detectors.weights import trained_size
 
     if version.source is None:
         raise WeightsError("torch can't run an exported graph", where=weights)
@@ -99,7 +99,7 @@ def tutorial_model(version: ModelVersion, weights: str) -> Any:
         norm_eps=version.card.norm_eps,
         score_floor=_TUTORIAL_FLOOR,
         max_detections=TUTORIAL_LIMIT,
-        input_size=inspect(version.source, version.card.architecture).input_size,  # where the weights tell it
+        input_size=trained_size(version.source),
     )
 
 

@@ -49,7 +49,7 @@ class _Network:
 
     Attributes:
         keys: which it has, and no other network here has all of them; with the first side of the shape where keys alone
-            don't tell two networks apart.
+            fit two networks.
         head: key of the layer whose first side counts ``anchors`` times the classes and the background.
         anchors: of each place on the feature map.
         eps: of its batch norm as it is trained; None without any.

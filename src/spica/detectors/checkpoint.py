@@ -131,8 +131,8 @@ def read(path: Path) -> StateDict:
     length = int.from_bytes(start[:8], "little")
     if path.suffix.lower() == ".safetensors" or (start[8:9] == b"{" and length < path.stat().st_size):
         shapes, metadata = read_safetensors(path)
-        found = find_state_dict(shapes, is_tensor=lambda shape: isinstance(shape, tuple)) or {}
-        return StateDict("safetensors", found, metadata)
+        named = find_state_dict(shapes, is_tensor=lambda shape: isinstance(shape, tuple)) or {}
+        return StateDict("safetensors", named, metadata)
     if start[:2] == b"PK" or start[:1] == b"\x80":
         tensors = _read_zip(path) if start[:2] == b"PK" else _read_legacy(path)
         return StateDict("state_dict", {key: tensor.shape for key, tensor in tensors.items()}, {})
@@ -157,25 +157,25 @@ def read_safetensors(path: Path) -> tuple[dict[str, Shape], dict[str, str]]:
         raise damaged(path, str(error)) from error
 
 
-def find_state_dict(found: object, *, is_tensor: Callable[[object], bool]) -> dict[str, Any] | None:
+def find_state_dict(content: object, *, is_tensor: Callable[[object], bool]) -> dict[str, Any] | None:
     """The state_dict in what a file holds: itself, or under a training script's usual keys, without prefixes.
 
-    Keys of torchvision before 0.13 are given their present names. None if there is no dict of tensors.
+    Keys of torchvision before 0.13 get their present names. None if there is no dict of tensors.
     """
-    if not isinstance(found, Mapping):
+    if not isinstance(content, Mapping):
         return None
-    key = _wrapper(found, is_inner=lambda inner: _is_state_dict(inner, is_tensor))
-    found = found if key is None else found[key]
-    if not found or not all(isinstance(key, str) and is_tensor(value) for key, value in found.items()):
+    key = _wrapper(content, is_inner=lambda inner: _is_state_dict(inner, is_tensor))
+    content = content if key is None else content[key]
+    if not content or not all(isinstance(key, str) and is_tensor(value) for key, value in content.items()):
         return None
-    plain = _without_prefixes(dict(found))
+    plain = _without_prefixes(dict(content))
     fcos = any("bbox_ctrness" in key for key in plain)
     return {_present_name(key, fcos=fcos): value for key, value in plain.items()}
 
 
-def _wrapper(found: Mapping[Any, Any], *, is_inner: Callable[[object], bool]) -> str | None:
+def _wrapper(content: Mapping[Any, Any], *, is_inner: Callable[[object], bool]) -> str | None:
     """The usual key under which a training script keeps what is looked for."""
-    return next((key for key in _WRAPPERS if is_inner(found.get(key))), None)
+    return next((key for key in _WRAPPERS if is_inner(content.get(key))), None)
 
 
 def _is_state_dict(inner: object, is_tensor: Callable[[object], bool]) -> bool:

@@ -112,7 +112,7 @@ class Child:
             ModelUnavailableError: :meth:`stop` was called.
         """
         stdin, stdout = cast("IO[str]", self._process.stdin), cast("IO[str]", self._process.stdout)  # both are pipes
-        with contextlib.suppress(OSError):  # it is dead already; what it said tells why
+        with contextlib.suppress(OSError):  # it is dead already; what it wrote says why
             stdin.write(json.dumps(request) + "\n")
             stdin.flush()
         for line in stdout:
@@ -128,11 +128,11 @@ class Child:
             raise ModelUnavailableError(f"the {self._what} was stopped", where=self._where)
         raise self._death()
 
-    def _rebuilt(self, told: Mapping[str, Any]) -> SpicaError:
+    def _rebuilt(self, facts: Mapping[str, Any]) -> SpicaError:
         kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, SpicaError)]
-        kind = next((kind for kind in kinds if kind.code == told.get("code")), self._failure)
-        facts = {name: told.get(name) for name in ("expected", "got", "hint")}
-        return kind(str(told.get("message")), where=told.get("where") or self._where, **facts)
+        kind = next((kind for kind in kinds if kind.code == facts.get("code")), self._failure)
+        more = {name: facts.get(name) for name in ("expected", "got", "hint")}
+        return kind(str(facts.get("message")), where=facts.get("where") or self._where, **more)
 
     def _death(self) -> SpicaError:
         status = self._process.returncode

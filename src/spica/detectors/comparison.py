@@ -13,7 +13,7 @@ from spica.boxes import Detections, iou_xyxy
 from spica.detectors.contract import RGBImage
 
 IOU: Final = 0.5
-"""Boxes of one class that overlap by so much are the same object, as in AP50."""
+"""Boxes of one class that overlap by this IoU are the same object, as in AP50."""
 
 MIN_SHARE: Final = 0.85
 MAX_MEDIAN_SCORE: Final = 0.04
@@ -105,7 +105,7 @@ def agreement(
         second: to the same images.
         threshold: boxes with a lower score are not shown.
         least: half the threshold is taken, then 0, if fewer boxes of the first reach it.
-        limit: only so many boxes of an answer, the best, are looked at.
+        limit: of an answer only the best boxes are looked at; None for all.
     """
     reached = [sum(int((answer.scores >= level).sum()) for answer in first) for level in (threshold, threshold / 2)]
     threshold = next((threshold / part for part, count in enumerate(reached, 1) if count >= least), 0.0)
@@ -167,7 +167,7 @@ def compare(expected: Detections, got: Detections, *, floor: float, limit: int) 
         expected: the first answer.
         got: the second.
         floor: score down to which both answer.
-        limit: at most so many boxes are in an answer.
+        limit: of boxes in an answer.
     """
     sides = np.abs(expected.boxes_xyxy[:, None] - got.boxes_xyxy).max(axis=2, initial=0)  # (N, M)
     scores = np.abs(expected.scores[:, None] - got.scores)  # (N, M)
@@ -185,7 +185,7 @@ def compare(expected: Detections, got: Detections, *, floor: float, limit: int) 
 
 
 def rendered_images() -> Iterator[RGBImage]:
-    """Three images of different sizes, the same each time: discs of all colours on an uneven ground, with noise."""
+    """Three images of different sizes, always the same: discs of all colours on an uneven ground, with noise."""
     rng = np.random.default_rng(20240501)
     for height, width in _SIZES:
         rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)  # (H, W) each

@@ -72,7 +72,7 @@ class Request:
         norm: the kind of batch norm the weights were trained with.
         norm_eps: eps of the batch norm where it is a setting; it changes nothing elsewhere.
         score_floor: boxes with a score not above it are dropped by the graph.
-        max_detections: the graph answers at most so many boxes.
+        max_detections: of an image, the best ones.
         input_size: in pixels the sides to which the shorter side is scaled, and which the longer one does not exceed;
             None for the network's own.
     """
@@ -266,8 +266,8 @@ class ScaledSize:
     distance from E to the next float below. ``d`` is kept for each side in a table.
 
     Args:
-        min_size: the shorter side is scaled to so many pixels,
-        max_size: but the longer side to no more than so many.
+        min_size: pixels to which the shorter side is scaled,
+        max_size: unless the longer side would get more than these.
     """
 
     def __init__(self, min_size: int, max_size: int) -> None:
@@ -370,16 +370,16 @@ def _set_floor(model: Any, floor: float, new: float) -> None:
     """
     from openvino import opset13
 
-    found = [
+    comparing = [
         node
         for node in model.get_ordered_ops()
         if node.get_type_name() == "Greater"
         and node.input_value(1).get_node().get_type_name() == "Constant"
         and np.array_equal(node.input_value(1).get_node().data.ravel(), np.array([floor], np.float32))
     ]
-    if not found:
+    if not comparing:
         raise WeightsError(f"the graph compares scores with the floor {floor} at 0 places")
-    for node in found:
+    for node in comparing:
         node.input(1).replace_source_output(opset13.constant(np.float32(new)).output(0))
 
 

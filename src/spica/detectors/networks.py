@@ -75,7 +75,7 @@ def build(
         norm_eps: eps of the norm where it is a setting (:func:`spica.detectors.architecture.eps_is_a_setting`); other
             networks keep their own, and None keeps it everywhere.
         score_floor: boxes with a score not above it are dropped.
-        max_detections: at most so many boxes an image; limits before that one are raised to fit (:func:`limit`).
+        max_detections: of an image, the best ones; limits that lie before are raised (:func:`limit`).
         min_size: side in pixels to which the shorter side of images is scaled; None for the network's own.
         max_size: side in pixels that the longer side does not exceed after scaling; None for the network's own.
 
@@ -125,14 +125,15 @@ def build_from(
     Raises:
         WeightsError: the keys or shapes are no known network's, or not those of ``architecture``.
     """
-    found = recognise({key: tuple(value.shape) for key, value in state_dict.items()}, architecture)
-    if not isinstance(found, Recognised):
-        raise WeightsError("these are not the weights of a network that is known here", expected=EXPECTED, got=found)
+    recognised = recognise({key: tuple(value.shape) for key, value in state_dict.items()}, architecture)
+    if not isinstance(recognised, Recognised):
+        what = "these are not the weights of a network that is known here"
+        raise WeightsError(what, expected=EXPECTED, got=recognised)
     min_size, max_size = input_size or (None, None)
     model = build(
-        found.architecture,
-        found.num_classes + 1,
-        norm=found.norm,
+        recognised.architecture,
+        recognised.num_classes + 1,
+        norm=recognised.norm,
         norm_eps=norm_eps,
         score_floor=score_floor,
         max_detections=max_detections,
@@ -144,8 +145,8 @@ def build_from(
     except RuntimeError as error:
         faults = [fault.strip()[:300] for fault in str(error).split("\n")[1:4]]  # one a kind: missing keys, shapes …
         raise WeightsError(
-            f"these are nearly the weights of {found.architecture}, but they don't fit",
-            expected=f"the state_dict of {found.architecture}",
+            f"these are nearly the weights of {recognised.architecture}, but they don't fit",
+            expected=f"the state_dict of {recognised.architecture}",
             got=" ".join(faults) or str(error),
             hint="a network that was changed can't be served; train one as it is",
         ) from error
@@ -229,7 +230,7 @@ def _beside_tensors() -> list[Any]:
 
 
 def limit(model: torch.nn.Module, *, score_floor: float, max_detections: int) -> None:
-    """Set what is answered: boxes with a score above the floor, at most so many an image.
+    """Set what is answered: boxes with a score above the floor, ``max_detections`` of an image at most.
 
     Limits that lie before are raised where they would cut a dense scene. Boxes that torchvision's own limits let
     through stay the same: further candidates have lower scores, and a box never suppresses one with a higher score.

@@ -1,4 +1,4 @@
-"""What a weights file is, told from its bytes without torch and without running anything in it."""
+"""What a weights file is, from its bytes, without torch and without running anything in it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from spica.detectors.architecture import Norm, Recognised, recognise
-from spica.detectors.checkpoint import read
+from spica.detectors.checkpoint import read, read_safetensors
 from spica.detectors.exported import open_exported
 from spica.detectors.graph import data_files, read_graph, summarise
 from spica.detectors.openvino import GRAPH_FORMAT
@@ -40,6 +40,7 @@ class WeightsInfo:
         nbytes: of all files together.
         input_size: in pixels the sides to which the shorter side of images is scaled, and which the longer one does not
             exceed, where the file says them; None for the network's own.
+        source: the state_dict's file, which torch can load and train further; None for graphs alone.
     """
 
     path: Path
@@ -50,6 +51,7 @@ class WeightsInfo:
     norm: Norm | None
     nbytes: int
     input_size: tuple[int, int] | None = None
+    source: Path | None = None
 
     @property
     def num_classes(self) -> int:
@@ -115,37 +117,38 @@ def _file(path: Path, architecture: str | None) -> WeightsInfo:
         return _openvino(path)
     content = read(path)
     wanted = content.metadata.get("spica.architecture", architecture)
-    found = recognise(content.shapes, wanted)
-    if isinstance(found, str):
+    network = recognise(content.shapes, wanted)
+    if isinstance(network, str):
         raise WeightsError(
             "these are not the weights of a network that is served",
             where=str(path),
             expected=EXPECTED,
-            got=shown(found, chars=600),
+            got=shown(network, chars=600),
             hint=f"train {FIRST_CHOICES}, or give the weights of one",
         )
-    if found.others and wanted is None:
-        found = _by_name(path, found)
-    classes = _class_names(content.metadata, path) or ("",) * found.num_classes
-    if len(classes) != found.num_classes:
-        raise damaged(path, f"{len(classes)} names for {found.num_classes} classes")
+    if network.others and wanted is None:
+        network = _by_name(path, network)
+    classes = _class_names(content.metadata, path) or ("",) * network.num_classes
+    if len(classes) != network.num_classes:
+        raise damaged(path, f"{len(classes)} names for {network.num_classes} classes")
     return WeightsInfo(
         path,
         sha256_file(path),
         content.format,
-        found.architecture,
+        network.architecture,
         classes,
-        found.norm,
+        network.norm,
         path.stat().st_size,
         input_size=_input_size(content.metadata, path),
+        source=path,
     )
 
 
-def _by_name(path: Path, found: Recognised) -> Recognised:
+def _by_name(path: Path, network: Recognised) -> Recognised:
     """The one of several networks with the same shapes that the file's name names, else the first."""
     stem = path.stem.lower().replace("-", "_")
-    alike = (found.architecture, *found.others)
-    taken = next((name for name in alike if name in stem), found.architecture)
+    alike = (network.architecture, *network.others)
+    taken = next((name for name in alike if name in stem), network.architecture)
     others = tuple(name for name in alike if name != taken)
     logger.info(
         "%s fits %s alike; it is taken as %s. If that is wrong, say so with SPICA_ARCHITECTURE",
@@ -153,7 +156,14 @@ def _by_name(path: Path, found: Recognised) -> Recognised:
         " and ".join(alike),
         taken,
     )
-    return replace(found, architecture=taken, others=others)
+    return replace(network, architecture=taken, others=others)
+
+
+def trained_size(source: Path | None) -> tuple[int, int] | None:
+    """``WeightsInfo.input_size`` of a version's weights, without a look at their numbers."""
+    if source is None or source.suffix.lower() != ".safetensors":
+        return None
+    return _input_size(read_safetensors(source)[1], source)
 
 
 def _input_size(metadata: Mapping[str, str], path: Path) -> tuple[int, int] | None:

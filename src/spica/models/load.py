@@ -9,7 +9,7 @@ from spica.detectors.contract import Detector, Precision
 from spica.detectors.exported import ARCHITECTURES, ExportedModel
 from spica.detectors.openvino import Machine, OpenVINODetector, machine
 from spica.detectors.torch_gpu import cuda_available, gpu
-from spica.detectors.weights import inspect
+from spica.detectors.weights import trained_size
 from spica.errors import WeightsError
 from spica.models.serving import Serving
 from spica.models.version import ModelVersion
@@ -58,15 +58,14 @@ def _load(version: ModelVersion, *, threads: int, device: Device, precision: Pre
         from spica.detectors.torch_gpu import TorchDetector
 
         logger.info("model %s runs on CUDA in %s", card.id, precision)
-        info = inspect(version.source, card.architecture)
         return TorchDetector(
             version.source,
             card.classes,
-            architecture=info.architecture,
+            architecture=card.architecture,
             norm_eps=card.norm_eps,
             score_floor=card.score_floor,
             max_detections=card.max_detections or 1000,
-            input_size=info.input_size,
+            input_size=trained_size(version.source),
             bf16=precision == "bf16",
         )
     graph = version.folder / _graph(version, precision)

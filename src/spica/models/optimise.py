@@ -17,7 +17,7 @@ from spica.detectors.exported import ARCHITECTURES as EXPORTED
 from spica.detectors.openvino import Machine, OpenVINODetector
 from spica.detectors.quantise import MAX_CALIBRATION_IMAGES, quantise
 from spica.detectors.torch_gpu import gpu
-from spica.detectors.weights import inspect
+from spica.detectors.weights import trained_size
 from spica.errors import DataSetError, UsageError, WeightsError
 from spica.evaluation.metrics import Metrics, evaluate
 from spica.evaluation.truth import Truth
@@ -237,8 +237,7 @@ def _why_no_int8(version: ModelVersion, here: Machine) -> str | None:
 
 def _input_size(version: ModelVersion) -> int:
     """Longer side in pixels to which the network shrinks an image, also where it was trained at another size."""
-    own = inspect(version.source, version.card.architecture).input_size if version.source is not None else None
-    return max(input_size_of(version.card.architecture), *(own or (0,)))
+    return max(input_size_of(version.card.architecture), *(trained_size(version.source) or (0,)))
 
 
 def _to_check(

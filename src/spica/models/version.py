@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spica.detectors.exported import ARCHITECTURES
 from spica.detectors.graph import data_files
 from spica.detectors.refusals import other_graph, shown
-from spica.detectors.weights import WeightsInfo, inspect, joined
+from spica.detectors.weights import WeightsInfo, inspect, joined, trained_size
 from spica.errors import UsageError, WeightsError
 from spica.models.card import CARD, GRAPHS, WEIGHTS, Card, check_files, is_id, read_card
 
@@ -128,13 +128,21 @@ def version_info(folder: Path, card: Card) -> WeightsInfo:
     if is_onnx and not _has_its_numbers(folder, card):
         raise other_graph(folder / card.graph, "a graph whose numbers are kept in other files")
     digest = joined([entry.sha256 for _, entry in sorted(card.files.items())])
-    return unchecked_info(folder, card, digest)
+    return replace(unchecked_info(folder, card, digest), input_size=trained_size(weights_in(folder, card)))
 
 
 def unchecked_info(folder: Path, card: Card, digest: str = "") -> WeightsInfo:
     """What a model version is as weights, by its card alone."""
-    kind, nbytes = card.graph == "model.onnx", sum(entry.bytes for entry in card.files.values())
-    return WeightsInfo(folder, digest, "onnx" if kind else "openvino", card.architecture, card.classes, None, nbytes)
+    return WeightsInfo(
+        folder,
+        digest,
+        "onnx" if card.graph == "model.onnx" else "openvino",
+        card.architecture,
+        card.classes,
+        None,
+        sum(entry.bytes for entry in card.files.values()),
+        source=weights_in(folder, card),
+    )
 
 
 def weights_in(folder: Path, card: Card) -> Path | None:

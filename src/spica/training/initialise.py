@@ -17,9 +17,8 @@ from spica.classes import map_classes
 from spica.detectors.architecture import FASTER_RCNN_LITE, FULL_TAIL, Norm, names
 from spica.detectors.efficientnet_lite import load_backbone
 from spica.detectors.networks import build, class_keys, load_state_dict
-from spica.detectors.weights import WeightsInfo, inspect
+from spica.detectors.weights import WeightsInfo
 from spica.errors import TrainingError, WeightsError
-from spica.models.card import WEIGHTS
 from spica.models.version import weights_info
 from spica.training.recipe import Recipe
 
@@ -86,21 +85,13 @@ def obstacle(info: WeightsInfo, architecture: str | None = None) -> str | None:
 
     ``info`` is of a file or of a version's folder; ``architecture`` is to be trained, None for the weights' own.
     """
-    if source_of(info) is None:
+    if info.source is None:
         return "an exported graph holds no weights that could be trained further"
     if info.architecture not in names():
         return f"{info.architecture} is no architecture that is trained here"
     if architecture is not None and info.architecture != architecture:
         return f"these are weights of {info.architecture}, not of {architecture}"
     return None
-
-
-def source_of(info: WeightsInfo) -> Path | None:
-    """The state_dict's file: the weights file itself, or the one in a version's folder; None if there is none."""
-    if info.format in ("state_dict", "safetensors"):
-        return info.path
-    source = info.path / WEIGHTS
-    return source if source.is_file() else None
 
 
 def grown(
@@ -227,8 +218,7 @@ def _published(recipe: Recipe, classes: tuple[str, ...]) -> Start:
 def _from_file(recipe: Recipe, classes: tuple[str, ...], init: Path, init_classes: Sequence[str] | None) -> Start:
     info = weights_info(init)
     reason = obstacle(info, recipe.architecture)
-    source = source_of(info)
-    if reason is not None or source is None:
+    if reason is not None or info.source is None:
         raise WeightsError(
             "a training can't begin with these weights",
             where=str(init),
@@ -236,10 +226,9 @@ def _from_file(recipe: Recipe, classes: tuple[str, ...], init: Path, init_classe
             hint=f"leave --arch out, or give weights of {recipe.architecture}; without --init published ones are taken",
         )
     known = _names_of(info, init_classes, classes)
-    sizes = info.input_size or inspect(source).input_size
-    if sizes is not None and _sizes(recipe) is None:  # it goes on looking at images as it did
-        recipe = replace(recipe, min_size=sizes[0], max_size=sizes[1])
-    return _with(recipe, classes, load_state_dict(source), known, origin=str(init), digest=info.sha256)
+    if info.input_size is not None and _sizes(recipe) is None:  # it goes on looking at images as it did
+        recipe = replace(recipe, min_size=info.input_size[0], max_size=info.input_size[1])
+    return _with(recipe, classes, load_state_dict(info.source), known, origin=str(init), digest=info.sha256)
 
 
 def _names_of(info: WeightsInfo, names: Sequence[str] | None, classes: tuple[str, ...]) -> tuple[str, ...]:
