@@ -21,7 +21,7 @@ from project_keys import known
 from spica.cli.options import add_commands
 from spica.cli.train import train
 from spica.errors import UsageError, WeightsError
-from spica.training import holdout, loop, report
+from spica.training import holdout, loop, outputs
 from spica.training.loop import StoppedError
 from spica.training.progress import Epoch, Trained
 from spica.training.recipe import Recipe
@@ -67,7 +67,7 @@ def test_from_annotations_to_weights(coco: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     for word in ("epoch 2/2", "mAP50", "mAR", "spica up", "--labels spike"):
         assert word in result.output
-    assert {path.name for path in tmp_path.iterdir()} - {"data"} == {path.name for path in report.paths(out)}
+    assert {path.name for path in tmp_path.iterdir()} - {"data"} == {path.name for path in outputs.paths(out)}
     state = torch.load(out, weights_only=True)
     assert isinstance(state, dict)
     assert all(isinstance(value, torch.Tensor) for value in state.values())
@@ -230,7 +230,7 @@ def test_the_tutorials_code_reads_our_weights(tmp_path: Path) -> None:
         architecture="fasterrcnn_resnet50_fpn", epochs=1, batch=2, lr=1e-6, min_size=64, max_size=96, frozen=5
     )
     trained = loop.train(data, None, tmp_path / "work", recipe, init=init)
-    out = report.write(trained, tmp_path / "gwhd.pth", data=data, valid=None, counts=None)
+    out = outputs.write(trained, tmp_path / "gwhd.pth", data=data, valid=None, counts=None)
     model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=2, min_size=64, max_size=96)
     model.load_state_dict(torch.load(out, map_location=torch.device("cpu")))
     model.eval()
@@ -246,8 +246,8 @@ def test_a_card_without_judgement(tmp_path: Path) -> None:
     trained = Trained(
         tmp_path / "w", "a", ("spike",), "frozen", (Epoch(1, {"loss": 1.0}, 0.1, 2.0),), 2.0, 1, False, "s", Recipe()
     )
-    card = report.card(trained, data, None, None)
+    card = outputs.card(trained, data, None, None)
     assert card["metrics"] is None
-    text = report.as_text(card, "w.pth")
+    text = outputs.as_text(card, "w.pth")
     assert "mAP" not in text
     assert "1 images" in text

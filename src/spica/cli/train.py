@@ -140,7 +140,7 @@ def train(
 
 
 def _check_target(target: Path, *, force: bool, resume: bool) -> None:
-    from spica.training.report import paths
+    from spica.training.outputs import paths
 
     if target.suffix.lower() not in _SUFFIXES:
         raise UsageError(
@@ -280,7 +280,7 @@ def _minutes(seconds: float) -> str:
 
 
 def _finish(trained: Trained, target: Path, learned: DataSet, judged: DataSet | None) -> None:
-    from spica.training.report import paths, write
+    from spica.training.outputs import paths, write
 
     counts = _counts(trained, judged) if judged is not None else None
     write(trained, target, data=learned, valid=judged, counts=counts)
