@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from label_studio_helpers import LABEL_CONFIG
+from label_studio_helpers import LABEL_CONFIG, delete_project
 from learning_lane import ANNOTATED, BASE, Lane
 from live_model import Folder
 from spica.labelstudio.client import LabelStudioClient
@@ -91,7 +91,7 @@ def make_lane(label_studio: LabelStudioProcess, folder: Folder, tmp_path: Path) 
         def make(name: str) -> Lane:
             client: LabelStudioClient = stack.enter_context(label_studio.client())
             project = client.create_project(f"killed {name}", LABEL_CONFIG).id
-            stack.callback(client.delete_project, project)
+            stack.callback(delete_project, client, project)
             lane = Lane(name, label_studio, client, project, folder, tmp_path / f"データ {name}")
             return stack.enter_context(lane)
 
