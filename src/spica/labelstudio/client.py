@@ -124,12 +124,8 @@ class LabelStudioClient:
     ) -> Any:
         """One request and its parsed answer; None when the answer has no body. Errors: see the class.
 
-        Args:
-            method: of HTTP.
-            path: below Label Studio's URL, such as ``/api/projects/``.
-            repeatable: whether sending it twice does no harm; by default only GET is repeated.
-            timeout_s: instead of the connection's own.
-            body: ``params``, ``json`` or ``files``, as httpx takes them.
+        ``path`` is below Label Studio's URL; ``repeatable`` says whether sending it twice does no harm (by default only
+        GET is repeated); ``body`` is ``params``, ``json`` or ``files``, as httpx takes them.
         """
         options = body if timeout_s is None else {**body, "timeout": timeout_s}
         where = f"{method} {self.url}{path}"
@@ -500,11 +496,9 @@ class LabelStudioClient:
     def annotations_since(self, project: int, *, newest: int, since: datetime) -> Iterator[AnnotatedTask]:
         """The annotated tasks that may have something newer, each once, without data and regions.
 
-        Args:
-            project: its number.
-            newest: tasks with an annotation of a higher number, however it came there;
-            since: and tasks that were changed after this time (with a time zone). Label Studio sets a task's time when
-                an annotation is submitted, changed or deleted one by one, not when many are made by an action.
+        Those with an annotation of a higher number than ``newest``, however it came there, and those changed after
+        ``since`` (with a time zone): Label Studio sets a task's time when an annotation is submitted, changed or
+        deleted one by one, not when many are made by an action.
         """
         yielded: set[int] = set()
         for newer in (query.annotations_after(newest), query.changed_after(since)):
@@ -559,9 +553,6 @@ class LabelStudioClient:
             basic_auth: user and password that the model asks for.
             description: kept with a model that was not connected before.
             moved: this one at its new address; what else is stored of it stays.
-
-        Returns:
-            The connected model, with ``warnings`` about what could not be done.
         """
         fields: Json = {"url": url, "project": project, "is_interactive": is_interactive, "auth_method": "NONE"}
         if extra_params is not None:

@@ -75,11 +75,9 @@ class RectangleControl:
 
 @dataclass(frozen=True, slots=True)
 class LabelConfig:
-    """What a detector can fill in a project.
+    """What a detector can fill in a project: controls in their order, at least one.
 
-    Attributes:
-        controls: in the order of the configuration, at least one.
-        problems: one line for each tag that looks meant for boxes and can't be used, or only in part.
+    ``problems``: one line for each tag that looks meant for boxes and can't be used, or only in part.
     """
 
     controls: tuple[RectangleControl, ...]
@@ -320,11 +318,9 @@ class LabelMatch:
 
 
 def match_labels(classes: Sequence[str], control: RectangleControl) -> LabelMatch:
-    """Match a model's classes with a control's labels, by :func:`spica.classes.match_classes`.
+    """Match a model's classes, "" where the weights carry no name, with a control's labels.
 
-    Args:
-        classes: names by class id; empty strings where the weights carry no names.
-        control: the control with the labels. An alias and the text on the button are both a label's name.
+    By :func:`spica.classes.match_classes`; an alias and the text on the button are both a label's name.
     """
     matches = match_classes(classes, control.labels)
     return LabelMatch(
@@ -351,8 +347,7 @@ class ExtraParams:
 def parse_extra_params(value: Any) -> tuple[ExtraParams, list[str]]:
     """Read a connected model's extra params: nothing, an object, or a text with JSON (Label Studio's form sends text).
 
-    Returns:
-        The parameters, and one line for each thing that could not be used. Nothing here stops a model from connecting.
+    Returns them with one line for each thing that could not be used: nothing here stops a model from connecting.
     """
     if isinstance(value, str):
         if not value.strip():
@@ -375,10 +370,7 @@ def parse_extra_params(value: Any) -> tuple[ExtraParams, list[str]]:
 
 
 def effective_threshold(default: float, extra_params: ExtraParams, control: RectangleControl) -> float:
-    """The lowest score that is shown in a control, in [0, 1].
-
-    The narrowest word counts: the control tag's over the extra params', theirs over the server's ``default``.
-    """
+    """The lowest score that is shown in a control: the control tag's, else the extra params', else ``default``."""
     said = (control.score_threshold, extra_params.score_threshold)
     return next((threshold for threshold in said if threshold is not None), default)
 
@@ -387,12 +379,7 @@ def recipe_digest(config: LabelConfig, matches: Sequence[LabelMatch], thresholds
     """4 hex digits of what turns raw detections into a project's regions: names, labels by class, thresholds.
 
     Colours, hotkeys, layout, order of attributes and of controls, and controls that stay without boxes don't count.
-    The same on every machine.
-
-    Args:
-        config: the project's configuration.
-        matches: one per control, in their order.
-        thresholds: one per control, in their order, in [0, 1].
+    The same on every machine. ``matches`` and ``thresholds``: one per control, in their order.
     """
     recipe = sorted(
         json.dumps(

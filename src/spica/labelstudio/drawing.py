@@ -163,14 +163,7 @@ def select_for_context(
     that contain it, of equal ones the smallest; none if no box does. A label that the person has chosen keeps other
     labels out. A detection that overlaps a region of the control that is already there by an IoU of 0.5 or more is
     left out, or it would be suggested each time; the drawn rectangle itself does not count, Label Studio removes it.
-
-    Args:
-        detections: raw, down to the floor score.
-        drawn: see :func:`parse_context`.
-        match: labels by class id.
-        width: of the oriented image, in pixels.
-        height: of the oriented image, in pixels.
-        threshold: lowest score of the usual answer, given where nothing was drawn.
+    Where nothing was drawn, the usual answer is given: all from ``threshold`` on.
     """
     wanted = np.array([label is not None and drawn.label in (None, label) for label in match.labels], np.bool_)
     if drawn.kind == "other" or len(detections) == 0:

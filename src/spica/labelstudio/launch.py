@@ -224,13 +224,9 @@ class LabelStudioProcess:
 
 
 class ChildProcess:
-    """A process with all its own that never outlives us, and its log.
+    """A process with all its own that never outlives us, and the log that its output is appended to.
 
-    Args:
-        command: with its arguments.
-        environment: exactly this.
-        cwd: the folder that it runs in.
-        log_path: its output is appended there; a log that has grown long is put aside first.
+    A log that has grown long is put aside first.
 
     Raises:
         StorageError: the log can't be written.
@@ -552,14 +548,8 @@ def child_environment(
     ``HOST``, ``CI`` or ``DJANGO_DB`` meant for something else breaks it. So only what is known to be harmless is
     passed on, and all that matters is set by its full name, which wins.
 
-    Args:
-        base: the environment of this process.
-        data_dir: of Label Studio, absolute.
-        document_root: below which it serves local files, absolute.
-        credentials: of the account that it creates at its first start.
-        host: that it listens on.
-        backend_host: where the model server is, as Label Studio reaches it.
-        extra: set last; an empty text removes a switch.
+    ``base`` is the environment of this process; ``extra`` is set last, and an empty text in it removes a switch. The
+    rest as for :meth:`LabelStudioProcess.start`.
     """
     passed = {
         name: value

@@ -71,7 +71,6 @@ class MediaReader:
     """Reads the images of tasks. Thread-safe; close it, or use it as a context manager.
 
     What is read on disk lies below ``document_root`` or ``media_dir``'s ``upload`` after symbolic links are followed.
-    The token goes to Label Studio's own scheme, host and port and nowhere else.
 
     Args:
         label_studio_url: address of Label Studio, with its sub-path if it has one.

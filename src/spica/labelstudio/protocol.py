@@ -36,7 +36,6 @@ class SetupRequest(_Body):
 
     Attributes:
         project: ``"<id>.<seconds of its creation>"``; see :func:`project_key`.
-        label_config: the labelling configuration, under ``schema``.
         hostname: Label Studio's address as it knows itself, often wrong from another machine.
         access_token: legacy token of the project's creator; refused by new installations.
         extra_params: what stands in the model's form; see
@@ -61,10 +60,8 @@ class Task(_Body):
 class PredictParams(_Body):
     """``params`` of ``POST /predict``.
 
-    Attributes:
-        context: what a person has drawn; None outside interactive pre-annotation.
-        login: of the project's task data, for servers that ask for it.
-        password: likewise.
+    ``context`` is what a person has drawn, None outside interactive pre-annotation; ``login`` and ``password`` are the
+    project's task data's, for servers that ask for them.
     """
 
     context: dict[str, Any] | None = None

@@ -38,16 +38,11 @@ def to_regions(
         detections: of one image, boxes in pixels.
         control: where the regions go.
         match: labels by class id.
-        width: of the oriented image, in pixels, at least 1.
-        height: of the oriented image, in pixels, at least 1.
+        width: of the oriented image, in pixels, at least 1; so is ``height``.
+        height: see ``width``.
         threshold: lowest shown score, in [0, 1].
         item_index: which image of a ``valueList``, from 0; None is the first there, and nothing elsewhere.
-        id_salt: ids depend on it, the control, the box and its place in the answer. The same detections give the same
-            ids; a suggestion must not (see :func:`suggestions`).
-
-    Returns:
-        Items with percent clamped to [0, 100], ids unique among all controls of an answer, and the score beside
-        ``value``. ``origin`` lets Label Studio tell accepted boxes from drawn ones.
+        id_salt: ids depend on it, the control, the box and its place in the answer, and are unique in the answer.
     """
     if item_index is None and control.image_list:
         item_index = 0
@@ -91,15 +86,8 @@ def suggestions(
     Their ids are new each time: the open annotation keeps the ids of the prediction it was made from, and accepting a
     suggestion with the id of a region that is there replaces that region, the person's corrections included.
 
-    Args:
-        detections: raw, down to the floor score.
-        control: where the regions go.
-        match: labels by class id.
-        context: ``params.context`` as Label Studio sends it, or anything else: junk counts as no drawing.
-        width: of the oriented image, in pixels, at least 1.
-        height: of the oriented image, in pixels, at least 1.
-        threshold: lowest score of the usual answer, which is given where nothing was drawn.
-        item_index: which image of a ``valueList``, from 0.
+    ``detections`` are raw, down to the floor score; ``threshold`` is for the usual answer, where nothing was drawn; the
+    rest as for :func:`to_regions`. A ``context`` that can't be understood counts as no drawing.
     """
     drawn = parse_context(context, control)
     if drawn.kind in {"rectangle", "point"} and (item_index or 0) != drawn.item_index:
@@ -129,14 +117,9 @@ def _value(x: float, y: float, width: float, height: float) -> dict[str, float] 
 def _items(
     control: RectangleControl, label: str, value: dict[str, float], common: dict[str, Any]
 ) -> list[dict[str, Any]]:
+    box: dict[str, Any] = {"from_name": control.from_name, "type": "rectangle", "value": value}
     if control.kind == "rectanglelabels":
-        one = {
-            "from_name": control.from_name,
-            "type": "rectanglelabels",
-            "value": {**value, "rectanglelabels": [label]},
-        }
-        return [{**common, **one}]
-    box = {"from_name": control.from_name, "type": "rectangle", "value": value}
+        return [{**common, **box, "type": "rectanglelabels", "value": {**value, "rectanglelabels": [label]}}]
     # Label Studio itself stores the geometry in the labels' item too, and its exports read it from there.
     name = {"from_name": control.labels_from_name, "type": "labels", "value": {**value, "labels": [label]}}
     return [{**common, **box}, {**common, **name}]
@@ -145,13 +128,8 @@ def _items(
 def prediction_score(shown_scores: Sequence[float], raw_max: float) -> float:
     """A prediction's own score in [0, 1], by which Label Studio orders tasks: low means that a person should look.
 
-    Args:
-        shown_scores: one per shown box, in [0, 1].
-        raw_max: highest raw score of the image, 0 without any.
-
-    Returns:
-        The mean of the shown scores; without any, one minus ``raw_max``: the more certain that nothing is there, the
-        higher. Never NaN.
+    The mean of the shown scores; without any, one minus ``raw_max``, the highest raw score of the image: the more
+    certain that nothing is there, the higher. Never NaN.
     """
     score = sum(shown_scores) / len(shown_scores) if shown_scores else 1.0 - raw_max
     return round(min(1.0, max(0.0, score)), _SCORE_DIGITS) if math.isfinite(score) else 0.0
