@@ -37,13 +37,6 @@ class Costs:
     "Crowdsourcing annotations for visual object detection", AAAI workshop 2012, medians). Labels chosen by a key and
     many like objects are the fast end. The others are estimates in proportion: a glance; two sides dragged, half of a
     drawing; a click and a key; a click and a key with less thought.
-
-    Attributes:
-        kept: a box that is looked at and left.
-        moved: its sides dragged.
-        relabelled: another label given.
-        deleted: selected and removed.
-        drawn: an object found and a box drawn around it.
     """
 
     kept: float = 0.5
@@ -65,16 +58,7 @@ Savings = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Edits:
-    """How many of each, all at least 0.
-
-    Attributes:
-        kept: boxes left as they are.
-        moved: boxes dragged.
-        relabelled: boxes given another label.
-        deleted: boxes removed.
-        drawn: objects that had no box.
-        both: of the moved and the relabelled, those that are both; counted in each.
-    """
+    """How many of each, as above, all at least 0; ``both`` are moved and relabelled, and counted in each of these."""
 
     kept: int = 0
     moved: int = 0
@@ -102,13 +86,7 @@ class Edits:
 
 
 def edits(shown: Detections, truth: Truth, costs: Costs = DEFAULT_COSTS) -> Edits:
-    """The cheapest edits that make ``truth`` of ``shown``.
-
-    Args:
-        shown: the boxes above the threshold; their scores don't matter.
-        truth: with the same classes.
-        costs: that decide what is cheapest.
-    """
+    """The cheapest edits that make ``truth`` of the boxes ``shown``, whose scores don't matter."""
     overlap = iou_float64(shown.boxes_xyxy, truth.boxes_xyxy)  # (N, M)
     right = shown.class_ids[:, None] == truth.class_ids[None, :]
     in_place = overlap >= KEEP_IOU

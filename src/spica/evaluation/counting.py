@@ -59,13 +59,7 @@ class Counting:
 
 
 def count(truths: Sequence[Truth], detections: Sequence[Detections], threshold: float) -> Counting:
-    """Count what is there and what is shown.
-
-    Args:
-        truths: one an image.
-        detections: for the same images.
-        threshold: lowest score that counts, in [0, 1].
-    """
+    """Count the objects of each image, and its detections with a score of ``threshold`` and more."""
     return Counting(
         np.array([len(truth) for truth in truths], np.int64),
         np.array([int((image.scores >= threshold).sum()) for image in detections], np.int64),

@@ -72,7 +72,7 @@ class Matches:
         """Recall, precision and score, float64 (D',) each, after each detection in descending score.
 
         Args:
-            class_id: of this class; None for all classes together.
+            class_id: None for all classes together.
             weights: int64 (images,), how often each image counts; None for once.
 
         Without objects the recall is NaN.
@@ -88,12 +88,7 @@ class Matches:
         return recall, true / np.maximum(every, 1), self.scores[chosen]
 
     def class_ap(self, class_id: int, weights: NDArray[np.int64] | None = None) -> float:
-        """Average precision of a class, in [0, 1]; NaN without objects of it.
-
-        Args:
-            class_id: of which class.
-            weights: int64 (images,), how often each image counts, for resamples; None for once.
-        """
+        """Average precision of a class, in [0, 1]; NaN without objects of it. ``weights`` as in :meth:`curve`."""
         objects = self.objects[:, class_id]
         if not (objects.sum() if weights is None else objects @ weights):
             return float("nan")
@@ -121,13 +116,10 @@ def match_all(
 
     Args:
         truths: one an image.
-        detections: for the same images.
+        detections: of the same images.
         classes: how many there are.
         iou: as in :func:`match`.
         max_detections: of each image and class only the best so many count.
-
-    Raises:
-        ValueError: not as many detections as truths, or a class id of ``classes`` or more.
     """
     check_pairs(truths, detections, classes)
     kept = [_best(image, max_detections) for image in detections]

@@ -56,15 +56,11 @@ class Metrics:
     without objects has None and is left out of the means, whatever was detected, as in COCO.
 
     Attributes:
-        ap: over IoU 0.50 to 0.95.
-        ap50: at IoU 0.50.
-        ap75: at IoU 0.75.
+        ap: over IoU 0.50 to 0.95; ``ap50`` and ``ap75`` at one.
         ar: recall over IoU 0.50 to 0.95.
         per_class: in the order of the classes.
         per_size: by the names in ``SIZES``.
         images: how many were judged, those without objects included.
-        objects: in all of them.
-        detections: boxes that were judged.
         max_detections: at most so many of an image and class count.
     """
 

@@ -68,9 +68,6 @@ class Report:
     """Everything of one evaluation.
 
     Attributes:
-        model: that was judged.
-        data: that it was judged by.
-        metrics: COCO's.
         ap50: with its 95 % interval over images; None without objects.
         matches: at IoU 0.5.
         counting: at the threshold.

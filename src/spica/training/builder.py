@@ -37,14 +37,7 @@ _SAME_SHAPE: Final = 50
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """An image file that was read and decoded once.
-
-    Attributes:
-        digest: of the file's bytes.
-        width: of the upright image, in pixels.
-        height: of the upright image, in pixels.
-        orientation: EXIF's, 1 to 8.
-    """
+    """An image file that was read and decoded once: its size is that of the upright image, ``orientation`` EXIF's."""
 
     path: Path
     digest: str
@@ -80,7 +73,7 @@ class DataSetBuilder:
 
     Args:
         classes: names by class id.
-        log: gets everything that is corrected or left out.
+        log: of everything that is corrected or left out.
         narrowed: ``classes`` were chosen from more: objects of others are disregarded, and an image that has none of
             them is a true negative. Otherwise an object of an unknown class puts its image in doubt.
     """
@@ -255,11 +248,9 @@ def _same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
 
 
 def enclosing_boxes(boxes_xyxy: NDArray[np.float64], rotations: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The upright boxes around boxes that are turned about their left upper corner, float64 (M, 4), in pixels.
+    """The upright boxes around boxes, all float64 (M, 4) in pixels, that are turned about their left upper corner.
 
-    Args:
-        boxes_xyxy: float64 (M, 4), before they are turned.
-        rotations: float64 (M,), degrees clockwise, as Label Studio's ``value.rotation``.
+    ``rotations`` are float64 (M,), degrees clockwise, as Label Studio's ``value.rotation``.
     """
     angle = np.deg2rad(rotations)
     cos, sin = np.where(rotations == 0, 1.0, np.cos(angle)), np.where(rotations == 0, 0.0, np.sin(angle))
@@ -271,13 +262,10 @@ def enclosing_boxes(boxes_xyxy: NDArray[np.float64], rotations: NDArray[np.float
 
 
 def upright(boxes_xyxy: NDArray[np.float64], orientation: int, width: int, height: int) -> NDArray[np.float64]:
-    """Boxes in the stored pixels, to where they lie once the image is turned by its EXIF orientation.
+    """Boxes, float64 (M, 4), where they lie once the stored image is turned by its EXIF orientation.
 
-    Args:
-        boxes_xyxy: float64 (M, 4).
-        orientation: 5 to 8 (EXIF 2.32, 4.6.4.A): those that exchange the sides.
-        width: of the stored image, in pixels.
-        height: likewise.
+    Only for orientations 5 to 8 (EXIF 2.32, 4.6.4.A), which exchange the sides; ``width`` and ``height`` are those of
+    the stored image, in pixels.
     """
     left, top, right, bottom = boxes_xyxy.T
     x = (height - bottom, height - top) if orientation in (6, 7) else (top, bottom)

@@ -16,13 +16,12 @@ class Example:
     """One image and what is in it.
 
     Attributes:
-        path: the image file.
         digest: of the file's bytes, as :func:`spica.images.digest_of` gives it.
         truth: its objects; an image without objects is a true negative.
         name: the file's own name, unique within a data set.
-        task: number of Label Studio's task, None for data from files.
-        annotation: number of the annotation that was taken, None for data from files.
-        updated: when that annotation was last changed, ISO 8601 as Label Studio says it; None for data from files.
+        task: number of Label Studio's task; like the next two None for data from files.
+        annotation: number of the annotation that was taken.
+        updated: when that annotation was last changed, ISO 8601.
         group: images that show the same thing (tiles of one photo, near-duplicates) share it; None if unknown.
     """
 
@@ -42,7 +41,6 @@ class DataSet:
 
     Attributes:
         classes: names by class id, at least one.
-        examples: in a stable order.
         problems: what was left out or corrected and why, a sentence each.
         left_out: number and time of last change of the annotations that were read and gave no example, so that they
             don't count as new for ever.

@@ -37,11 +37,7 @@ _QUALITY: Final = 95
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What was written, in ``folder``.
-
-    Attributes:
-        turned: images that were written upright.
-    """
+    """What was written, in ``folder``; ``turned`` images of it upright, without their EXIF orientation."""
 
     folder: Path
     images: int
@@ -95,11 +91,7 @@ def export(dataset: DataSet, format_name: str, out: Path, *, force: bool = False
 
 
 def check_free(out: Path, *, force: bool) -> None:
-    """Check that a folder may be written.
-
-    Raises:
-        UsageError: something is there that is not to be replaced.
-    """
+    """Raise :class:`UsageError` if something is there that is not to be replaced."""
     if not out.exists():
         return
     if not out.is_dir():

@@ -42,12 +42,7 @@ _HASH: Final = re.compile(r"[0-9a-f]{16}")
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """On which side an image is, once and for all, and by what it is recognised in others.
-
-    Attributes:
-        fingerprint: its perceptual hash, 64 bits, or None.
-        stem: of the photo that it is a tile of, or None.
-    """
+    """On which side an image is, once and for all; its perceptual hash, and the stem of the photo it is a tile of."""
 
     side: Side
     fingerprint: int | None = None
@@ -252,11 +247,7 @@ def read(path: Path) -> Record:
 
 
 def write(path: Path, record: Record) -> None:
-    """Put the file in place whole.
-
-    Raises:
-        StorageError: it can't be written; an older one is left as it was.
-    """
+    """Put the file in place whole, or raise :class:`StorageError` and leave an older one as it was."""
     entries: dict[str, dict[str, str]] = {}
     for digest, decision in sorted(record.items()):
         entries[digest] = {"side": decision.side}

@@ -83,11 +83,8 @@ def near_pairs(fingerprints: Sequence[int | None]) -> Iterator[tuple[int, int]]:
 def clusters(fingerprints: Sequence[int | None], stems: Sequence[str | None]) -> list[int]:
     """For each image the place of the first one that shows the same thing: a near-duplicate, or a tile of one photo.
 
-    What is like a third is like each other. An image like none has its own place.
-
-    Args:
-        fingerprints: of :func:`fingerprint_of`, one an image.
-        stems: likewise, those that are :func:`telling`.
+    What is like a third is like each other. An image like none has its own place. Images are given by their
+    :func:`fingerprint_of` and the stems that are :func:`telling`.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components

@@ -40,8 +40,8 @@ class TrainingImages:
 
     Args:
         data: at least one example.
-        min_size: side in pixels to which the network scales the shorter side.
-        max_size: side in pixels that the longer side does not exceed.
+        min_size: pixels to which the network scales the shorter side.
+        max_size: pixels that the longer side does not exceed.
         max_pixels: larger images are refused.
         aspect: longer strips are padded as :func:`pad_extreme_aspect` does, as they are at detection.
     """

@@ -82,7 +82,6 @@ def fetch(
         LabelStudioError: Label Studio failed.
         StorageError: an image can't be kept.
         TrainingError: it was stopped.
-        UsageError: the notes can't be written.
     """
     controls = parse_label_config(client.project(project).label_config).controls
     total = client.annotated_count(project)
@@ -137,12 +136,7 @@ def _add(
 
 @dataclass(frozen=True, slots=True)
 class NewSubmissions:
-    """Submitted annotations that were not learned from yet, the one that counts for each task.
-
-    Attributes:
-        new: never learned from.
-        changed: learned from, and changed since.
-    """
+    """Submitted annotations that were never learned from, or changed since; the one that counts for each task."""
 
     new: int
     changed: int
@@ -211,12 +205,11 @@ class ImageCache:
         self._index = _read_index(folder / _INDEX)
 
     def get(self, uri: str, read: Callable[[], bytes]) -> ImageFile:
-        """The image at an address; ``read`` is called where it is not there yet.
+        """The image at an address; ``read`` is called where it is not there yet, and may raise.
 
         Raises:
             ImageError: no image, damaged or too large.
             StorageError: it can't be written.
-            SpicaError: whatever ``read`` raises.
         """
         key = hashlib.sha256(f"{self._scope}\n{uri}".encode("utf-8", "surrogatepass")).hexdigest()
         known = self._known(key)

@@ -37,7 +37,6 @@ class AnnotatedImage:
     """One annotated image, unchecked.
 
     Attributes:
-        name: the file's own name.
         labels: names of the objects' classes; "" where the format names one that it does not declare.
         boxes_xyxy: float64 (M, 4), in pixels, or in shares of width and height if ``relative``; may hold anything, NaN
             too.
@@ -49,9 +48,6 @@ class AnnotatedImage:
             is learned puts the image in doubt; so do all of them where there is no box, for it is no true negative.
         doubt: why the labels can't be relied on, as :meth:`ReadingLog.leave_out` takes it: the image is left out.
         rank: of two annotations of one image the one that ranks higher counts.
-        task: number of Label Studio's task.
-        annotation: number of its annotation.
-        updated: when that was last changed.
     """
 
     name: str
@@ -89,7 +85,6 @@ class ReadingLog:
     """What was left out or corrected while data were read.
 
     Attributes:
-        left_out: in the order in which they were met.
         lacking: parts of the data that are described and not there, so that nobody knows how many images they have.
         corrected: images by what was corrected in them, a sentence with ``{n}`` where their number goes.
     """
@@ -125,7 +120,7 @@ class ReadingLog:
 
         Args:
             examples: number of images that were not left out.
-            where: the data, for messages.
+            where: the data.
             allow_partial: go on without those in doubt, however many they are.
             notes: a file to which a line is added for every image that was left out: its name, a tab, the reason.
 
@@ -213,11 +208,7 @@ class ImageFinder:
         return by_name
 
     def require_some(self, missing: int, total: int, expected: str, data: Path) -> None:
-        """Refuse data of which not a single image is there.
-
-        Raises:
-            DataSetError: all ``total`` images are missing.
-        """
+        """Raise :class:`DataSetError` if all ``total`` images are missing."""
         if missing and missing == total:
             raise DataSetError(
                 "none of the images is there",

@@ -30,12 +30,8 @@ _NEUTRAL: Final = re.compile(r"images|labels|obj_\w+_data", re.IGNORECASE)
 
 
 class Files:
-    """The images and text files below a few resolved folders. Symbolic links are followed where they stay there.
-
-    Attributes:
-        images: all of them.
-        texts: all of them.
-        outside: images that are links to somewhere else.
+    """The images and text files below a few resolved folders. Symbolic links are followed where they stay there;
+    images that lead ``outside`` are known.
     """
 
     def __init__(self, bases: tuple[Path, ...], log: ReadingLog) -> None:
