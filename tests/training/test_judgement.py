@@ -189,7 +189,7 @@ def test_images_that_are_gone_count_for_neither(lab: Lab) -> None:
     judged = lab.judge()
     assert judged.verdict.images == judged.metrics["images"] == IMAGES - 1
     assert judged.bf16 is not None
-    assert len(judged.bf16.run.answers) == IMAGES - 1
+    assert len(judged.bf16.run.detections) == IMAGES - 1
 
 
 def test_an_active_version_that_can_not_be_asked(lab: Lab) -> None:

@@ -33,7 +33,7 @@ from spica.project import ProjectKey
 logger = logging.getLogger(__name__)
 
 HISTORY = 50
-"""So many earlier steps are remembered for each project."""
+"""How many earlier steps are remembered for a project."""
 
 FORMAT = 1
 """Number of this layout of the file."""

@@ -49,9 +49,9 @@ UP_IMAGES: Final = 6
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The answers in one precision, and the seconds that each image took."""
+    """The output in one precision, and the seconds that each image took."""
 
-    answers: list[Detections]
+    detections: list[Detections]
     seconds: list[float]
 
     @property
@@ -66,11 +66,11 @@ class Check:
 
     Attributes:
         precision: of the variant.
-        run: its answers.
+        run: its output.
         agreement: with f32.
         metrics: by the truth; None without one.
         loss: AP50 of f32 minus AP50 of the variant, with its interval over images; None without a truth.
-        exact: the run in f32.
+        exact: the output in f32.
     """
 
     precision: Precision
@@ -141,7 +141,7 @@ def run_all(
     max_pixels: int,
     between: Callable[[int], None] = lambda done: None,
 ) -> dict[Precision, Run]:
-    """Every detector's answers to every photograph, in turn, so that a busy moment slows all of them.
+    """The output of every detector for every photograph, in turn, so that a busy moment slows all of them.
 
     Args:
         detectors: by precision.
@@ -191,10 +191,10 @@ def judge(
             continue
         metrics = loss = None
         if truths is not None:
-            metrics = evaluate(truths, run.answers, classes)
-            ours, theirs = (match_all(truths, answers, len(classes)) for answers in (run.answers, exact.answers))
+            metrics = evaluate(truths, run.detections, classes)
+            ours, theirs = (match_all(truths, output.detections, len(classes)) for output in (run, exact))
             loss = difference(ours.ap, theirs.ap, draws(len(truths), resamples=RESAMPLES))
-        agreed = agreement(exact.answers, run.answers, threshold=threshold, least=LEAST_BOXES)
+        agreed = agreement(exact.detections, run.detections, threshold=threshold, least=LEAST_BOXES)
         checks[name] = Check(name, run, agreed, metrics, loss, exact)
     return checks
 

@@ -33,7 +33,7 @@ from spica.settings import Settings
 logger = logging.getLogger(__name__)
 
 MAX_CHECK_IMAGES: Final = 40
-"""Without a truth, so many photographs are compared; with one, all that it describes."""
+"""Without a truth, this many photographs are compared; with one, all that it describes."""
 
 IMAGE_SUFFIXES: Final = (*(".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"),)
 
@@ -51,14 +51,7 @@ class KnownImage:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table.
-
-    Attributes:
-        precision: the arithmetic.
-        run: its answers and times.
-        metrics: by the truth, None without one.
-        check: against f32, None for f32 itself.
-    """
+    """One line of the table: ``metrics`` is None without a truth, ``check`` for f32 itself."""
 
     precision: Precision
     run: Run
@@ -129,8 +122,8 @@ def find_photographs(folder: Path) -> list[Path]:
             expected="a folder with photographs of your own",
             got="a file" if folder.exists() else "nothing",
         )
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    if not found:
+    images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    if not images:
         others = sorted({path.suffix.lower() for path in folder.rglob("*") if path.is_file()})[:8]
         raise DataSetError(
             "there are no photographs in this folder",
@@ -138,7 +131,7 @@ def find_photographs(folder: Path) -> list[Path]:
             expected=f"files ending in {', '.join(IMAGE_SUFFIXES)}",
             got=f"files ending in {', '.join(others)}" if others else "an empty folder",
         )
-    return found
+    return images
 
 
 def optimise(
@@ -161,7 +154,7 @@ def optimise(
         settings: threads, threshold, limits.
         truth: with it AP50 decides, without it the agreement with f32.
         accept_loss: install what did not pass too, and write that down.
-        progress: told what is being done, in a few words.
+        progress: called with what is being done, in a few words.
 
     Raises:
         DataSetError: no photograph can be read.
@@ -284,11 +277,11 @@ def _rows(
     truths = [known.truth for known in truth] if truth is not None else None
     checks = judge(runs, threshold=settings.threshold, truths=truths, classes=version.classes)
 
-    def metrics(answers: list[Detections]) -> Metrics | None:
-        return evaluate(truths, answers, version.classes) if truths is not None else None
+    def metrics(detections: list[Detections]) -> Metrics | None:
+        return evaluate(truths, detections, version.classes) if truths is not None else None
 
     return tuple(
-        Row(name, run, checks[name].metrics if name in checks else metrics(run.answers), checks.get(name))
+        Row(name, run, checks[name].metrics if name in checks else metrics(run.detections), checks.get(name))
         for name, run in runs.items()
     )
 

@@ -164,8 +164,8 @@ def _judge(
     theirs = _run(results[1], positions, parent.names, holdout.classes) if parent is not None and active else None
     verdict = gate.judge(
         truths,
-        theirs.answers if theirs is not None else None,
-        ours.answers,
+        theirs.detections if theirs is not None else None,
+        ours.detections,
         holdout.classes,
         threshold=threshold,
         groups=[holdout.examples[position].group for position in positions],
@@ -181,7 +181,7 @@ def _judge(
             check = _check(ours, run, truths, holdout.classes, threshold)
         if check is None:
             unchecked = _unchecked(reason(failed[0]) if failed else "no boxes on the held-out images")
-    metrics = evaluate(truths, ours.answers, holdout.classes).as_json()
+    metrics = evaluate(truths, ours.detections, holdout.classes).as_json()
     return Judgement(verdict, metrics, check, (unchecked,) if unchecked is not None else ())
 
 
