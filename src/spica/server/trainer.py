@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from spica.detectors import child
-from spica.errors import AuthenticationError, LaunchError, NotFoundError, SpicaError, StorageError, TrainingError
+from spica.errors import AuthenticationError, NotFoundError, SpicaError, StorageError, TrainingError
 from spica.locks import Lock
 from spica.models import active
 from spica.project import ProjectKey
@@ -235,18 +235,8 @@ class Trainer:
     @contextmanager
     def _locked(self, project: ProjectKey) -> Iterator[Lock | None]:
         """The lock of a project's trainings, None if somebody else has it; it stays taken for a run that was set up."""
-        folder = self.runs.project_folder(project)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = Lock(folder / _LOCK)
-            taken = lock.acquire()
-        except (OSError, LaunchError) as error:
-            raise StorageError(
-                "the folder of trainings can't be used",
-                where=str(folder),
-                got=str(error),
-                hint="free some space, or choose another folder with --data-dir",
-            ) from None
+        lock = Lock(self.runs.project_folder(project) / _LOCK)
+        taken = lock.acquire()
         try:
             yield lock if taken else None
         finally:
@@ -288,9 +278,9 @@ class Trainer:
             current.over = True  # from now on it is too late to cancel it
         if current.cancelled:
             return _unsuccessful(current.run, "cancelled", TrainingError("the training was cancelled"))
-        if current.stop.is_set():
-            return None
         if error is not None:
+            if current.stop.is_set():
+                return None
             logger.error("project %s: training %s failed: %s", current.run.project, current.run.id, error.summary)
             return _unsuccessful(current.run, "failed", error)
         self._progress(result)
