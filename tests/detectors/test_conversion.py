@@ -188,8 +188,7 @@ def test_a_version_of_the_first_spica_stays_valid(reluctant: Prepared, tmp_path:
     card = json.loads((folder / "model.json").read_text("utf-8"))
     del card["files"]["model.safetensors"]
     (folder / "model.json").write_text(json.dumps(card), "utf-8")
-    options = {"score_floor": 0.05, "max_detections": 1000, "norm_eps": 0.0}
-    version = store.prepare(folder, data_dir=tmp_path, **options)
+    version = store.prepare(folder, data_dir=tmp_path, score_floor=0.05, max_detections=1000, norm_eps=0.0)
     assert (version.id, version.source) == (card["id"], None)
 
 

@@ -305,6 +305,23 @@ def _identity_of_version(folder: Path, card: Card, data_dir: Path) -> ModelIdent
     return ModelIdentity.of_version(card, version_info(folder, card))
 
 
+def require_space(folder: Path, nbytes: int, what: str) -> None:
+    """Raise if the disk of a folder has no room for this many bytes, and some more.
+
+    Raises:
+        StorageError: it has not.
+    """
+    needed, free = nbytes + _SPARE_BYTES, shutil.disk_usage(folder).free
+    if free < needed:
+        raise StorageError(
+            f"there is too little space on the disk for {what}",
+            where=str(folder.parent),
+            expected=f"{needed // 2**20} MB",
+            got=f"{free // 2**20} MB",
+            hint="free some space, or choose another folder with --data-dir",
+        )
+
+
 def _known_id(data_dir: Path, name: str, content: str) -> str:
     """The id that this content has in the store already, under whatever name, else a new one."""
     models, new = data_dir / "models", version_id(name, content)
@@ -425,7 +442,7 @@ def _make(
 ) -> None:
     models, weights = data_dir / "models", identity.weights
     with scratch(models) as aside:
-        _require_space(aside, 3 * weights.nbytes + _SPARE_BYTES)
+        require_space(aside, 3 * weights.nbytes, "the converted model")
         try:
             metrics: dict[str, Any] = {}
             if weights.needs_conversion:
@@ -499,15 +516,3 @@ def _write_card(identity: ModelIdentity, folder: Path, metrics: dict[str, Any], 
         weights={"name": weights.path.name, "sha256": weights.sha256, "format": weights.format},
     )
     (folder / CARD).write_text(card.as_json(), "utf-8")
-
-
-def _require_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise StorageError(
-            "there is too little space on the disk for the converted model",
-            where=str(folder.parent),
-            expected=f"{needed // 2**20} MB",
-            got=f"{free // 2**20} MB",
-            hint="free some space, or choose another folder with --data-dir",
-        )

@@ -18,15 +18,15 @@ from typing import IO
 
 from spica.detectors.networks import write_state_dict
 from spica.detectors.refusals import few, shown
-from spica.errors import StorageError, UsageError, WeightsError
+from spica.errors import UsageError, WeightsError
 from spica.files import put_in_place, replacing, scratch, storage_error, sync, sync_folder
 from spica.models.card import CARD, MAX_CARD_BYTES, WEIGHTS, Card, check_files, is_id, read_card
+from spica.models.store import require_space
 from spica.models.version import ModelVersion, open_version
 
 _MAX_ENTRIES = 1000
 _MAX_BYTES = 64 * 2**30
 _CHUNK = 2**20
-_SPARE_BYTES = 100 * 2**20
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{name}{number}" for name in ("com", "lpt") for number in range(10))}
 """Names that mean devices on Windows, whatever their suffix."""
 
@@ -239,7 +239,9 @@ def _take(read: Read, source: Path, folder: Path) -> Card:
     if len(set(names)) != len(names) or reserved or not is_id(card.id):
         raise _unsafe(source, few(reserved) or "a name twice")
     needed = sum(max(0, entry.bytes) for entry in files.values())
-    _check_space(folder, needed, source)
+    if needed > _MAX_BYTES:
+        raise _unsafe(source, f"{needed / 2**30:.0f} GB of files")
+    require_space(folder, needed, "this version")
     for name, entry in files.items():
         with read(name) as file, (folder / name).open("xb") as copy:
             _copy(file, copy, entry.bytes, source, name)
@@ -258,20 +260,6 @@ def _copy(file: IO[bytes], copy: IO[bytes], size: int, source: Path, name: str) 
             expected=f"{size} bytes",
             got="more" if left < 0 else f"{size - left} bytes",
             hint="copy it again",
-        )
-
-
-def _check_space(folder: Path, needed: int, source: Path) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > _MAX_BYTES:
-        raise _unsafe(source, f"{needed / 2**30:.0f} GB of files")
-    if needed + _SPARE_BYTES > free:
-        raise StorageError(
-            "there is too little space on the disk for this version",
-            where=str(folder.parent),
-            expected=f"{(needed + _SPARE_BYTES) // 2**20} MB",
-            got=f"{free // 2**20} MB",
-            hint="free some space, or choose another folder with --data-dir",
         )
 
 

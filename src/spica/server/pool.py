@@ -99,9 +99,7 @@ class ModelPool:
         base_id: id of its version; the default model's own by default.
         resolve: a project's active version; None where nobody ever activates one.
         load: makes the predictor of a version, its engine started; raises where the version is damaged.
-        limit: see :data:`LIMIT`.
-        shown: see :data:`SHOWN`.
-        every_s: seconds between two looks.
+        limit: see :data:`LIMIT`; ``shown``: see :data:`SHOWN`; ``every_s``: seconds between two looks.
 
     Attributes:
         past: images, answers from memory, failures and seconds of models that are closed.
