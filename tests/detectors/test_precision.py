@@ -7,6 +7,7 @@ import logging
 import platform
 import shutil
 import sys
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +32,7 @@ from spica.detectors.openvino import (
     openvino_core,
     save_graph,
 )
-from spica.detectors.quantise import _Photographs, faster, float_nodes, quantisable_nodes, quantise, quantised_consumers
+from spica.detectors.quantise import _Photographs, faster, float_nodes, quantisable_nodes, quantise
 from spica.errors import ImageError, StorageError, WeightsError
 from spica.evaluation.matching import match
 from spica.evaluation.truth import Truth
@@ -218,6 +219,20 @@ def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done["left_out"] == [str(folder / "gone.png")]  # what vanishes meanwhile ends nothing
     assert "looking at photograph 5 of 5" in told
     return folder / "model-int8.xml"
+
+
+def quantised_consumers(model: Any) -> set[str]:
+    """Names of the nodes that take quantised values in a graph that has been through NNCF."""
+    consumers: set[str] = set()
+    waiting = deque(node for node in model.get_ordered_ops() if node.get_type_name() == "FakeQuantize")
+    while waiting:
+        outputs = waiting.popleft().outputs()
+        for follower in (target.get_node() for output in outputs for target in output.get_target_inputs()):
+            if follower.get_type_name() in ("FakeQuantize", "Reshape", "Transpose", "Convert"):
+                waiting.append(follower)
+            elif follower.get_type_name() != "ShapeOf":
+                consumers.add(follower.get_friendly_name())
+    return consumers
 
 
 def test_only_what_is_in_the_scope_was_quantised(int8: Path) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from spica.detectors.architecture import FASTER_RCNN_LITE, FULL_TAIL, Norm, Recognised, eps_is_a_setting, recognise
 from spica.detectors.checkpoint import ALLOWED_BESIDE_TENSORS, find_state_dict
+from spica.detectors.child import require
 from spica.detectors.postprocess import MAX_ASPECT
 from spica.detectors.refusals import EXPECTED, SAVE_STATE_DICT
 from spica.errors import WeightsError
@@ -203,14 +204,8 @@ def write_state_dict(source: Path, target: Path) -> None:
         WeightsError: torch is missing, or can't read ``source``.
         StorageError: ``target`` can't be written.
     """
-    try:
-        import torch
-    except ImportError as error:
-        raise WeightsError(
-            "torch is needed to write a .pth file, and it can't be loaded",
-            got=str(error),
-            hint='pip install "spica[train]", or export as .safetensors, which needs nothing',
-        ) from error
+    hint = 'pip install "spica[train]", or export as .safetensors, which needs nothing'
+    torch = require("torch", "to write a .pth file", hint)
     state_dict = load_state_dict(source)
     with replacing(target) as aside, aside.open("wb") as file:  # by name, torch makes a full disk a RuntimeError
         torch.save(state_dict, file)

@@ -149,7 +149,6 @@ def quantise_here(request: dict[str, Any], progress: Callable[[str], None]) -> d
     return {
         "images": len(request["images"]) - len(left_out),
         "left_out": left_out,
-        "quantised_nodes": len(quantised_consumers(quantised)),
         "rest": rest,
     }
 
@@ -278,20 +277,6 @@ def _behind(node: Any) -> Any:
     while node.get_type_name() in ("Convert", "Reshape", "Transpose"):
         node = node.input_value(0).get_node()
     return node
-
-
-def quantised_consumers(model: Any) -> set[str]:
-    """Names of the nodes that take quantised values in a graph that has been through NNCF."""
-    consumers: set[str] = set()
-    waiting = deque(node for node in model.get_ordered_ops() if node.get_type_name() == "FakeQuantize")
-    while waiting:
-        outputs = waiting.popleft().outputs()
-        for follower in (target.get_node() for output in outputs for target in output.get_target_inputs()):
-            if follower.get_type_name() in ("FakeQuantize", "Reshape", "Transpose", "Convert"):
-                waiting.append(follower)
-            elif follower.get_type_name() != "ShapeOf":
-                consumers.add(follower.get_friendly_name())
-    return consumers
 
 
 if __name__ == "__main__":
