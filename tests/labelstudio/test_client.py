@@ -264,7 +264,7 @@ def test_storage_refused(
 
 def without_version(client: LabelStudioClient, project: Project, version: str) -> list[int]:
     """The numbers of the tasks without a prediction of exactly this version, as a job lists them."""
-    ways = [functools.partial(client.worklist_page, project.id, version, page_size=40)]
+    ways = [functools.partial(client.worklist_page, project.id, version, page_size=8)]
     if client.has_confusable_versions(project.id, version):
         ways.append(functools.partial(client.confusable_page, project.id, version))
     listed: list[int] = []
@@ -309,12 +309,12 @@ def test_listing_asks_no_model(
 
 def test_tasks_without_prediction(client: LabelStudioClient, project: Project) -> None:
     """Exactly the tasks without this version come, also where another version contains its text."""
-    tasks = import_tasks(client, project.id, [{"data": {"image": f"/data/{number}.png"}} for number in range(250)])
+    tasks = import_tasks(client, project.id, [{"data": {"image": f"/data/{number}.png"}} for number in range(50)])
     versions = {
-        "v1": tasks[:100],
-        "v10": tasks[80:150],
-        "V1": tasks[150:200],
-        "other,v1": tasks[200:220],
+        "v1": tasks[:20],
+        "v10": tasks[16:30],
+        "V1": tasks[30:40],
+        "other,v1": tasks[40:45],
         "other": [],
         "v2": [],
     }

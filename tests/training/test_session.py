@@ -20,6 +20,7 @@ from spica.detectors.child import Child
 from spica.errors import DataSetError, SpicaError, TrainingError
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.config import RectangleControl, parse_label_config
+from spica.labelstudio.records import Backend
 from spica.models.card import read_card
 from spica.server.trainer import Trainer, train_in_child
 from spica.settings import Settings
@@ -147,8 +148,8 @@ def test_the_gate_judges_by_what_the_project_shows(
     tmp_path: Path, models: list[str | None], tags: list[float | None], expected: float
 ) -> None:
     """The threshold is the one that the project's predictions are shown by."""
-    rows = [{"extra_params": extra_params} for extra_params in models]
-    client = cast("LabelStudioClient", SimpleNamespace(call=lambda *_, **__: rows))
+    rows = [Backend(id=1, project=1, url="http://model", extra_params=extra_params) for extra_params in models]
+    client = cast("LabelStudioClient", SimpleNamespace(backends=lambda _project: rows))
     assert session._threshold(job(tmp_path, threshold=0.5), client, controls(*tags)) == expected
 
 

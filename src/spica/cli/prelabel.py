@@ -232,9 +232,9 @@ def _prepare_here(
     settings = options.label_studio()
     client = stack.enter_context(client_for(settings))
     client.project(options.project)  # before anything is loaded
-    models = client.call("GET", "/api/ml/", params={"project": options.project})
+    models = client.backends(options.project)
     # Label Studio asks the first connected model only, with its extra params: they decide the version.
-    extra_params, problems = parse_extra_params(models[0].get("extra_params") if models else None)
+    extra_params, problems = parse_extra_params(models[0].extra_params if models else None)
     for problem in problems:
         note(problem)
     identity = identify(weights, settings)

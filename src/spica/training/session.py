@@ -20,7 +20,7 @@ from spica.files import storage_error
 from spica.labelstudio.auth import LabelStudioAuth
 from spica.labelstudio.client import LabelStudioClient
 from spica.labelstudio.config import RectangleControl, effective_threshold, parse_extra_params, parse_label_config
-from spica.labelstudio.media import MediaReader
+from spica.labelstudio.media import MediaReader, media_for
 from spica.models import store
 from spica.models.version import ModelVersion, weights_info
 from spica.settings import Settings
@@ -131,23 +131,16 @@ def _label_studio(settings: Settings) -> Iterator[tuple[LabelStudioClient, Media
     secret = token.get_secret_value()
     with (
         LabelStudioClient(settings.label_studio_url, secret) as client,
-        MediaReader(
-            label_studio_url=settings.label_studio_url,
-            auth=LabelStudioAuth(settings.label_studio_url, secret),
-            document_root=settings.local_files_document_root,
-            media_dir=settings.label_studio_data_dir / "media",
-            max_bytes=settings.max_image_bytes,
-            timeout_s=settings.media_timeout_s,
-        ) as media,
+        media_for(settings, LabelStudioAuth(settings.label_studio_url, secret)) as media,
     ):
         yield client, media
 
 
 def _threshold(job: TrainingJob, client: LabelStudioClient, controls: Sequence[RectangleControl]) -> float:
     """The lowest score that the project shows, in [0, 1]: of its control tags, its model's extra params, the server."""
-    models = client.call("GET", "/api/ml/", params={"project": job.project.number})
+    models = client.backends(job.project.number)
     # Label Studio asks the first connected model only, with its extra params
-    extra_params, _ = parse_extra_params(models[0].get("extra_params") if models else None)
+    extra_params, _ = parse_extra_params(models[0].extra_params if models else None)
     default = job.settings.threshold
     return min((effective_threshold(default, extra_params, control) for control in controls), default=default)
 
