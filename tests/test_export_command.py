@@ -9,14 +9,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from annotated_images import small_set
-from label_studio_helpers import create_annotation, upload_images
+from annotated_images import photograph, small_set
+from scripted_label_studio import CONFIG, ScriptedLabelStudio
 from spica.cli.data import export
 from spica.cli.options import add_commands
 from spica.errors import DataSetError, UsageError
-from spica.labelstudio.client import LabelStudioClient
-from spica.labelstudio.launch import LabelStudioProcess
-from spica.labelstudio.records import Project
 from spica.training import export as exports
 from spica.training.sources import load
 
@@ -77,26 +74,24 @@ def test_the_folder_is_looked_at_first(tmp_path: Path) -> None:
         run("missing data", "--out", tmp_path / "out")
 
 
-@pytest.mark.label_studio
-def test_a_project(
-    label_studio: LabelStudioProcess,
-    client: LabelStudioClient,
-    project: Project,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A project's submitted annotations are written with their images."""
-    dataset = small_set(tmp_path / "in")
-    tasks = upload_images(client, project.id, {each.name: each.path.read_bytes() for each in dataset.examples})
+def test_a_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A project's submitted annotations are written with their images; one in doubt is asked about first."""
     value = {"x": 25, "y": 50, "width": 50, "height": 25, "rotation": 0, "rectanglelabels": ["other"]}
     item = {"id": "r", "from_name": "label", "to_name": "image", "type": "rectanglelabels", "value": value}
-    create_annotation(client, tasks[0], [{**item, "original_width": 64, "original_height": 48}])
-    create_annotation(client, tasks[1], [])
-    monkeypatch.setenv("LABEL_STUDIO_API_KEY", label_studio.credentials.token)
+    studio = ScriptedLabelStudio(
+        images=[photograph(1), photograph(2), b"no image"],
+        regions=[[{**item, "original_width": 64, "original_height": 48}], [], []],
+        config=CONFIG.replace("</RectangleLabels>", '<Label value="other"/></RectangleLabels>'),
+    )
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", "token")
     monkeypatch.setenv("SPICA_DATA_DIR", str(tmp_path / "spica"))
-    told = run("--project", project.id, "--url", label_studio.url, "--out", tmp_path / "out")
-    assert "2 images with 1 box " in told
+    with studio:
+        arguments = ("--project", "1", "--url", studio.url, "--out", tmp_path / "out")
+        with pytest.raises(DataSetError, match="1 of 3 images"):
+            run(*arguments)
+        output = run(*arguments, "--allow-partial")
+    assert "2 images with 1 box " in output
+    assert "task 3: 3.png" in output
     body = json.loads((tmp_path / "out" / "annotations.json").read_text("utf-8"))
-    assert body["annotations"][0]["bbox"] == [16, 24, 32, 12]
-    assert body["annotations"][0]["category_id"] == 2
-    assert sorted(path.name for path in (tmp_path / "out" / "images").iterdir()) == ["a.jpg", "b.jpg"]
+    assert [(row["bbox"], row["category_id"]) for row in body["annotations"]] == [([16, 24, 32, 12], 2)]
+    assert sorted(path.name for path in (tmp_path / "out" / "images").iterdir()) == ["1.png", "2.png"]
