@@ -67,13 +67,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Pointer:
-    """What is active in a project.
-
-    Attributes:
-        project: which one.
-        now: the present step.
-        previous: the steps before it that a rollback goes back to, the latest first, at most :data:`HISTORY`.
-    """
+    """What is active in a project, and before: the steps that a rollback goes back to, the latest first."""
 
     project: ProjectKey
     now: Step
@@ -166,20 +160,9 @@ def activate(
 ) -> Pointer:
     """Make a version the active one of a project. Reads the version's files once, to check them.
 
-    Activating what is active already changes nothing. What was active before can be had back by :func:`rollback`.
-
-    Args:
-        data_dir: the folder with the store.
-        project: which one.
-        version: its id, or None for the weights that the server was started with.
-        base: id of the server's ``--weights`` (``ModelIdentity.id``, without the suffix of a precision) that the
-            version descends from; None to serve it whatever the server's weights are.
-        why: for people.
-        by: who does it, for people.
-        expected: the version that must be active still (None for none); ``...`` asks for nothing.
-
-    Returns:
-        What is active now.
+    Activating what is active already changes nothing. ``version`` is None for the weights that the server was started
+    with, ``base`` the id of the ``--weights`` that the version descends from (without the suffix of a precision; None
+    to serve it whatever they are), ``expected`` what must be active still (None for nothing, ``...`` for whatever).
 
     Raises:
         UsageError: there is no such version.
@@ -212,15 +195,6 @@ def rollback(data_dir: Path, project: ProjectKey, *, by: str, why: str | None = 
 
     Steps back are not recorded as steps: a second rollback goes one further back. To undo one, activate by id.
 
-    Args:
-        data_dir: the folder with the store.
-        project: which one.
-        by: who does it, for people.
-        why: for people.
-
-    Returns:
-        What is active now; its version is None when the server's own weights are.
-
     Raises:
         UsageError: nothing was active before, or none of it is left.
         StorageError: it can't be read or written; what was active stays active.
@@ -244,14 +218,9 @@ def rollback(data_dir: Path, project: ProjectKey, *, by: str, why: str | None = 
 
 
 def resolve(data_dir: Path, project: ProjectKey, base_id: str) -> Resolution:
-    """What a server with these weights is to serve a project with. Never fails; reads small files alone.
+    """What a server whose ``--weights`` have this id is to serve a project with. Never fails; reads small files alone.
 
     Open the version with :func:`spica.models.version.open_version` next, which checks every file.
-
-    Args:
-        data_dir: the folder with the store.
-        project: which one.
-        base_id: ``ModelIdentity.id`` of the server's ``--weights``, without the suffix of a precision.
     """
     if not project.created:
         return Resolution(None, f"the requests do not tell which project {project} is meant: when it was created")

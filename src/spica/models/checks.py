@@ -98,13 +98,7 @@ class Check:
         return f"{self.agreement.share:.1%} of the boxes agree with f32 on {self.agreement.images} images"
 
     def as_variant(self, *, accept_loss: bool = False, here: Machine | None = None, **own: Any) -> Variant:
-        """For the card.
-
-        Args:
-            accept_loss: whether it is to be used though it did not pass.
-            here: what computed it; None for this machine's processor.
-            own: the graph and the files of a variant that has them, and what else was measured.
-        """
+        """For the card; ``own`` are graph and files of a variant that has them, and what else was ``measured``."""
         here = here or machine()
         check = {
             "result": self.result,
@@ -143,11 +137,7 @@ def run_all(
 ) -> dict[Precision, Run]:
     """The output of every detector for every photograph, in turn, so that a busy moment slows all of them.
 
-    Args:
-        detectors: by precision.
-        photographs: files.
-        max_pixels: larger ones are refused.
-        between: called with how many photographs are done; what it raises ends the check.
+    ``between`` is called with how many photographs are done; what it raises ends the check.
 
     Raises:
         ImageError: a photograph can't be read.
@@ -173,13 +163,7 @@ def judge(
     truths: Sequence[Truth] | None = None,
     classes: Sequence[str] = (),
 ) -> dict[Precision, Check]:
-    """A check for every precision but f32.
-
-    Args:
-        runs: f32 among them, on the same images.
-        threshold: of what is shown.
-        truths: of the same images; None without.
-        classes: names, by the class ids of truth and answers.
+    """A check for every precision but f32, of runs on the same images, by the truth about them if there is one.
 
     Raises:
         UsageError: there is a truth, and the package that computes COCO's metrics is missing.
@@ -202,16 +186,9 @@ def judge(
 def check_bf16(
     version: ModelVersion, photographs: Sequence[Path], settings: Settings, *, stop: threading.Event | None = None
 ) -> Check | None:
-    """Compare bf16 with f32 on a few photographs of the person's own and write the result into the version's card.
+    """Compare bf16 with f32 on up to ``UP_IMAGES`` of a person's photographs and write the result into the card.
 
-    Args:
-        version: to be served.
-        photographs: of which at most ``UP_IMAGES`` are taken, evenly spread.
-        settings: threads, threshold, limits.
-        stop: when set, it is given up.
-
-    Returns:
-        The check; None if no photograph can be read, or none shows a box, so that nothing was learned or written.
+    None if no photograph can be read, or none shows a box, so that nothing was learned or written.
 
     Raises:
         WeightsError: the version can't be run.
@@ -283,11 +260,6 @@ class FirstCheck:
     """Makes the version and compares bf16 with f32, beside other work, from the entering of the block on.
 
     Leaving the block stops it after the photograph that is being looked at.
-
-    Args:
-        identity: of what will be served.
-        photographs: the person's own.
-        settings: threads, threshold, limits, data folder.
     """
 
     def __init__(self, identity: ModelIdentity, photographs: Sequence[Path], settings: Settings) -> None:
@@ -309,10 +281,7 @@ class FirstCheck:
         self._pool.shutdown()
 
     def wait(self, given_up: threading.Event | None = None) -> None:
-        """Until the check is made, or could not be: then the log says why, and f32 is served.
-
-        Args:
-            given_up: when set, waits no longer.
+        """Until the check is made, or could not be (the log says why, and f32 is served), or ``given_up`` is set.
 
         Raises:
             SpicaError: the version itself could not be made.

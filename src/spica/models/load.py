@@ -30,7 +30,7 @@ def load_detector(
         version: whose files have been checked.
         threads: of the network on a CPU; 0 lets the runtime choose.
         device: ``auto`` looks for CUDA, for what is to be computed in f32 or bf16; int8 is the processor's.
-        serving: arithmetic and tiles; None for f32 and whole images.
+        serving: precision and tiles; None for f32 and whole images.
 
     Raises:
         WeightsError: the files can't be run, or the version has no int8 form.

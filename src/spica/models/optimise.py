@@ -85,11 +85,7 @@ class Report:
 
 
 def require_packages(architecture: str, *, truth: bool) -> None:
-    """Raise before anything is computed if the int8 form can't be made, or can't be judged.
-
-    Args:
-        architecture: of networks of other exporters no int8 form is made.
-        truth: whether AP50 will decide.
+    """Raise before anything is computed if the int8 form can't be made, or can't be judged by a truth.
 
     Raises:
         UsageError: what computes COCO's metrics is not installed.

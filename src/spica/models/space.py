@@ -31,12 +31,7 @@ YOUNG_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Why a version is not deleted.
-
-    Attributes:
-        why: for people.
-        how: what a person does who wants it deleted nevertheless; "" where it does not stand in a person's way.
-    """
+    """Why a version is not deleted, and how it could be; "" where it does not stand in a person's way."""
 
     why: str
     how: str = ""
@@ -78,11 +73,7 @@ class Pruned:
 def prune(data_dir: Path, limit: int, *, keep: Collection[str] = (), young_s: float = YOUNG_S) -> Pruned:
     """Delete versions, with their caches, until the rest takes at most ``limit`` bytes or must be kept.
 
-    Args:
-        data_dir: the folder with the store.
-        limit: in bytes, as the setting ``models_bytes`` says it.
-        keep: ids of versions that the caller is working with.
-        young_s: versions younger than this are kept.
+    ``keep`` are ids of versions that the caller is working with; versions younger than ``young_s`` seconds stay too.
 
     Raises:
         StorageError: it can't be read what is active, or the folder can't be locked; nothing was deleted.

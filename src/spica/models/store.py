@@ -109,17 +109,11 @@ def identify(
     norm_eps: float,
     architecture: str | None = None,
 ) -> ModelIdentity:
-    """What a weights file will be served as. Reads the file once, without torch and without running anything in it.
+    """What a weights file, a graph or the folder of a version will be served as.
 
-    Args:
-        weights: a state_dict, a graph, or the folder of a model version.
-        data_dir: the folder with the store; nothing is written there.
-        score_floor: boxes with a lower score are never kept.
-        max_detections: at most this many boxes an image.
-        norm_eps: eps of frozen batch norm where the weights don't say it; others don't depend on it.
-        architecture: of weights that fit several networks (:func:`spica.detectors.weights.inspect`).
-
-    Graphs that Spica exported and versions keep the floor, the limit and the eps they were exported with.
+    Reads it once, without torch and without running anything in it; nothing is written. Boxes with a score below
+    ``score_floor`` are never kept, and at most ``max_detections`` an image; ``norm_eps`` is the eps of frozen batch
+    norm where the weights don't say it. Graphs that Spica exported and versions keep theirs.
 
     Raises:
         WeightsError: the file can't be used.
@@ -151,14 +145,8 @@ def ensure(
 ) -> ModelVersion:
     """The version itself: from the store if it is there and sound, else made now, which may take a minute.
 
-    Several processes may do this at once: each ends with the same whole version.
-
-    Args:
-        identity: from :func:`identify`, with the same ``data_dir``.
-        data_dir: the folder with the store.
-        progress: called with what is being done, in a few words.
-        stop: when set, a conversion under way is given up.
-        origin: of a trained version, for its card.
+    Several processes may do this at once: each ends with the same whole version. ``progress`` is called with what is
+    being done, in a few words; ``stop`` gives a conversion under way up; ``origin`` is for a trained version's card.
 
     Raises:
         WeightsError: the weights are not usable, or torch is needed and missing.
@@ -200,20 +188,13 @@ def add(
     the same id however often they were saved, and adding them again keeps the first one's record. Metadata must
     therefore hold nothing that changes from one saving to the next, such as the time.
 
-    Args:
-        data_dir: with the store.
-        weights: a ``.safetensors`` file; architecture, classes and what else the network is built from in its metadata.
-        name: for people, the beginning of the id.
-        parent: id of the stored version that the training began with, if any.
-        training: what it learned from and how, as JSON values. ``images`` and ``boxes`` are shown in lists,
-            ``fingerprint`` (of the data set) tells whether two versions learned from the same.
-        metrics: as JSON values; those of the hold-out under ``holdout``.
-        gate: the verdict, if there is one already; else :func:`record` it. ``accepted`` in it is true or false, and
-            ``sentence`` says why; refused versions are the first to go when space is short.
-        extra_files: curves and the like, kept in the version's folder under their own names.
-        progress: as in :func:`ensure`.
-        stop: as in :func:`ensure`.
-        **settings: ``score_floor``, ``max_detections`` and ``norm_eps``, as in :func:`identify`.
+    ``weights`` is a ``.safetensors`` file, with architecture, classes and what else the network is built from in its
+    metadata; ``settings`` are those of :func:`identify`, ``progress`` and ``stop`` those of :func:`ensure`.
+
+    The records are JSON values. ``training``: what it learned from and how; ``images`` and ``boxes`` are shown in
+    lists, ``fingerprint`` (of the data set) tells whether two versions learned from the same. ``metrics``: those of the
+    hold-out under ``holdout``. ``gate``: ``accepted`` is true or false, ``sentence`` says why; without it
+    :func:`record` it later. ``extra_files`` are curves and the like, kept under their own names.
 
     Raises:
         UsageError: an extra file's name can't be used, or the records are too long for a card.
@@ -249,12 +230,6 @@ def record(
     data_dir: Path, version: str, *, gate: Mapping[str, Any] | None = None, metrics: Mapping[str, Any] | None = None
 ) -> ModelVersion:
     """Write the gate's verdict, or more metrics, into a version's card; every other entry stays as it is.
-
-    Args:
-        data_dir: the folder with the store.
-        version: its id.
-        gate: takes the place of an earlier verdict; None leaves it.
-        metrics: added to those that are there, the same names replaced.
 
     Raises:
         UsageError: there is no such version.

@@ -67,14 +67,7 @@ def export(version: ModelVersion, out: Path) -> Path:
 
 
 def bring_in(source: Path, data_dir: Path) -> tuple[ModelVersion, bool]:
-    """Put a version that was exported into the store, after checking every file of it.
-
-    Args:
-        source: the folder of a version, or a zip archive of one.
-        data_dir: the folder with the store.
-
-    Returns:
-        The version, and whether it is new to the store.
+    """Put a version, a folder or a zip archive of one, into the store, after checking every file; whether it is new.
 
     Raises:
         WeightsError: damaged, unsafe, or no version.

@@ -98,10 +98,6 @@ class ModelVersion:
 def weights_info(path: Path, architecture: str | None = None) -> WeightsInfo:
     """What a weights file is, or a model version: its folder, or the graph in it.
 
-    Args:
-        path: the file or folder.
-        architecture: of a state_dict that fits several networks (:func:`spica.detectors.weights.inspect`).
-
     Raises:
         WeightsError: missing, damaged, unsafe, or of a kind that is not served; each with its own message.
     """
