@@ -100,16 +100,15 @@ def show_model(version: VersionId, data_dir: DataDir = None, as_json: AsJson = F
     [bold]Example[/bold]: spica models show gwhd-1a2b3c4d
     """
     from spica.models.listing import list_versions
-    from spica.models.version import find_version, open_version
+    from spica.models.version import open_version
 
-    folder = _folder(data_dir)
-    opened = open_version(folder, find_version(folder, version))
-    listed = next(row for row in list_versions(folder) if row.id == opened.id)
+    opened = open_version(*_find(data_dir, version))
+    listed = next(row for row in list_versions(_folder(data_dir)) if row.id == opened.id)
     if as_json:
         card = json.loads(opened.card.as_json())
         print(json.dumps({**listed.as_json(), "folder": str(opened.folder), "card": card}, ensure_ascii=False))
         return
-    facts = {"folder": opened.folder, **_known(opened.card, listed)}
+    facts = {"folder": opened.folder, **_facts(opened.card, listed)}
     width = max(map(len, facts))
     out.print(f"[bold]{escape(opened.id)}[/bold]")
     for name, value in facts.items():
@@ -129,11 +128,10 @@ def diff_models(
     """
     from rich.table import Table
 
-    from spica.models.version import find_version, open_version
+    from spica.models.version import open_version
 
-    folder = _folder(data_dir)
-    first, second = (open_version(folder, find_version(folder, name)) for name in (version, other))
-    a, b = _compared(first.card), _compared(second.card)
+    first, second = (open_version(*_find(data_dir, name)) for name in (version, other))
+    a, b = _facts(first.card), _facts(second.card)
     rows = [(name, a.get(name), b.get(name)) for name in dict.fromkeys([*a, *b])]
     rows = [row for row in rows if row[1] is not None or row[2] is not None]
     if as_json:
@@ -165,10 +163,9 @@ def activate_model(
     [bold]Example[/bold]: spica models activate gwhd-1a2b3c4d --project 1
     """
     from spica.models import active
-    from spica.models.version import base_of, find_version
+    from spica.models.version import base_of
 
-    folder = _folder(servers.data_dir)
-    wanted = find_version(folder, version)
+    folder, wanted = _find(servers.data_dir, version)
     key = _project_key(project, folder, servers.settings())
     before = _active(folder, key)
     base = None if any_weights else base_of(folder, wanted)
@@ -225,10 +222,9 @@ def export_model(
     [bold]Example[/bold]: spica models export gwhd-1a2b3c4d --out gwhd.pth
     """
     from spica.models.transfer import export
-    from spica.models.version import find_version, open_version
+    from spica.models.version import open_version
 
-    folder = _folder(data_dir)
-    opened = open_version(folder, find_version(folder, version))
+    opened = open_version(*_find(data_dir, version))
     out.print(f"Wrote {escape(str(export(opened, to)))}.")
 
 
@@ -268,10 +264,8 @@ def delete_model(version: VersionId, yes: Yes = False, dry_run: DryRun = False, 
     [bold]Example[/bold]: spica models delete gwhd-1a2b3c4d
     """
     from spica.models import space
-    from spica.models.version import find_version
 
-    folder = _folder(data_dir)
-    name = find_version(folder, version)
+    folder, name = _find(data_dir, version)
     space.delete(folder, name, dry_run=True)  # refused before anybody is asked
     if dry_run:
         out.print(f"{escape(name)} would be deleted. Nothing was changed.")
@@ -287,10 +281,8 @@ def pin_model(version: VersionId, data_dir: DataDir = None) -> None:
     [bold]Example[/bold]: spica models pin gwhd-1a2b3c4d
     """
     from spica.models.listing import pin
-    from spica.models.version import find_version
 
-    folder = _folder(data_dir)
-    name = find_version(folder, version)
+    folder, name = _find(data_dir, version)
     pin(folder, name)
     out.print(f"{escape(name)} is pinned.")
 
@@ -301,10 +293,8 @@ def unpin_model(version: VersionId, data_dir: DataDir = None) -> None:
     [bold]Example[/bold]: spica models unpin gwhd-1a2b3c4d
     """
     from spica.models.listing import unpin
-    from spica.models.version import find_version
 
-    folder = _folder(data_dir)
-    name = find_version(folder, version)
+    folder, name = _find(data_dir, version)
     was = unpin(folder, name)
     out.print(f"{escape(name)} is not pinned any more." if was else f"{escape(name)} was not pinned.")
 
@@ -314,6 +304,14 @@ def unpin_model(version: VersionId, data_dir: DataDir = None) -> None:
 
 def _folder(data_dir: Path | None) -> Path:
     return settings_with(data_dir=data_dir).data_dir
+
+
+def _find(data_dir: Path | None, version: str) -> tuple[Path, str]:
+    """The data folder, and the id of a version in it."""
+    from spica.models.version import find_version
+
+    folder = _folder(data_dir)
+    return folder, find_version(folder, version)
 
 
 def _named(version: str | None) -> str:
@@ -495,48 +493,34 @@ def _cells(row: Listed) -> list[str]:
     ]
 
 
-def _known(card: Card, listed: Listed) -> dict[str, Any]:
-    """All that is known of a version, for its own page."""
-    from spica.classes import class_names
-    from spica.models.listing import verdict_of
-
-    return {
-        "made": listed.created,
-        "architecture": card.architecture,
-        "classes": ", ".join(class_names(card.classes)),
-        "made from": card.weights.get("name"),
-        "parent": card.parent,
-        "descends from": card.base,
-        **_flat("learned", card.training if isinstance(card.training, Mapping) else {}),
-        **_flat("metrics", card.metrics),
-        "gate": verdict_of(card),
-        **_flat("gate", card.gate or {}),
-        "other number formats": ", ".join(card.precisions) or None,
-        "active": "; ".join(f"project {use.project} since {use.when}: {use.why}" for use in listed.active) or None,
-        "pinned": "yes" if listed.pinned else None,
-        "size": f"{listed.bytes / 2**20:.1f} MB",
-        "files": ", ".join(card.files) + "; their digests are right",
-    }
-
-
-def _compared(card: Card) -> dict[str, Any]:
-    """What may differ in two versions, or is measured."""
+def _facts(card: Card, listed: Listed | None = None) -> dict[str, Any]:
+    """What is known of a version; without its row in the list, what may differ in two or is measured."""
     from spica.classes import class_names
     from spica.models.listing import holdout_of, verdict_of
 
-    return {
+    facts = {
         "architecture": card.architecture,
         "classes": ", ".join(class_names(card.classes)),
-        "made": card.created,
+        "made": card.created if listed is None else listed.created,
+        "made from": None if listed is None else card.weights.get("name"),
         "parent": card.parent,
         "descends from": card.base,
         "score floor": card.score_floor,
         "boxes at most": card.max_detections,
         **_flat("learned", card.training if isinstance(card.training, Mapping) else {}),
-        **_flat("hold-out", holdout_of(card)),
+        **(_flat("hold-out", holdout_of(card)) if listed is None else _flat("metrics", card.metrics)),
         "gate": verdict_of(card),
         **_flat("gate", card.gate or {}),
     }
+    if listed is not None:
+        facts |= {
+            "other number formats": ", ".join(card.precisions) or None,
+            "active": "; ".join(f"project {use.project} since {use.when}: {use.why}" for use in listed.active) or None,
+            "pinned": "yes" if listed.pinned else None,
+            "size": f"{listed.bytes / 2**20:.1f} MB",
+            "files": ", ".join(card.files) + "; their digests are right",
+        }
+    return facts
 
 
 def _flat(name: str, record: Mapping[str, Any]) -> dict[str, Any]:

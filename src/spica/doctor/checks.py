@@ -92,20 +92,13 @@ class Examination:
     """What is known so far; each check may add to it.
 
     Attributes:
-        settings: addresses, token, folders.
-        model_url: of the model server.
         passed: names of the checks that found nothing wrong.
-        release: of Label Studio.
         health: what the model server answered.
-        asks_password: whether the model server wants user and password.
-        blocked: whether Label Studio refuses to call the model server.
-        webhooks_blocked: the same for events.
+        blocked: whether Label Studio refuses to call the model server; ``webhooks_blocked`` for events.
         models: connected with the project, the one that Label Studio asks first.
         version: what the model server answers for the project.
         uris: of some images of the project, by task.
-        client: Label Studio, once ``token`` has passed.
-        project: what is looked at.
-        config: the project's labelling configuration, once ``label-config`` has passed.
+        client, project, config: there once ``token``, ``project-exists`` and ``label-config`` have passed.
     """
 
     settings: Settings
@@ -130,15 +123,13 @@ class Examination:
         part.client, part.project = self.client, project
         return part
 
-    @property
-    def settings_page(self) -> str:
-        """Address of the project's settings."""
-        return f"{self.client.url}/projects/{self.project.id}/settings"
+    def page(self, name: str) -> str:
+        """Address of a page of the project's settings."""
+        return f"{self.client.url}/projects/{self.project.id}/settings/{name}"
 
-    @property
-    def connect(self) -> str:
-        """The command that connects the model server with the project."""
-        return remedies.connect(self.project.id, self.model_url)
+    def connect(self, model_url: str | None = None) -> str:
+        """The command that connects a model server, by default this one, with the project."""
+        return remedies.connect(self.project.id, model_url or self.model_url)
 
     @property
     def by_up(self) -> bool:
@@ -491,7 +482,7 @@ def _list_models(x: Examination) -> Finding | None:
 
 
 def _pass_over(x: Examination) -> Finding:
-    return _skipped("no model is connected, nothing to look at", hint=f"for one: {x.connect}")
+    return _skipped("no model is connected, nothing to look at", hint=f"for one: {x.connect()}")
 
 
 def _label_config(x: Examination) -> Finding:
@@ -515,8 +506,7 @@ def _labels_match(x: Examination) -> Finding | list[Finding]:
         what = "the model server can't tell what it makes of the labels"
         return _problem(what, where=where, got=answer.text, hint="look into the model server's log")
     x.version = version
-    page = x.settings_page
-    hint = f"change the labels under {page}/labeling, or the model's extra params under {page}/ml"
+    hint = f"change the labels under {x.page('labeling')}, or the model's extra params under {x.page('ml')}"
     classes = ", ".join(str(name) for name in answer.fields.get("classes", []) if name)
     named = f" ({classes})" if classes else ""
     return [_problem(str(text), hint=hint) for text in problems] or _ok(f"every class of the model{named} has a label")
@@ -524,7 +514,7 @@ def _labels_match(x: Examination) -> Finding | list[Finding]:
 
 def _model_connected(x: Examination) -> Finding:
     if not x.models:
-        return _problem("no model is connected", hint=x.connect)
+        return _problem("no model is connected", hint=x.connect())
     backend = x.models[0]
     return _ok(f"the model {backend.title!r} at {backend.url} is connected")
 
@@ -538,9 +528,9 @@ def _one_model(x: Examination) -> Finding:
     surplus = "; ".join(name for number, name in names.items() if number != ours.id)
     return _problem(
         f"{len(backends)} models are connected, and Label Studio asks only the first, {backends[0].title!r}",
-        where=f"{x.settings_page}/ml",
+        where=x.page("ml"),
         got="; ".join(names.values()),
-        hint=f"delete under {x.settings_page}/ml (menu ... > Delete): {surplus}",
+        hint=f"delete under {x.page('ml')} (menu ... > Delete): {surplus}",
     )
 
 
@@ -552,10 +542,10 @@ def _model_address(x: Examination) -> Finding:
         return _ok(f"{backend.url} answers as {x.version}, like {x.model_url}")
     return _problem(
         "Label Studio asks another address than that of the model server",
-        where=f"{x.settings_page}/ml",
+        where=x.page("ml"),
         got=f"{backend.url} (expected: {x.model_url})",
         hint=f"if that is the right one: spica doctor --project {x.project.id} --model-url {backend.url}\n"
-        f"if not, delete it under {x.settings_page}/ml, then\n  {x.connect}",
+        f"if not, delete it under {x.page('ml')}, then\n  {x.connect()}",
     )
 
 
@@ -582,7 +572,7 @@ def _model_state(x: Examination) -> Finding:
         return _problem(
             f"disconnected: the model server asks for user and password, and Label Studio sends {sent}",
             where=where,
-            hint=f"{x.connect} --basic-auth <user>:<password>",
+            hint=f"{x.connect()} --basic-auth <user>:<password>",
         )
     if "model-server-reachable" not in x.passed:
         return _skipped("disconnected, since the model server does not answer")
@@ -591,8 +581,8 @@ def _model_state(x: Examination) -> Finding:
         where=where,
         hint="Label Studio may run in a container or on another machine, where 127.0.0.1 is not this one. "
         "Start the model server with --host 0.0.0.0 --expose, delete this connection under "
-        f"{x.settings_page}/ml, and connect it by an address that Label Studio reaches, such as\n"
-        f"  {remedies.connect(x.project.id, 'http://host.docker.internal:8010')}",
+        f"{x.page('ml')}, and connect it by an address that Label Studio reaches, such as\n"
+        f"  {x.connect('http://host.docker.internal:8010')}",
     )
 
 
@@ -609,9 +599,9 @@ def _title_is_version(x: Examination) -> Finding:
         return _ok("its title is its version, so scores are shown and tasks can be ordered by them")
     return _problem(
         "the title of the connected model is not its version, so Label Studio shows no scores",
-        where=f"{x.settings_page}/ml",
+        where=x.page("ml"),
         got=f"{backend.title!r} (expected: {version!r})",
-        hint=remedies.connect(x.project.id, backend.url),
+        hint=x.connect(backend.url),
     )
 
 
@@ -623,8 +613,8 @@ def _predictions_shown(x: Examination) -> Finding:
     if version and selected not in (version, backend.title):
         wrong.append(f"the project shows predictions of {selected!r}, not of {version!r}")
     if wrong:
-        hint = remedies.connect(x.project.id, backend.url)
-        return _problem("; ".join(wrong), where=f"{x.settings_page}/annotation", hint=hint)
+        hint = x.connect(backend.url)
+        return _problem("; ".join(wrong), where=x.page("annotation"), hint=hint)
     if version and selected != version:
         return _skipped("the project shows the predictions of the model's title, see title-is-version")
     return _ok("the project shows its predictions")
@@ -632,10 +622,10 @@ def _predictions_shown(x: Examination) -> Finding:
 
 def _webhook(x: Examination) -> Finding:
     backend = x.models[0]
-    address, where = webhook_url(backend.url), f"{x.settings_page}/webhooks"
+    address, where = webhook_url(backend.url), x.page("webhooks")
     hooks = [hook for hook in x.client.webhooks(x.project.id) if same_url(hook.url, address)]
     active = [hook for hook in hooks if hook.is_active]
-    connect = remedies.connect(x.project.id, backend.url)
+    connect = x.connect(backend.url)
     if any(WEBHOOK_HEADER in hook.headers for hook in active):
         return _ok("it is told about submitted annotations")
     if active:
@@ -743,7 +733,7 @@ def _served(x: Examination, address: str) -> int:
 
 def _not_found(x: Examination, name: str, where: str) -> Finding:
     """Label Studio answers 404 both for a file that is not there and for one that no storage covers."""
-    page, root = f"{x.settings_page}/storage", x.settings.local_files_document_root
+    page, root = x.page("storage"), x.settings.local_files_document_root
     storages = x.client.local_storages(x.project.id)
     got = f"HTTP 404; the project's local storages: {', '.join(each.path for each in storages) or 'none'}"
     if root is None:
