@@ -212,10 +212,15 @@ def add_storage(client: LabelStudioClient, project: int, path: str, **fields: ob
 
 
 @pytest.mark.slow
-def test_the_demo_predicts_all_its_photographs(run: Callable[..., Terminal]) -> None:
-    """From nothing to 24 predicted tasks; the last line counts what Label Studio stores."""
-    terminal = run("demo", "--check", "--no-browser")
+def test_the_demo_predicts_all_its_photographs(
+    run: Callable[..., Terminal], tmp_path: Path, migrated_data_dir: Callable[[Path], Path]
+) -> None:
+    """24 photographs are rendered and predicted; the last line counts what Label Studio stores."""
+    (tmp_path / "demo" / "spica-data").mkdir(parents=True)
+    migrated_data_dir(tmp_path / "demo" / "spica-data" / "label-studio")
+    terminal = run("demo", "--check", "--no-browser", "--folder", "demo")
     assert terminal.wait() == 0, terminal.text
+    assert terminal.lines[0].startswith("Rendering 24 photographs")
     found = re.fullmatch(r"24 tasks, 24 predicted, (\d+) new boxes", terminal.lines[-1])
     assert found is not None, terminal.text
     assert int(found[1]) > 24
