@@ -36,10 +36,10 @@ def build_engine(identity: ModelIdentity, settings: Settings) -> Engine:
     """The model, which loads in the background once the engine is started; converted first if that is still to be done.
 
     Closing the engine gives a conversion under way up. Its name is the id under which it is served, which is that of
-    the version with a suffix where the arithmetic changes the answers.
+    the version with a suffix where the precision changes the answers.
 
     Raises:
-        UsageError: the settings ask for an arithmetic that the model does not have.
+        UsageError: the settings ask for a precision that the model does not have.
     """
     stopped = threading.Event()
 
