@@ -485,7 +485,7 @@ def _cells(row: Listed) -> list[str]:
         row.id,
         row.created[:16].replace("T", " "),
         row.parent or "",
-        f"{row.images} images, {row.boxes} boxes" if row.images is not None else "",
+        ", ".join(f"{n} {what}" for n, what in ((row.images, "images"), (row.boxes, "boxes")) if n is not None),
         ", ".join(f"{name} {value:.3f}" for name, value in metrics if isinstance(value, int | float)),
         row.verdict or "",
         ", ".join([f"project {use.project}" for use in row.active] + (["pinned"] if row.pinned else [])),
