@@ -33,7 +33,7 @@ def test_the_photograph_is_in_the_middle(height: int, width: int, inside: tuple[
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.data())
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None)
 def test_boxes_come_back(height: int, width: int, data: st.DataObject) -> None:
     """A box that is moved into the input as its pixels were is moved back to where it was."""
     _, fit = letterbox(np.zeros((height, width, 3), np.uint8), height=64, width=96)

@@ -108,7 +108,7 @@ def same_objects(found: Detections, truth: Scene, tolerance: float) -> bool:
     overlap=st.sampled_from([0.1, 0.2, 0.35, 0.5]),
     largest=st.sampled_from([8.0, 40.0, 400.0]),
 )
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None)
 def test_each_object_once(
     seed: int, width: int, height: int, count: int, tile: int, overlap: float, largest: float
 ) -> None:
@@ -121,7 +121,7 @@ def test_each_object_once(
 
 
 @given(st.integers(0, 10**6), st.sampled_from([0.1, 0.2, 0.5]))
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=10)
 def test_objects_that_only_tiles_show(seed: int, overlap: float) -> None:
     """Long thin objects that are too thin to be seen in the shrunk whole are put together from the tiles' pieces."""
     rng = np.random.default_rng(seed)
@@ -214,7 +214,7 @@ def test_what_networks_see(architecture: str, longer_side: int) -> None:
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(10, 1000), st.floats(0, 0.5))
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None)
 def test_windows_cover_the_image(width: int, height: int, tile: int, overlap: float) -> None:
     """Windows lie in the image, are as large as asked, overlap as asked and leave no pixel out."""
     places = windows(width, height, tile=tile, overlap=overlap)

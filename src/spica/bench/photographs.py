@@ -59,13 +59,13 @@ def choose_photographs(folder: Path | None, scratch: Path, *, most: int, max_pix
         raise UsageError(
             "there is no such folder", where="--images", expected="a folder of photographs", got=str(folder)
         )
-    found = sorted(path.resolve() for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
-    if not found:
+    files = sorted(path.resolve() for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
+    if not files:
         raise UsageError("there are no photographs in this folder", where=str(folder), expected=f"files in {READABLE}")
     paths: list[Path] = []
     unread: list[ImageError] = []
     copied: list[Path] = []
-    for path in _spread_first(found, most):
+    for path in _spread_first(files, most):
         if len(paths) == most:
             break
         try:

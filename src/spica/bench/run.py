@@ -174,7 +174,7 @@ def run(
         settings: data folder, floor, threads and so on.
         methods: of computing; None for all that this machine and these weights have.
         rounds: how often each photograph is computed.
-        startups: how often the real server is started; what took the middle time is told. 0 for not at all.
+        startups: how often the real server is started; the one of the middle time counts. 0 for not at all.
         say: called with what is being done.
 
     Raises:

@@ -90,7 +90,7 @@ def ask(
     except httpx.HTTPError as error:
         raise ModelUnavailableError("the server did not answer", where=url, got=repr(error)) from error
     results = answer.json().get("results", []) if answer.status_code == httpx.codes.OK else []
-    if len(results) != len(images) or any("result" not in each for each in results):
+    if len(results) != len(images) or any("result" not in result for result in results):
         raise ModelUnavailableError("the server did not answer with boxes", where=url, got=answer.text[:300])
     return list(results)
 

@@ -58,7 +58,7 @@ class GraphSummary:
     Attributes:
         metadata: texts by key: of an ONNX file as its exporter wrote them, of an IR those of ``spica``, as
             ``spica.<key>``.
-        inputs: that must be given.
+        inputs: required ones, weights among them left out.
         outputs: in the graph's order.
         constants: shapes of the graph's weights by name.
         nodes: names of the graph's nodes; exporters make them of the names of the network's parts.
@@ -228,7 +228,7 @@ def image_input(summary: GraphSummary) -> Port | None:
 
 
 def sides(port: Port, metadata: Mapping[str, str]) -> tuple[int, int]:
-    """Height and width in pixels that a picture is given to a graph with: its own, else what its exporter says.
+    """Height and width in pixels of the picture that a graph takes: its own, else what its exporter says.
 
     Args:
         port: from :func:`image_input`.
@@ -255,7 +255,7 @@ _MESSAGES: Final[dict[str, dict[int, str]]] = {
     "tensor": {13: "entry"},
     "entry": {},
 }
-"""Where external data may be told in onnx.proto: messages, and of their fields those with such messages in them."""
+"""Where onnx.proto may refer to external data: messages, and of their fields those with such messages in them."""
 
 _MAX_DEPTH = 64
 
