@@ -76,7 +76,7 @@ def d_fine() -> Any:
     return transformers.DFineForObjectDetection(transformers.DFineConfig(backbone_config=backbone, **TINY))
 
 
-class Raw(torch.nn.Module):
+class Raw(torch.nn.Module):  # type: ignore[name-defined, misc] # torch comes by importorskip
     """The two outputs of an export."""
 
     def __init__(self, model: Any) -> None:
