@@ -126,7 +126,8 @@ class Shared:
         return folder
 
     def command(self, folder: Path, *options: str) -> list[str | Path]:
-        return ["up", folder, "--weights", model_folder(), "--data-dir", self.data, "--check", "--port", "0", *options]
+        line = ["up", folder, "--weights", model_folder(), "--data-dir", self.data, "--check"]
+        return [*line, "--port", "0", "--label-studio-port", "0", *options]
 
     def project(self, client: LabelStudioClient, title: str) -> Project:
         project = client.find_project(title)
