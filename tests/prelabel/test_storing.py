@@ -270,6 +270,7 @@ def test_the_request_of_a_process_that_was_killed_is_waited_for(tmp_path: Path) 
     late.start()
     with Claim.take(tmp_path, "http://127.0.0.1:8080", 1, by="a test", version="v") as claim:
         counter, _ = run(studio, predicted(1, 2, 3), claim)
+        assert claim.pending == set()
     assert studio.requests == [[2, 3]]
     assert sorted(studio.stored) == [1, 2, 3]
     assert counter.progress.stored == 3

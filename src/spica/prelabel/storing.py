@@ -204,6 +204,8 @@ class Storer:
             stored = self.client.having_prediction(
                 self.project, self.version, asked, confusable_versions=self._confusable
             )
+            if stored & self.claim.pending:
+                self.claim.settled(stored)
             if not self.claim.pending & (asked - stored) or pause.wait(_SETTLE_STEP_S):
                 return stored
 
