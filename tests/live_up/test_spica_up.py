@@ -126,7 +126,7 @@ class Shared:
         return folder
 
     def command(self, folder: Path, *options: str) -> list[str | Path]:
-        line = ["up", folder, "--weights", model_folder(), "--data-dir", self.data, "--check"]
+        line: list[str | Path] = ["up", folder, "--weights", model_folder(), "--data-dir", self.data, "--check"]
         return [*line, "--port", "0", "--label-studio-port", "0", *options]
 
     def project(self, client: LabelStudioClient, title: str) -> Project:
