@@ -55,6 +55,7 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--heavy-tasks", type=int, default=100, help=f"images for {ARCHITECTURE}, needs torch; 0 leaves it out")
     add("--rounds", type=int, default=5, help="of courtesy, with a job and without one")
     add("--probes", type=int, default=8, help="images opened in each round")
+    add("--label-studio", type=Path, help="its data folder; a new one by default, which takes a minute to prepare")
     add("--photographs", type=Path, default=DATA, help="folder of JPEGs; rendered ones if there is none")
     return parser.parse_args(arguments)
 
@@ -81,7 +82,7 @@ class Bench:
         documents = self.scratch / "documents"
         documents.mkdir(exist_ok=True)
         extra = large_project_switches(LARGE_PROJECT_TASKS if switched else 0)
-        data_dir = self.scratch / "label-studio"
+        data_dir = self.chosen.label_studio or self.scratch / "label-studio"
         with LabelStudioProcess.start(
             data_dir, port=0, document_root=documents, timeout_s=_PATIENCE_S, extra_env=extra
         ) as process:

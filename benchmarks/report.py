@@ -16,8 +16,7 @@ from spica.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data"
-"""Where photographs with boxes are looked for: ``bccd`` and ``pear``, each with a COCO file for training and one to
-validate."""
+"""Where photographs with boxes are looked for: ``bccd`` and ``pear``, each with ``train.json`` and ``valid.json``."""
 
 sys.path.insert(0, str(ROOT / "tests"))
 from untrained import write_untrained as write_untrained  # noqa: E402 - the tests' own; needs the line above
@@ -75,14 +74,7 @@ def measure(options: argparse.Namespace, parts: Mapping[str, Callable[[], Any]])
 def text(
     title: str, introduction: str, measured: Parts, sections: Mapping[str, tuple[str, Callable[[Any], str]]]
 ) -> str:
-    """The report.
-
-    Args:
-        title: of the whole.
-        introduction: a paragraph.
-        measured: from :func:`measure`.
-        sections: by part, its heading and what writes its figures in Markdown, in the order of the report.
-    """
+    """The report; ``sections`` has, by part and in order, a heading and what writes the part's figures in Markdown."""
     command = " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
     known: dict[str, str] = next((part["conditions"] for part in measured.values()), conditions())
     blocks = [f"# {title}", f"Written by `{command}`. {introduction} Seconds hold for this machine in that hour only."]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,13 +34,13 @@ def test_extra_in_images() -> None:
 
 @pytest.mark.slow
 @pytest.mark.label_studio
-def test_in_small(tmp_path: Path) -> None:
+def test_in_small(migrated_data_dir: Callable[[Path], Path], tmp_path: Path) -> None:
     """A small run stores what it says, and its report follows from what it has counted and timed."""
-    pytest.importorskip("label_studio", reason="needs the extra spica[label-studio]")
     figures, results = tmp_path / "figures.json", tmp_path / "results.md"
     sizes = "--only scale network courtesy --tasks 30 --network-tasks 6 --heavy-tasks 0 --rounds 1 --probes 2"
     command = [sys.executable, "-m", "benchmarks.bulk", *sizes.split(), "--photographs", str(tmp_path / "none")]
     command += ["--figures", str(figures), "--results", str(results)]
+    command += ["--label-studio", str(migrated_data_dir(tmp_path / "label-studio"))]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
     measured, report = json.loads(figures.read_text("utf-8")), results.read_text("utf-8")
@@ -53,5 +54,5 @@ def test_in_small(tmp_path: Path) -> None:
     (courtesy,) = measured["courtesy"]["figures"]
     assert len(courtesy["idle_s"]) == 2
     assert len(courtesy["busy_s"]) + courtesy["missed"] == 2
-    assert f"| 30 | 30 | {scale['boxes']} | {30 / scale['seconds']:.1f} |" in report
+    assert f"| 30 | 30 | {scale['boxes']:,} | {30 / scale['seconds']:.1f} |" in report
     assert f"| 6 | {100 * (1 - network['network_s'] / network['seconds']):.1f} % |" in report
