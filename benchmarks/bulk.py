@@ -36,12 +36,10 @@ CONFIG = (
     '<View><Image name="image" value="$image"/>'
     '<RectangleLabels name="label" toName="image"><Label value="spike"/></RectangleLabels></View>'
 )
-_CHUNK = 2000
-"""Tasks in one import."""
+_CHUNK = 2000  # tasks in one import
 _SHOWN = 8
 """Photographs that the tasks of the first part show in turn: their detections are remembered, the network rests."""
 _PATIENCE_S = 600.0
-_POLL_S = 0.05
 
 
 def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -273,7 +271,7 @@ def wait_until(done: Callable[[], bool], patience_s: float = 24 * 3600.0) -> Non
     while not done():
         if time.monotonic() > deadline:
             raise TimeoutError(f"nothing came of it in {patience_s:.0f} s")
-        time.sleep(_POLL_S)
+        time.sleep(0.05)
 
 
 def address(path: Path, process: LabelStudioProcess) -> str:
