@@ -12,6 +12,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from filelock import FileLock
 
 import label_studio_helpers as helpers
 from label_studio_helpers import LABEL_CONFIG, LabelStudioFactory, png
@@ -54,58 +55,56 @@ def _isolated_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pyt
         monkeypatch.setenv(name, str(home))
 
 
-class _Template:
-    """A data folder with a migrated database, made once per run and copied where a test wants its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def take(self, data_dir: Path) -> None:
-        """Remember a data folder as it is now, while its Label Studio runs."""
-        self.folder.mkdir()
-        with (
-            contextlib.closing(sqlite3.connect(data_dir / DATABASE_NAME)) as source,
-            contextlib.closing(sqlite3.connect(self.folder / DATABASE_NAME)) as copy,
-        ):
-            source.backup(copy)
-        for name in (".env", "credentials.json"):
-            shutil.copy2(data_dir / name, self.folder / name)
-
-
 @pytest.fixture(scope="session")
-def _label_studio_session(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[tuple[LabelStudioProcess, _Template]]:
+def migrated_data_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """Makes a data folder, at the path that it is given, in which Label Studio starts in a few seconds.
+
+    Its database is migrated once per run: a worker that comes second waits for the first one's.
+    """
     pytest.importorskip("label_studio", reason="needs the extra spica[label-studio]")
-    root = tmp_path_factory.mktemp("label-studio")
-    documents = root / "documents"
-    documents.mkdir()
-    with LabelStudioProcess.start(
-        root / "data", port=0, document_root=documents, timeout_s=_START_TIMEOUT_S
-    ) as process:
-        template = _Template(root / "template")
-        template.take(process.data_dir)
-        yield process, template
-
-
-@pytest.fixture(scope="session")
-def label_studio(_label_studio_session: tuple[LabelStudioProcess, _Template]) -> LabelStudioProcess:
-    """The real Label Studio of this run. Its ``document_root`` is a folder that tests may add sub-folders to."""
-    return _label_studio_session[0]
-
-
-@pytest.fixture(scope="session")
-def migrated_data_dir(
-    _label_studio_session: tuple[LabelStudioProcess, _Template],
-) -> Callable[[Path], Path]:
-    """Makes a data folder, at the path that it is given, in which Label Studio starts in a few seconds."""
-    template = _label_studio_session[1]
+    base = tmp_path_factory.getbasetemp()
+    run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    template = run / "label-studio-template"
+    with FileLock(run / "label-studio-template.lock"):
+        if not template.exists():
+            _migrate(run / "label-studio-first").rename(template)
 
     def make(path: Path) -> Path:
-        shutil.copytree(template.folder, path)
+        shutil.copytree(template, path)
         return path
 
     return make
+
+
+def _migrate(folder: Path) -> Path:
+    """A new folder with the files that a first start leaves, the database as it is while Label Studio runs."""
+    copy = folder / "copy"
+    for path in (copy, folder / "documents"):
+        path.mkdir(parents=True)
+    with LabelStudioProcess.start(
+        folder / "data", port=0, document_root=folder / "documents", timeout_s=_START_TIMEOUT_S
+    ) as process:
+        with (
+            contextlib.closing(sqlite3.connect(process.data_dir / DATABASE_NAME)) as source,
+            contextlib.closing(sqlite3.connect(copy / DATABASE_NAME)) as target,
+        ):
+            source.backup(target)
+        for name in (".env", "credentials.json"):
+            shutil.copy2(process.data_dir / name, copy / name)
+    return copy
+
+
+@pytest.fixture(scope="session")
+def label_studio(
+    migrated_data_dir: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LabelStudioProcess]:
+    """The real Label Studio of this worker. Its ``document_root`` is a folder that tests may add sub-folders to."""
+    root = tmp_path_factory.mktemp("label-studio")
+    documents = root / "documents"
+    documents.mkdir()
+    data_dir = migrated_data_dir(root / "data")
+    with LabelStudioProcess.start(data_dir, port=0, document_root=documents, timeout_s=_START_TIMEOUT_S) as process:
+        yield process
 
 
 @pytest.fixture
