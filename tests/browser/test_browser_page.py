@@ -58,7 +58,7 @@ def test_the_page_tells_model_project_and_failures(tabs: Tabs, server: ModelServ
     model, projects, failures = (card(page, heading) for heading in ("Model", "Projects", "Tasks that failed"))
     expect(model).to_contain_text("gwhd.pth")
     expect(model).to_contain_text("test-0001")
-    expect(model).to_contain_text("1 images computed")
+    expect(model).to_contain_text("1 image computed")
     expect(projects.get_by_role("listitem").filter(has_text="panicle")).to_contain_text("spike")
     expect(failures.get_by_role("listitem")).to_have_count(3)
     expect(failures.get_by_role("listitem").filter(has_text="broken.png")).to_contain_text("can't be read")
