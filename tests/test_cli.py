@@ -192,7 +192,12 @@ def test_a_title_that_label_studio_would_refuse_is_said_first(photos: Path, tmp_
         (["export", "a.json", "--out", "b"], {"SPICA_MAX_PIXELS": "abc"}, 2, "SPICA_MAX_PIXELS"),
         (["predictions", "list", "--project", "1", "--token", "t"], {"ALL_PROXY": "socks5h://x:1"}, 2, "ALL_PROXY"),
         (["predictions", "list", "--project", "1", "--token", "t"], {"HTTPS_PROXY": "http://a:b:c"}, 2, "HTTPS_PROXY"),
-        (["predictions", "list", "--project", "1", "--token", "t", "--url", "http://xn--/"], {}, 1, "not an address"),
+        (
+            ["predictions", "list", "--project", "1", "--token", "t", "--url", "http://xn--/"],
+            {},
+            2,
+            "not a web address",
+        ),
         (["status", "--model-url", f"http://{'a' * 70}/"], {}, 2, "no address"),
     ],
 )
