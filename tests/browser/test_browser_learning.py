@@ -165,6 +165,7 @@ def test_corrections_become_better_boxes_without_touching_anything(
 
     unlabelled = tasks[ANNOTATED:]
     until(lambda: _answered_by(client, unlabelled, run["version"]), "the unlabelled tasks were not predicted anew")
+    until(lambda: lab.learning()["runs"][0]["settled"], "Label Studio does not show what came out")
     (row,) = client.backends(number)
     assert row.model_version.startswith(run["version"])
     assert row.title == row.model_version == client.project(number).model_version

@@ -207,6 +207,10 @@ class Rollouts:
             except LabelConfigError as error:
                 self._tell(project, f"no task is predicted: {error.summary}")
                 return
+            if done:  # Label Studio saves a model's whole row when it has asked it: a title set meanwhile is lost
+                connected = client.backends(project.number)
+                if any(row.model_version == version != row.title for row in connected):
+                    self._retitle(client, project, version, connected)
         if done and not self._stop.is_set():
             runs = Runs(self._settings.data_dir)
             for run in runs.of(project):
