@@ -24,6 +24,7 @@ from spica.labelstudio.launch import LabelStudioProcess
 from spica.labelstudio.records import Project
 from spica.training.dataset import Example
 from spica.training.recipe import DEFAULT_ARCHITECTURE
+from spica.training.runs import Runs
 from spica.training.sources import load
 from training_data import example
 
@@ -165,7 +166,7 @@ def test_corrections_become_better_boxes_without_touching_anything(
 
     unlabelled = tasks[ANNOTATED:]
     until(lambda: _answered_by(client, unlabelled, run["version"]), "the unlabelled tasks were not predicted anew")
-    until(lambda: lab.learning()["runs"][0]["settled"], "Label Studio does not show what came out")
+    until(lambda: Runs(lab.data_dir).of(labelling.key)[0].settled, "Label Studio does not show what came out")
     (row,) = client.backends(number)
     assert row.model_version.startswith(run["version"])
     assert row.title == row.model_version == client.project(number).model_version
