@@ -31,9 +31,9 @@ def write_untrained(path: Path, architecture: str = ARCHITECTURE, *, seed: int =
 def _propose_as_trained(state_dict: dict[str, torch.Tensor]) -> None:
     """Have as few anchors propose an object as in a trained network, for each proposal takes its time.
 
-    Seen in a ``fasterrcnn_resnet50_fpn`` trained on blood cells and pears (``benchmarks/train_detector.py``), on
-    ten photographs: logits of mean -8.5 and standard deviation 3.4, 4 % of them above a score of 0.05, below which
-    torchvision's networks of MobileNet don't look at a proposal.
+    Seen in a ``fasterrcnn_resnet50_fpn`` trained on blood cells and pears, on ten photographs: logits of mean -8.5 and
+    standard deviation 3.4, 4 % of them above a score of 0.05, below which torchvision's networks of MobileNet don't
+    look at a proposal.
     """
     for key, value in state_dict.items():
         if key.startswith("rpn.head.cls_logits."):
